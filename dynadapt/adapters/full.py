@@ -1,0 +1,13 @@
+"""Full fine-tuning: every parameter of the backbone trains."""
+
+from flax import nnx
+
+TRAINS = (".*",)
+
+
+def adapt(backbone: nnx.Module, *, rngs: nnx.Rngs) -> None:
+    """Attaches nothing."""
+
+
+def merge(backbone: nnx.Module) -> None:
+    """Nothing to fold."""

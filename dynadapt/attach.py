@@ -1,0 +1,116 @@
+"""An adapter stands before its host.
+
+`attach` gives the modules whose path matches a pattern an adapter each. From then on a call of the
+host goes to `adapter(host, ...)`, which asks `host.bare(...)` for the frozen answer. The host's own
+parameter paths do not move; every new path holds the segment `adapter`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from dynadapt import tree
+from dynadapt.context import Context
+from dynadapt.errors import AttachError, suggest
+
+
+class Adapted(nnx.Module):
+    """Mixin that a host gains: its call goes through `self.adapter`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.adapter(self, *args, **kwargs)
+
+    def bare(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own answer, as if it had no adapter."""
+        return super().__call__(*args, **kwargs)
+
+
+@functools.cache
+def _adapted(cls: type) -> type:
+    return type(f"Adapted{cls.__name__}", (Adapted, cls), {"__doc__": cls.__doc__})
+
+
+def sites(model: nnx.Module, where: str) -> list[tuple[str, nnx.Module]]:
+    """The modules, with their paths, that the pattern matches; never one inside an adapter."""
+    return [(p, m) for p, m in _hosts(model) if tree.matches(where, p)]
+
+
+def adapted(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
+    """The modules, with their paths, that have an adapter."""
+    return [(p, m) for p, m in _hosts(model) if isinstance(m, Adapted)]
+
+
+def attach(model: nnx.Module, where: str, make: Callable[[nnx.Module], nnx.Module]) -> None:
+    """Gives every module whose path fully matches `where` the adapter `make(host)`.
+
+    Args:
+        model: the model, changed in place.
+        where: regular expression over module paths such as `blocks/\\d+/mlp`; `""` is the
+            model itself.
+        make: makes the adapter of one host; it is called as `adapter(host, *args)`.
+
+    Raises:
+        AttachError: for a pattern that matches nothing, or a host that has an adapter already.
+    """
+    found = sites(model, where)
+    if not found:
+        near = suggest(where, tree.groups(p for p, _ in _hosts(model)))
+        raise AttachError(f"the site pattern {where!r} matches no module; {near}")
+    for path, host in found:
+        if isinstance(host, Adapted):
+            raise AttachError(
+                f"{path or 'the model'!r} already has an adapter; join two with Chain"
+            )
+    for _, host in found:
+        host.adapter = make(host)
+        host.__class__ = _adapted(type(host))
+
+
+def detach(model: nnx.Module) -> None:
+    """Removes every adapter; the model is again what it was before `attach`."""
+    for _, host in adapted(model):
+        host.__class__ = type(host).__mro__[2]
+        del host.adapter
+
+
+def _hosts(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
+    modules = ((tuple(map(str, p)), m) for p, m in nnx.iter_modules(model))
+    return [("/".join(p), m) for p, m in modules if "adapter" not in p]
+
+
+class Chain(nnx.Module):
+    """Several adapters on one host: the next is the bare answer that the first one sees."""
+
+    def __init__(self, *adapters: nnx.Module):
+        self.adapters = nnx.List(adapters)
+
+    def __call__(self, host: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+        return self._link(0, host)(*args, **kwargs)
+
+    def _link(self, number: int, host: nnx.Module) -> Callable[..., Any]:
+        if number == len(self.adapters):
+            return host.bare
+        seen = _Behind(host, self._link(number + 1, host))
+        return functools.partial(self.adapters[number], seen)
+
+
+class _Behind:
+    """A host as one adapter of a chain sees it: `bare` is the rest of the chain."""
+
+    def __init__(self, host: nnx.Module, bare: Callable[..., Any]):
+        self._host, self.bare = host, bare
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+
+class Shared(nnx.Module):
+    """An adapter on the root that lends one module to every layer below, as `ctx.shared`."""
+
+    def __init__(self, host: nnx.Module, module: nnx.Module):
+        self.module = module
+
+    def __call__(self, host: nnx.Module, x: Any, ctx: Context) -> Any:
+        return host.bare(x, ctx.replace(shared=self.module))

@@ -1,0 +1,137 @@
+"""What a layer is told besides its input, and how a pile of blocks is run.
+
+`Context` goes from the model down to every layer and adapter. `fold` runs blocks in a loop,
+rematerialised, or stacked for a scan; what is stored never depends on which.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Tape = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a layer may know.
+
+    Attributes:
+        grid: static `(h, w)` of the patch tokens.
+        prefix: static count of tokens before the patch tokens (class token, registers, prompts).
+        train: static; dropout and drop-path act only where it is true.
+        key: random key of this layer, or None where nothing is random.
+        drop_path: drop rate of this layer's residual branches, or None for no drop-path.
+        shared: the module that an adapter on the root lends to all layers.
+        tape: where `record` writes; `fold` opens a new one for each block.
+    """
+
+    grid: tuple[int, int] = (0, 0)
+    prefix: int = 0
+    train: bool = False
+    key: Array | None = None
+    drop_path: Any = None
+    shared: Any = None
+    tape: Tape = dataclasses.field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> "Context":
+        """This context with some fields changed; the tape stays the same object unless given."""
+        return dataclasses.replace(self, **changes)
+
+    def random(self, name: str) -> Array:
+        """A key for the choice `name` of this layer."""
+        return jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+    def record(self, name: str, value: Array) -> None:
+        """Writes a value on the tape.
+
+        Names that start with `loss/` are added up and join the training loss. Any other name may be
+        written several times in a layer: later ones get a number.
+        """
+        if name.startswith("loss/"):
+            self.tape[name] = self.tape.get(name, 0.0) + value
+            return
+        count, free = 1, name
+        while free in self.tape:
+            count, free = count + 1, f"{name}.{count + 1}"
+        self.tape[free] = value
+
+
+def drop_path(x: Array, ctx: Context, name: str) -> Array:
+    """Drops the residual branch `x` of whole examples, `b n d` (stochastic depth)."""
+    if not ctx.train or ctx.drop_path is None or ctx.key is None:
+        return x
+    keep = 1.0 - jnp.asarray(ctx.drop_path, jnp.float32)
+    kept = jax.random.bernoulli(ctx.random(name), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return x * (kept / keep).astype(x.dtype)
+
+
+def dropout(x: Array, rate: float, ctx: Context, name: str) -> Array:
+    """Zeroes entries with probability `rate` (static) while training, scaled to keep the mean."""
+    if not ctx.train or rate == 0.0 or ctx.key is None:
+        return x
+    kept = jax.random.bernoulli(ctx.random(name), 1.0 - rate, x.shape)
+    return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def fold(
+    blocks: Sequence[Callable[[Array, Context], Array]],
+    x: Array,
+    ctx: Context,
+    *,
+    scan: bool = False,
+    remat: bool = False,
+    first: int = 0,
+    depth: int | None = None,
+) -> Array:
+    """Applies blocks one after another; the result does not depend on `scan` and `remat`.
+
+    Args:
+        blocks: modules called as `block(x, ctx)`, of equal structure where `scan` is used.
+        x: tokens `b n d`.
+        ctx: each block gets its own key, its share of the drop rate (linear in depth) and a
+            new tape.
+        scan: compiles the block once; the parameters are stacked inside the compiled function.
+        remat: recomputes each block in the backward pass instead of saving its intermediates.
+        first: number of the first block within a network of `depth` blocks, where only a
+            part is run.
+
+    What the blocks record is stacked on a leading axis (`loss/` names are summed) on `ctx.tape`.
+    """
+    depth = depth or len(blocks)
+
+    def step(x: Array, block: Any, number: Any) -> tuple[Array, Tape]:
+        inner = ctx.replace(tape={})
+        if ctx.key is not None:
+            inner = inner.replace(key=jax.random.fold_in(ctx.key, number))
+        if ctx.drop_path is not None:
+            inner = inner.replace(drop_path=ctx.drop_path * number / max(depth - 1, 1))
+        return _gathered(block)(x, inner), inner.tape
+
+    numbers = range(first, first + len(blocks))
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=not scan)
+    if scan:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+        x, tape = jax.lax.scan(lambda x, b: step(x, *b), x, (stacked, jnp.asarray(numbers)))
+        tapes = [tape]
+    else:
+        tapes = []
+        for block, number in zip(blocks, numbers, strict=True):
+            x, tape = step(x, block, jnp.asarray(number))
+            tapes.append(jax.tree.map(lambda v: jnp.asarray(v)[None], tape))
+    for name in dict.fromkeys(n for tape in tapes for n in tape):
+        value = jnp.concatenate([tape[name] for tape in tapes if name in tape])
+        ctx.record(name, value.sum(0) if name.startswith("loss/") else value)
+    return x
+
+
+def _gathered(block: Any) -> Any:
+    """The block with weights that are sharded between devices gathered, just before it runs."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return block
+    return jax.lax.with_sharding_constraint(block, jax.P())

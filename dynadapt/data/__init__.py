@@ -1,0 +1,158 @@
+"""Data sets: one module each, with `source(split, **settings)`, found by its module name.
+
+A split is written `name`, `name[a:b]` or a sum of these: `train[:800]+validation[:200]`. Positions
+count from 0, negative ones from the end; a slice that runs past the end is an error.
+"""
+
+import importlib
+import pkgutil
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from dynadapt import choices
+from dynadapt.errors import DataError, UnknownName, suggest
+
+_PIPELINE = ("images", "loader")  # modules of this package that are not data sets
+_PART = re.compile(r"([\w.\-]+)(?:\[(-?\d+)?:(-?\d+)?\])?")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a data set is: its classes in label order, the size of each split that is there,
+    how to obtain it, and a SHA-256 that changes when the data does ("" where there is none)."""
+
+    name: str
+    classes: tuple[str, ...]
+    counts: Mapping[str, int]
+    obtain: str
+    fingerprint: str = ""
+
+
+class Source(Protocol):
+    """Random access to the examples of a split.
+
+    An example is `dict(image=<encoded bytes or uint8 h w 3>, label=int, name=str)`, where `name` is
+    a file path or `split[position]`. Reading must be safe from several threads.
+    """
+
+    info: Info
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def names() -> list[str]:
+    """The data sets that `module` knows."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PIPELINE)
+
+
+def module(name: str) -> ModuleType:
+    """The module of the data set `name`; raises UnknownName."""
+    if name not in names():
+        raise UnknownName("data set", name, names())
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def parse(split: str) -> list[tuple[str, slice]]:
+    """Splits `"train[:8]+test"` into its names and slices; raises DataError."""
+    parts = [_PART.fullmatch(part.strip()) for part in split.split("+")]
+    if None in parts:
+        raise DataError(
+            f"cannot read the split {split!r}; write a name such as train, a slice such as "
+            "train[:800], or a sum of these with +"
+        )
+    bounds = [(p[1], *(None if b is None else int(b) for b in p.groups()[1:])) for p in parts]
+    return [(name, slice(start, stop)) for name, start, stop in bounds]
+
+
+class Rows(Sequence):
+    """The examples that a split selects, as (base split, position) pairs in order."""
+
+    def __init__(self, split: str, counts: Mapping[str, int]):
+        self._parts = [(name, _positions(name, rows, counts)) for name, rows in parse(split)]
+        self._ends = list(accumulate(len(positions) for _, positions in self._parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        index = range(len(self))[index]
+        part = bisect_right(self._ends, index)
+        name, positions = self._parts[part]
+        return name, positions[index - self._ends[part]]  # negative: counts from the part's end
+
+
+def _positions(name: str, rows: slice, counts: Mapping[str, int]) -> range:
+    if name not in counts:
+        raise DataError(f"there is no split {name!r}; {suggest(name, counts)}")
+    count = counts[name]
+    positions = range(count)[rows]
+    written = f"{name}[{'' if rows.start is None else rows.start}:"
+    written += f"{'' if rows.stop is None else rows.stop}]"
+    if any(bound is not None and abs(bound) > count for bound in (rows.start, rows.stop)):
+        raise DataError(f"{written} runs past the {count} examples of {name}")
+    if not positions:
+        raise DataError(f"{written} of {count} examples is empty")
+    return positions
+
+
+class Arrays:
+    """A source over images `n h w 3` (or grey `n h w`), uint8, and labels `n` held in memory."""
+
+    in_memory = True
+
+    def __init__(
+        self,
+        split: str,
+        images: Mapping[str, np.ndarray],
+        labels: Mapping[str, np.ndarray],
+        info: Info,
+    ):
+        self.info = info
+        self._images, self._labels = images, labels
+        self._rows = Rows(split, info.counts)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name, position = self._rows[index]
+        return {
+            "image": self._images[name][position],
+            "label": int(self._labels[name][position]),
+            "name": f"{name}[{position}]",
+        }
+
+
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """Class names from `classes.txt` in `folder`, one a line in label order; () without it."""
+    path = folder / "classes.txt"
+    if not path.is_file():
+        return ()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    classes = tuple(line.strip() for line in lines if line.strip())
+    if not classes or len(set(classes)) < len(classes):
+        raise DataError(f"{path} must hold one class name a line, each of them once")
+    return classes
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The settings of the data set `name` and their defaults."""
+    return choices.settings(module(name).source, skip=("split",))
+
+
+def from_config(section: Any, split: str) -> Source:
+    """The source of a config's `data` section."""
+    given = dict(section)
+    name = given.pop("name")
+    choices.check_settings(f"data set {name!r}", given, settings(name))
+    return module(name).source(split, **given)

@@ -1,0 +1,1 @@
+"""Heads: from a backbone's features to a task's outputs."""

@@ -1,0 +1,34 @@
+"""Pooling and one linear layer."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt.context import Context
+from dynadapt.layers import Linear
+
+Array = jax.Array
+
+POOLINGS = ("cls", "mean", "max")
+
+
+class LinearHead(nnx.Module):
+    """Class logits `b c`, in float32, from the pooled last level of the features.
+
+    Attributes:
+        pool: "cls" (class token), "mean" or "max" over the patch tokens.
+    """
+
+    def __init__(self, dim: int, classes: int, *, pool: str, rngs: nnx.Rngs):
+        self.pool = pool
+        self.linear = Linear(dim, classes, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, features: object, ctx: Context) -> Array:
+        return self.linear(self.pooled(features).astype(jnp.float32), ctx)
+
+    def pooled(self, features: object) -> Array:
+        """One vector for each image, `b d`."""
+        if self.pool == "cls":
+            return features.tokens[:, 0]
+        last = features.maps[-1].astype(jnp.float32)
+        return last.mean((1, 2)) if self.pool == "mean" else last.max((1, 2))

@@ -1,0 +1,137 @@
+"""What a run tells: records in `metrics.jsonl`, TensorBoard where asked, progress for the eye."""
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dynadapt import files
+from dynadapt.errors import MachineError
+
+
+class Journal:
+    """Writes records and shows progress on standard error; use it as a context manager.
+
+    Args:
+        workdir: where `metrics.jsonl` grows.
+        steps: length of the bar.
+        tensorboard: also write TensorBoard event files (needs the `[track]` extra).
+        silent: show and write nothing (all processes but the first).
+        resumed: the step that the run goes on from; later records in the file are dropped.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        steps: int,
+        *,
+        tensorboard: bool = False,
+        silent: bool = False,
+        resumed: int = 0,
+    ):
+        self.steps, self.silent = steps, silent
+        self.console = Console(stderr=True)
+        self._file = None if silent else _opened(workdir / "metrics.jsonl", resumed)
+        self._board = _board(workdir) if tensorboard and not silent else None
+        self._bar = None
+        self._started = time.monotonic()
+        self._first: int | None = None
+
+    def __enter__(self) -> "Journal":
+        if self.console.is_terminal and not self.silent:
+            columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.steps)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for part, close in ((self._bar, "stop"), (self._file, "close"), (self._board, "close")):
+            if part is not None:
+                getattr(part, close)()
+
+    def say(self, text: str) -> None:
+        """A line for the eye."""
+        if not self.silent:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def record(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """One line in `metrics.jsonl`, and the same to TensorBoard."""
+        if self._file is not None:
+            line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def progress(self, step: int, values: dict[str, float]) -> None:
+        """Records training values and shows step, loss, images/s and the time that is left."""
+        self.record("train", step, values)
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._started = step, now
+        text = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+            return
+        left = (now - self._started) / max(step - self._first, 1) * (self.steps - step)
+        known = f"  {_duration(left)} left" if step > self._first else ""
+        self.say(f"step {step}/{self.steps}  {text}{known}")
+
+
+def _opened(path: Path, resumed: int) -> Any:
+    """The file of records, open for more; whole records up to the resumed step stay."""
+    kept = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                if json.loads(line)["step"] <= resumed:
+                    kept.append(line + "\n")
+    with files.whole(path) as partial:
+        partial.write_text("".join(kept))
+    return open(path, "a")
+
+
+def _board(workdir: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise MachineError(
+            "log.tensorboard needs tensorboardX: pip install 'dynadapt[track]'"
+        ) from error
+    return SummaryWriter(str(workdir))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def show_table(
+    title: str, columns: list[str], rows: list[list[Any]], *, file: Any = None, note: str = ""
+) -> None:
+    """Prints a table; numbers stand right."""
+    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
+    for number, name in enumerate(columns):
+        numeric = all(isinstance(r[number], int | float) for r in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row))
+    Console(file=file or sys.stdout, width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: 512 B, 1.5 KiB, 3.2 MiB, 1.1 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

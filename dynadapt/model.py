@@ -1,0 +1,77 @@
+"""The model: a backbone, adapted, and a head."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt import adapters, backbones, weights
+from dynadapt.context import Context
+
+Array = jax.Array
+
+
+class Model(nnx.Module):
+    """A backbone and a head; images `b h w 3` in, the head's outputs out."""
+
+    def __init__(self, backbone: nnx.Module, head: nnx.Module):
+        self.backbone, self.head = backbone, head
+
+    def __call__(self, images: Array, ctx: Context) -> Any:
+        return self.head(self.backbone(images, ctx), ctx)
+
+
+def build(config: Any, task: Any) -> Model:
+    """Backbone, its weights, the adapter, the head: in this order, from a checked config.
+
+    The random weights of backbone, adapter and head depend on `config.seed`, each on its own.
+    """
+    backbone = bare_backbone(config)
+    if config.backbone.weights:
+        weights.load(backbone, weights.locate(config.backbone.weights))
+    return adapt_and_head(backbone, config, task)
+
+
+def abstract(config: Any, task: Any) -> Model:
+    """The same model with shapes in place of arrays: nothing is read and nothing is allocated."""
+    return nnx.eval_shape(lambda: adapt_and_head(bare_backbone(config), config, task))
+
+
+def bare_backbone(config: Any) -> nnx.Module:
+    """The backbone of a config with random weights, without adapter."""
+    given = dict(config.backbone)
+    name, _ = given.pop("name"), given.pop("weights")
+    if not given["image_size"]:
+        del given["image_size"]
+    return backbones.create(name, rngs=_rngs(config.seed, "backbone"), **given)
+
+
+def adapt_and_head(backbone: nnx.Module, config: Any, task: Any) -> Model:
+    """Attaches the config's adapter to the backbone and puts the task's head on it."""
+    given = dict(config.adapter)
+    adapters.adapt(backbone, given.pop("name"), rngs=_rngs(config.seed, "adapter"), **given)
+    return Model(backbone, task.head(backbone, rngs=_rngs(config.seed, "head")))
+
+
+def _rngs(seed: int, part: str) -> nnx.Rngs:
+    number = ("backbone", "adapter", "head").index(part)
+    return nnx.Rngs(jax.random.fold_in(jax.random.key(seed), number))
+
+
+def patterns(config: Any) -> tuple[str, ...]:
+    """Patterns of base parameters that train: the method's and the config's."""
+    return adapters.trains(config.adapter.name) + tuple(config.trainable)
+
+
+def split(model: Model, config: Any) -> tuple[Any, nnx.State, nnx.State]:
+    """Splits a model into its graph, what trains (float32) and what is frozen (storage dtype)."""
+    graph, train, frozen = nnx.split(model, adapters.trainable(patterns(config)), ...)
+    cast = jnp.dtype(config.compute.frozen_dtype)
+    return graph, train, jax.tree.map(lambda x: _astype(x, cast), frozen)
+
+
+def _astype(x: Any, dtype: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, dtype)
+    return x.astype(dtype)

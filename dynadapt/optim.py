@@ -1,0 +1,85 @@
+"""The optimizer over the trained leaves: schedule, decay and rate groups by path patterns."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dynadapt import tree
+
+# Leaves that weight decay never touches.
+NO_DECAY = (r"(.*/)?(bias|scale|shift)", r"(.*/)?(class_token|position|registers|prompts)")
+
+
+def schedule(o: Any, steps: int) -> optax.Schedule:
+    """Linear warm-up over the first `o.warmup` part of the steps, then a cosine to zero."""
+    warmup = round(o.warmup * steps)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else o.lr,
+        peak_value=o.lr,
+        warmup_steps=warmup,
+        decay_steps=max(steps, warmup + 1),
+    )
+
+
+def make(o: Any, steps: int, train: Any) -> optax.GradientTransformation:
+    """The optimizer for the trained leaves.
+
+    Args:
+        o: the config's `optim`.
+        steps: length of training.
+        train: the trained leaves, or their shapes.
+
+    The global norm is taken over the trained leaves alone. A rate factor of 0 freezes a leaf.
+    """
+    mults = rates(o, train)
+    labels = tree.map_leaves(lambda path, _: str(mults[path]), train)
+    groups = {str(m): optax.scale(m) if m else optax.set_to_zero() for m in set(mults.values())}
+    parts = []
+    if o.clip_norm:
+        parts.append(optax.clip_by_global_norm(o.clip_norm))
+    if o.name == "adamw":
+        parts.append(optax.scale_by_adam(b1=o.beta1, b2=o.beta2))
+    else:
+        parts.append(optax.trace(decay=o.momentum))
+    if o.weight_decay:
+        decayed = tree.map_leaves(lambda path, x: decays(o, path, x), train)
+        parts.append(optax.masked(optax.add_decayed_weights(o.weight_decay), decayed))
+    parts.append(optax.partition(groups, labels))
+    parts.append(optax.scale_by_learning_rate(schedule(o, steps)))
+    return optax.chain(*parts)
+
+
+def decays(o: Any, path: str, leaf: Any) -> bool:
+    """Whether weight decay acts on a leaf: no norm, bias, token or excluded pattern."""
+    return len(leaf.shape) > 1 and not tree.matches_any((*NO_DECAY, *o.no_decay), path)
+
+
+def rates(o: Any, train: Any) -> dict[str, float]:
+    """Factor on the learning rate for each trained path: layer decay times the config's factor."""
+    paths = list(tree.leaves(train))
+    mults = tree.assign([*o.lr_mults, (".*", 1.0)], paths, what="learning-rate pattern")
+    layers = [layer(p) for p in paths]
+    depth = max((n for n in layers if n is not None), default=0) + 1
+    return {
+        p: float(mults[p] * o.layer_decay ** (0 if n is None else depth - n))
+        for p, n in zip(paths, layers, strict=True)
+    }
+
+
+def layer(path: str) -> int | None:
+    """Number of the layer of a backbone's leaf: 0 for embeddings, i + 1 in block i, None above."""
+    found = re.search(r"(?:^|/)blocks/(\d+)/", path)
+    if found:
+        return int(found[1]) + 1
+    is_stem = re.match(r"backbone/(embed|class_token|registers|position)(/|$)", path)
+    return 0 if is_stem else None
+
+
+def ema(old: Any, new: Any, decay: float, step: jax.Array) -> Any:
+    """The running mean of trained leaves; early steps use a shorter memory, (1 + t) / (10 + t)."""
+    t = step.astype(jnp.float32)
+    rate = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    return jax.tree.map(lambda a, b: rate * a + (1.0 - rate) * b, old, new)

@@ -1,0 +1,161 @@
+"""Device meshes, and where each array lives on them.
+
+The batch is cut over both mesh axes; frozen block weights are cut over `fsdp` and gathered block by
+block when they are used; what trains is on every device. So the only thing that crosses the data
+axis in a training step is the gradient of the trained leaves.
+"""
+
+import math
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dynadapt import tree
+from dynadapt.errors import ConfigError, MachineError
+
+AXES = ("data", "fsdp")
+BATCH = P(AXES)
+
+# Ordered (path pattern, axis or None): the largest divisible dimension is cut over the axis.
+FROZEN = (
+    (r"(.*/)?blocks/\d+/.*", "fsdp"),
+    (r".*", None),
+)
+
+
+def shape(mesh: Any, devices: int) -> tuple[int, int]:
+    """Sizes of the mesh axes on this number of devices; -1 takes what is left.
+
+    Raises:
+        ConfigError: if the product is not the number of devices.
+    """
+    sizes = [mesh.data, mesh.fsdp]
+    if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
+        raise ConfigError(
+            f"mesh sizes must be positive, or -1 for one of them, not data={sizes[0]}, "
+            f"fsdp={sizes[1]}"
+        )
+    if -1 in sizes and devices % -math.prod(sizes) == 0:
+        sizes[sizes.index(-1)] = devices // -math.prod(sizes)
+    if math.prod(sizes) != devices:
+        raise ConfigError(
+            f"mesh data={mesh.data}, fsdp={mesh.fsdp} does not fit {devices} "
+            f"device{'s' if devices > 1 else ''}; use data=-1 for all that are left"
+        )
+    return sizes[0], sizes[1]
+
+
+def make_mesh(mesh: Any, devices: list[Any] | None = None) -> Mesh:
+    """The mesh of a config over these devices (all of them by default)."""
+    devices = jax.devices() if devices is None else devices
+    grid = np.asarray(devices).reshape(shape(mesh, len(devices)))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch(batch: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises a ConfigError if a batch, or a part of it, can't be cut evenly over the mesh."""
+    devices = mesh.size
+    if batch % (devices * accumulate):
+        parts = f" x {accumulate} parts" if accumulate > 1 else ""
+        raise ConfigError(
+            f"batch size {batch} is not divisible by {devices} devices{parts}; "
+            f"the nearest is {max(round(batch / (devices * accumulate)), 1) * devices * accumulate}"
+        )
+
+
+def frozen(leaves: Any, mesh: Mesh, rules: tree.Rules = FROZEN) -> Any:
+    """A sharding for each frozen leaf."""
+    axes = {p: _first(rules, p) for p in tree.leaves(leaves)}
+
+    def place(path: str, x: Any) -> NamedSharding:
+        return NamedSharding(mesh, _cut(x.shape, axes[path], mesh))
+
+    return tree.map_leaves(place, leaves)
+
+
+def _first(rules: tree.Rules, path: str) -> str | None:
+    for pattern, axis in rules:
+        if tree.matches(pattern, path):
+            return axis
+    raise ConfigError(f"no sharding rule covers {path!r}")
+
+
+def _cut(shape: tuple[int, ...], axis: str | None, mesh: Mesh) -> P:
+    """Cuts the largest dimension that the axis divides; small leaves stay whole."""
+    parts = mesh.shape[axis] if axis else 1
+    fitting = [n for n in shape if n % parts == 0]
+    if parts == 1 or len(shape) < 2 or not fitting:
+        return P()
+    largest = shape.index(max(fitting))
+    return P(*(axis if n == largest else None for n in range(len(shape))))
+
+
+def replicated(leaves: Any, mesh: Mesh) -> Any:
+    """The whole of each leaf on every device."""
+    return jax.tree.map(lambda _: NamedSharding(mesh, P()), leaves)
+
+
+def batch(leaves: Any, mesh: Mesh) -> Any:
+    """Each leaf cut over both axes on its first dimension."""
+    return jax.tree.map(lambda _: NamedSharding(mesh, BATCH), leaves)
+
+
+def put(values: Any, shardings: Any) -> Any:
+    """Host arrays to the mesh; on several hosts each gives its own part of a batch."""
+    if jax.process_count() == 1:
+        return jax.device_put(values, shardings)
+    return jax.tree.map(jax.make_array_from_process_local_data, shardings, values)
+
+
+def put_whole(values: Any, shardings: Any) -> Any:
+    """Arrays that every host has in full, to the mesh."""
+    if jax.process_count() == 1:
+        return jax.device_put(values, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: np.asarray(x)[i]),
+        values,
+        shardings,
+    )
+
+
+def start_processes(timeout: int = 300) -> None:
+    """Joins the processes of a pod or cluster where `DYNADAPT_DISTRIBUTED` is set; else does
+    nothing.
+
+    `DYNADAPT_DISTRIBUTED=1` lets JAX find the others (TPU pods, Slurm, Kubernetes);
+    `DYNADAPT_DISTRIBUTED=host:port,count,number` names them.
+
+    Raises:
+        MachineError: if not all processes report in time.
+    """
+    text = os.environ.get("DYNADAPT_DISTRIBUTED", "")
+    if text in ("", "0"):
+        return
+    given: dict[str, Any] = {}
+    if text != "1":
+        address, count, number = text.split(",")
+        given = dict(coordinator_address=address, num_processes=int(count), process_id=int(number))
+    try:
+        jax.distributed.initialize(initialization_timeout=timeout, **given)
+    except Exception as error:
+        raise MachineError(
+            f"not all hosts reported within {timeout} s; start the same command on every one "
+            f"(--worker=all): {error}"
+        ) from error
+
+
+def agree(text: str) -> None:
+    """Raises a MachineError unless every process holds the same text (a config's digest)."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    own = np.frombuffer(bytes.fromhex(text), np.uint8)
+    everyone = multihost_utils.process_allgather(own)
+    strangers = [i for i, other in enumerate(everyone) if (other != everyone[0]).any()]
+    if strangers:
+        raise MachineError(f"processes {strangers} run another config than process 0")

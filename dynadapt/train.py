@@ -1,0 +1,275 @@
+"""Training, from a config to an adapter: data, model, partition, restore, step, loop."""
+
+import contextlib
+import functools
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynadapt import backbones, checkpoint, evaluate, files, model, optim, sharding, tasks, workdir
+from dynadapt import config as configs
+from dynadapt.data import loader
+from dynadapt.errors import ConfigError, TrainingError
+from dynadapt.journal import Journal
+from dynadapt.step import best, initial_state, make_step
+
+Array = jax.Array
+
+
+class Preempted(Exception):
+    """The process was asked to end, and the state is saved."""
+
+
+def run(config: Any, folder: Path) -> dict[str, Any]:
+    """Trains what a config says, going on from the last checkpoint in `folder` if there is one.
+
+    Returns:
+        The result: method, metrics of the final evaluation, counts, sizes and speed.
+
+    Raises:
+        DynadaptError: for anything that a user can mend; nothing is written before the checks.
+        Preempted: after SIGTERM or SIGINT, with the state saved.
+    """
+    # Checks, before any array is made.
+    configs.check(config)
+    sharding.start_processes()
+    sharding.agree(configs.digest(config))
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
+    workdir.check(config, folder)
+    if (result := workdir.result(config, folder)) is not None:
+        return result
+
+    # Data and task.
+    source, transform = evaluate.open_split(config, "train")
+    eval_source, eval_transform = evaluate.open_split(config, "eval")
+    for one, change in ((source, transform), (eval_source, eval_transform)):
+        check_image(config, evaluate.example_shape(one, change))
+    task = tasks.from_config(config.task, source.info)
+    steps = training_steps(config, len(source))
+    stream = batches(config, source, transform)
+
+    # Model: what trains, what is frozen, and where each lies.
+    network = model.build(config, task)
+    graph, train, frozen = model.split(network, config)
+    counts = workdir.counts(train, frozen)
+    del network
+    tx = optim.make(config.optim, steps, train)
+    state = initial_state(train, tx, config)
+    state = sharding.put_whole(state, sharding.replicated(state, mesh))
+    frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
+
+    first = jax.process_index() == 0
+    if first:
+        workdir.start(config, folder)
+    with (
+        jax.set_mesh(mesh),
+        stop_signal() as stop,
+        checkpoint.Checkpoints(folder / "checkpoints") as saved,
+    ):
+        state, done = restore(saved, state, stream)
+        with Journal(
+            folder, steps, tensorboard=config.log.tensorboard, silent=not first, resumed=done
+        ) as journal:
+            if done:
+                journal.say(f"going on from step {done}")
+            step = make_step(graph, task, tx, config)
+            eval_step = evaluate.make_step(graph, task, config)
+            key = jax.random.fold_in(jax.random.key(config.seed), 3)
+            key = sharding.put_whole(key, sharding.replicated(key, mesh))
+            eval_config = config.copy_and_resolve_references()
+            eval_config.input.eval_batch_size = evaluate.fitting(config.input.eval_batch_size, mesh)
+
+            def evaluation() -> tuple[dict[str, float], dict[str, np.ndarray]]:
+                pieces = evaluate.batches(eval_config, eval_source, eval_transform)
+                return evaluate.evaluate(
+                    eval_step, task, best(state), frozen, interruptible(pieces, stop), mesh
+                )
+
+            def save(position: Any) -> None:
+                kept = {k: state[k] for k in ("train", "ema") if k in state}
+                saved.save(done, kept, state["opt"], position, {"config": configs.digest(config)})
+
+            # Loop.
+            position = stream.get_state()
+            speed = Speed()
+            losses: list[Any] = []
+            place = functools.partial(place_batch, mesh=mesh)
+            ahead = itertools.islice(loader.prefetch(stream, place), steps - done)
+            try:
+                for batch, position in ahead:
+                    state, logs = step(state, frozen, batch, key)
+                    done += 1
+                    losses.append(logs)
+                    shown = done % config.log.every == 0 or done == steps
+                    saving = config.save_every and done % config.save_every == 0
+                    if shown or saving or stop.is_set():
+                        check_finite(state)
+                    if shown:
+                        values = mean_logs(losses)
+                        losses = []
+                        rate = speed.lap(done, config.input.batch_size)
+                        values["images_per_second"] = rate
+                        journal.progress(done, values)
+                    if saving or stop.is_set():
+                        save(position)
+                    if stop.is_set():
+                        raise Preempted
+                    if config.eval_every and done % config.eval_every == 0 and done < steps:
+                        values, _ = evaluation()
+                        journal.record("eval", done, values)
+                        journal.say(f"step {done}  {task.headline} {values[task.headline]:.2f}")
+                        speed.pause()
+                check_finite(state)
+                save(position)
+                values, predictions = evaluation()
+            except Preempted:
+                check_finite(state)
+                save(position)
+                raise
+
+            # Product.
+            journal.record("eval", done, values)
+            skipped = getattr(stream, "skipped", {})
+            if not first:
+                return values
+            evaluate.write_predictions(folder / "predictions.csv", predictions)
+            card = workdir.card(config, source.info, counts, values)
+            leaves = jax.device_get(best(state))
+            card = checkpoint.save_adapter(folder / "adapter", leaves, card)
+            result = {
+                "method": config.adapter.name,
+                **values,
+                "headline": task.headline,
+                **counts,
+                "adapter_bytes": card["bytes"],
+                "images_per_second": round(speed.best, 1),
+                "steps": steps,
+                "skipped_images": len(skipped),
+                "adapter": str(folder / "adapter"),
+            }
+            files.write_json(folder / "result.json", result)
+            return result
+
+
+def restore(saved: Any, state: dict[str, Any], stream: Any) -> tuple[dict[str, Any], int]:
+    """The state of the newest checkpoint and its step, or the state given and 0."""
+    kept = {k: state[k] for k in ("train", "ema") if k in state}
+    found = saved.restore(kept, state["opt"])
+    if found is None:
+        return state, 0
+    done, kept, opt, position, _ = found
+    stream.set_state(position)
+    number = jax.device_put(jnp.asarray(done, jnp.int32), state["step"].sharding)
+    return {**state, **kept, "opt": opt, "step": number}, done
+
+
+def training_steps(config: Any, examples: int) -> int:
+    """Number of optimizer steps."""
+    per_epoch = examples / config.input.batch_size
+    return config.optim.steps or max(round(config.optim.epochs * per_epoch), 1)
+
+
+def batches(config: Any, source: Any, transform: Any) -> Any:
+    """This process's part of the endless training batches."""
+    count = jax.process_count()
+    return loader.train_batches(
+        source,
+        transform,
+        batch_size=config.input.batch_size // count,
+        seed=config.seed,
+        process=(jax.process_index(), count),
+        threads=None if config.input.threads < 0 else config.input.threads,
+        on_error=config.input.on_error,
+    )
+
+
+def place_batch(batch: Any, mesh: Any) -> Any:
+    """A batch on the mesh; the copy does not wait."""
+    return sharding.put(batch, sharding.batch(batch, mesh))
+
+
+def check_image(config: Any, shape: tuple[int, ...]) -> None:
+    """Raises a ConfigError if images of this shape can't be cut into the backbone's patches."""
+    patch = backbones.config(config.backbone.name).patch
+    if shape[0] % patch or shape[1] % patch:
+        raise ConfigError(
+            f"images of {shape[0]}x{shape[1]} are not divisible by patch {patch} of "
+            f"{config.backbone.name!r}; the nearest is resize({
+                max(round(shape[0] / patch), 1) * patch
+            })"
+        )
+
+
+def check_finite(state: dict[str, Any]) -> None:
+    """Raises a TrainingError that names the first step that was not finite."""
+    bad = jax.device_get(state["bad"])
+    if bad["step"] >= 0:
+        raise TrainingError(
+            f"the loss or its gradient is not finite at step {bad['step']}; the batch's examples "
+            f"are {bad['index'].tolist()}; the last checkpoint before it is kept"
+        )
+
+
+def mean_logs(logs: list[dict[str, Array]]) -> dict[str, float]:
+    """Mean of each logged value over some steps."""
+    fetched = jax.device_get(logs)
+    return {k: float(np.mean([one[k] for one in fetched])) for k in fetched[0]}
+
+
+class Speed:
+    """Images a second between laps; the best lap stands for the run."""
+
+    def __init__(self) -> None:
+        self.best, self._step, self._time = 0.0, None, 0.0
+
+    def lap(self, step: int, batch: int) -> float:
+        """Images a second since the last lap."""
+        now, rate = time.monotonic(), 0.0
+        if self._step is not None:
+            rate = (step - self._step) * batch / max(now - self._time, 1e-9)
+        self.best = max(self.best, rate)
+        self._step, self._time = step, now
+        return rate
+
+    def pause(self) -> None:
+        """Forgets the last lap: what follows it was no training."""
+        self._step = None
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGINT sets; a second signal ends the process at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, _: Any) -> None:
+        event.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interruptible(batches: Any, stop: threading.Event) -> Iterator[Any]:
+    """The batches, until a stop is asked for."""
+    for batch in batches:
+        if stop.is_set():
+            raise Preempted
+        yield batch

@@ -1,0 +1,113 @@
+"""The run folder: what is checked before it is touched, and what lies in it.
+
+config.json            resolved config, its hash, versions, device
+metrics.jsonl          one line a record
+checkpoints/           to go on from
+adapter/               the product
+predictions.csv        the final evaluation, one line an example
+result.json            what the run came to
+"""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dynadapt import checkpoint, files, tree, weights
+from dynadapt import config as configs
+from dynadapt.errors import CheckpointError, ConfigError
+
+PACKAGES = ("dynadapt", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def check(config: Any, folder: Path) -> None:
+    """Raises a ConfigError if the folder belongs to another config, or is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give another --workdir")
+    if not (folder / "config.json").exists():
+        return
+    old = files.read_json(folder / "config.json")
+    new = configs.plain(config)
+    if old["digest"] != configs.digest(config):
+        changed = configs.differences(old["config"], new)
+        shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+        raise ConfigError(
+            f"{folder} holds a run of another config ({shown}); give another --workdir"
+        )
+
+
+def result(config: Any, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is complete and whole, or None."""
+    if not (folder / "result.json").exists():
+        return None
+    try:
+        checkpoint.load_adapter(folder / "adapter")
+    except CheckpointError:
+        return None
+    return files.read_json(folder / "result.json")
+
+
+def start(config: Any, folder: Path) -> None:
+    """Makes the folder and writes `config.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = jax.devices()[0]
+    values = {
+        "config": configs.plain(config),
+        "digest": configs.digest(config),
+        "versions": versions(),
+        "device": f"{jax.device_count()} x {device.device_kind}",
+    }
+    files.write_json(folder / "config.json", values)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def counts(train: Any, frozen: Any) -> dict[str, int]:
+    """Parameter counts: trained without and with head, of the backbone, and trained bytes.
+
+    The backbone's own parameters are those outside adapters and head, trained or not.
+    """
+    leaves = tree.leaves(train)
+    head = tree.size([x for p, x in leaves.items() if p.startswith("head/")])
+    base = [
+        x for p, x in leaves.items() if not p.startswith("head/") and "adapter" not in p.split("/")
+    ]
+    return {
+        "trained": tree.size(train) - head,
+        "trained_with_head": tree.size(train),
+        "backbone": tree.size(base) + tree.size(frozen),
+        "trained_bytes": tree.nbytes(train),
+    }
+
+
+def card(
+    config: Any, info: Any, counted: dict[str, int], metrics: dict[str, float]
+) -> dict[str, Any]:
+    """All that an evaluation of the adapter in a fresh process needs, and what it came from."""
+    name = config.backbone.weights
+    return {
+        "format": 1,
+        "method": config.adapter.name,
+        "backbone": config.backbone.name,
+        "weights": name,
+        "weights_sha256": files.sha256(weights.locate(name)) if name else "",
+        "task": config.task.name,
+        "data": info.name,
+        "classes": list(info.classes),
+        "preprocessing": {"transforms": config.input.eval, "normalise": config.input.normalise},
+        "config": configs.plain(config),
+        "metrics": metrics,
+        **counted,
+        "versions": versions(),
+    }

@@ -1,0 +1,34 @@
+"""What every test starts from: the CPU, strict ranks, and where shared material lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# In the environment, so that it holds before the first import of JAX and in every process that
+# a test starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.setdefault("DYNADAPT_ORACLES", str(ROOT.parent / "shared" / "oracles"))
+os.environ.setdefault("DYNADAPT_DATA", str(ROOT.parent / "shared" / "data"))
+
+
+def _folder(variable: str) -> Path:
+    folder = Path(os.environ[variable])
+    if not folder.is_dir():
+        pytest.skip(f"{variable}: there is no folder {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Path:
+    """Folder of reference outputs, `$DYNADAPT_ORACLES`; skips the test where it is absent."""
+    return _folder("DYNADAPT_ORACLES")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of small real data sets, `$DYNADAPT_DATA`; skips the test where it is absent."""
+    return _folder("DYNADAPT_DATA")

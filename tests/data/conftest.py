@@ -1,0 +1,17 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def encode():
+    """encode(array, "PNG") -> bytes of an image file."""
+
+    def run(array, kind="PNG", **options):
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(array, np.uint8)).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return run
