@@ -201,11 +201,10 @@ def check_image(config: Any, shape: tuple[int, ...]) -> None:
     """Raises a ConfigError if images of this shape can't be cut into the backbone's patches."""
     patch = backbones.config(config.backbone.name).patch
     if shape[0] % patch or shape[1] % patch:
+        nearest = max(round(shape[0] / patch), 1) * patch
         raise ConfigError(
             f"images of {shape[0]}x{shape[1]} are not divisible by patch {patch} of "
-            f"{config.backbone.name!r}; the nearest is resize({
-                max(round(shape[0] / patch), 1) * patch
-            })"
+            f"{config.backbone.name!r}; the nearest is resize({nearest})"
         )
 
 

@@ -22,9 +22,9 @@ ROOMS = (
     {"config"},
     {"tasks"},
     {"adapters", "backbones", "heads"},
-    {"attach", "choices", "context", "dynamic", "files", "layers"},
+    {"attach", "context", "dynamic", "layers"},
     {"data", "weights", "sharding", "optim", "checkpoint"},
-    {"tree"},
+    {"choices", "files", "tree"},
     {"errors"},
     {"__init__"},
 )

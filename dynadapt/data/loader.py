@@ -1,8 +1,7 @@
 """Batches for training and evaluation: sharded by process, shuffled, resumable (grain).
 
 The stream of training examples is one for all processes: epoch after epoch, each epoch a new
-permutation made of (seed, epoch). Batch `i` of process `p` of `P` takes the elements `p, p + P,
-...`
+permutation made of (seed, epoch). Batch `i` of process `p` of `P` takes the elements `p, p + P, ...`
 of the `i`-th stretch of `P * batch_size`. So a batch may hold the end of one epoch and the start of
 the next, no example is ever dropped, and a run may go on with another number of processes as long
 as the global batch stays.
@@ -124,7 +123,7 @@ def eval_batches(
     All processes yield the same number of batches. Random transforms are refused.
     """
     examples = _Examples(source, transform, on_error)
-    if False:
+    if examples.random:
         raise ConfigError(f"{transform!r} draws at random, which an evaluation must not")
     size = len(source)
     index, count = _check(batch_size, process)
