@@ -72,21 +72,27 @@ class Checkpoints:
         Raises:
             CheckpointError: if there are finished checkpoints but all are damaged.
         """
-        damaged = []
+        damaged, useless = [], []
         for step in sorted(self._manager.all_steps(), reverse=True):
             fault = self._fault(step)
             if fault is None:
-                return self._restore(step, train, opt_state)
+                found = self._restore(step, train, opt_state)
+                break
             logging.warning("checkpoint %d is passed over: %s", step, fault)
+            useless.append(step)
             if (self.folder / str(step) / MANIFEST).exists():
                 damaged.append(f"{step} ({fault})")
-            self._manager.delete(step)
-        if damaged:
+        else:
+            found = None
+        if found is None and damaged:
             raise CheckpointError(
                 f"no whole checkpoint in {self.folder}, damaged: {', '.join(damaged)}; "
                 "start in a new work directory"
             )
-        return None
+        # They go only now: where nothing is whole, the next start must not find an empty folder.
+        for step in useless:
+            self._manager.delete(step)
+        return found
 
     def _restore(self, step: int, train: Any, opt_state: Any) -> tuple[int, Any, Any, Any, Any]:
         items = ocp.args.Composite(
@@ -134,8 +140,8 @@ def _named(values: Any) -> dict[str, Any]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return {str(p.relative_to(folder)): files.sha256(p) for p in files if p.name != MANIFEST}
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST)
+    return {str(p.relative_to(folder)): files.sha256(p) for p in found}
 
 
 def save_adapter(folder: Path, leaves: Any, card: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynadapt import sharding
+
 Array = jax.Array
 Tape = dict[str, Array]
 
@@ -110,7 +112,7 @@ def fold(
             inner = inner.replace(key=jax.random.fold_in(ctx.key, number))
         if ctx.drop_path is not None:
             inner = inner.replace(drop_path=ctx.drop_path * number / max(depth - 1, 1))
-        return _gathered(block)(x, inner), inner.tape
+        return sharding.whole(block)(x, inner), inner.tape
 
     numbers = range(first, first + len(blocks))
     if remat:
@@ -128,10 +130,3 @@ def fold(
         value = jnp.concatenate([tape[name] for tape in tapes if name in tape])
         ctx.record(name, value.sum(0) if name.startswith("loss/") else value)
     return x
-
-
-def _gathered(block: Any) -> Any:
-    """The block with weights that are sharded between devices gathered, just before it runs."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return block
-    return jax.lax.with_sharding_constraint(block, jax.P())

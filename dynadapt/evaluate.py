@@ -15,25 +15,29 @@ from dynadapt import adapters, checkpoint, data, files, model, sharding, tasks, 
 from dynadapt import config as configs
 from dynadapt.context import Context
 from dynadapt.data import images, loader
-from dynadapt.errors import CheckpointError
+from dynadapt.errors import CheckpointError, DataError
 
 Array = jax.Array
 
 
 def open_split(config: Any, part: str) -> tuple[Any, Any]:
-    """The source and the transform of `part`, "train" or "eval"; one example is tried.
-
-    Raises:
-        ConfigError, DataError: if the data is not there or its images do not fit the backbone.
-    """
+    """The source and the transform of `part`, "train" or "eval"; DataError if it is not there."""
     source = data.from_config(config.data, config.input[f"{part}_split"])
     transform = images.pipeline(config.input[part])
     return source, transform
 
 
-def example_shape(source: Any, transform: Any) -> tuple[int, ...]:
-    """Shape `h w 3` of the first example after its transforms."""
-    return transform(source[0], np.random.default_rng(0))["image"].shape
+def example_shape(config: Any, source: Any, transform: Any) -> tuple[int, ...]:
+    """Shape `h w 3` of the first example, or first whole one, after its transforms."""
+    fault = DataError("the data set is empty")
+    for index in range(len(source)):
+        try:
+            return transform(source[index], np.random.default_rng(0))["image"].shape
+        except DataError as error:
+            fault = error
+            if config.input.on_error == "stop":
+                break
+    raise fault
 
 
 def prepared(task: Any, batch: Any, config: Any, key: Array | None, train: bool) -> Any:

@@ -237,8 +237,8 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
             results.append(train.run(one, folder / one.adapter.name))
         return Answer(results, lambda: report.show(results, folder, options.config))
     except train.Preempted:
-        command = " ".join(["dynadapt train", *sys.argv[2:]])
-        print(f"dynadapt: stopped and saved; go on with: {command}", file=sys.stderr)
+        again = " ".join([report.command(), *sys.argv[1:]])
+        print(f"dynadapt: stopped and saved; go on with: {again}", file=sys.stderr)
         return Answer({"stopped": True}, code=143)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import adapters, backbones, weights
+from dynadapt import adapters, backbones, tree, weights
 from dynadapt.context import Context
 
 Array = jax.Array
@@ -65,7 +65,12 @@ def patterns(config: Any) -> tuple[str, ...]:
 
 
 def split(model: Model, config: Any) -> tuple[Any, nnx.State, nnx.State]:
-    """Splits a model into its graph, what trains (float32) and what is frozen (storage dtype)."""
+    """Splits a model into its graph, what trains (float32) and what is frozen (storage dtype).
+
+    Raises:
+        ConfigError: for a pattern in the config's `trainable` that matches no parameter.
+    """
+    tree.check_used(config.trainable, tree.leaves(nnx.state(model)), what="pattern in trainable")
     graph, train, frozen = nnx.split(model, adapters.trainable(patterns(config)), ...)
     cast = jnp.dtype(config.compute.frozen_dtype)
     return graph, train, jax.tree.map(lambda x: _astype(x, cast), frozen)

@@ -1,4 +1,5 @@
-"""What a run will be, before it runs: sites, parameters, memory, FLOPs and what crosses the network.
+"""What a run will be, before it runs: sites, parameters, memory, FLOPs and what crosses the
+network.
 
 The whole training step is compiled, for the devices here or for machines that aren't here.
 """
@@ -40,7 +41,7 @@ def run(config: Any, topology: str | None = None) -> dict[str, Any]:
     mesh = sharding.make_mesh(config.mesh, devices(topology))
     sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
     source, transform = evaluate.open_split(config, "train")
-    shape = evaluate.example_shape(source, transform)
+    shape = evaluate.example_shape(config, source, transform)
     check_image(config, shape)
     task = tasks.from_config(config.task, source.info)
     network = model.abstract(config, task)

@@ -1,5 +1,6 @@
 """The table at the end of training."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,19 @@ def show(results: list[dict[str, Any]], folder: Path, config: str) -> None:
     print(_next(results, folder, config))
 
 
+def command() -> str:
+    """How the user calls this program: `dynadapt`, or the script that started it."""
+    return os.environ.get("DYNADAPT_COMMAND", "dynadapt")
+
+
 def _next(results: list[dict[str, Any]], folder: Path, config: str) -> str:
     path = config.partition(":")[0]
     if len(results) > 1:
-        return f"Evaluate one again: dynadapt eval --workdir={folder}/{results[-1]['method']}"
-    compare = f"dynadapt train --config={path}:method=all --workdir={folder.parent / 'all'}"
+        return f"Evaluate one again: {command()} eval --workdir={folder}/{results[-1]['method']}"
+    compare = f"{command()} train --config={path}:method=all --workdir={folder.parent / 'all'}"
     return (
         f"The adapter is in {results[0]['adapter']}\n"
-        f"Evaluate it again:      dynadapt eval --workdir={folder}\n"
+        f"Evaluate it again:      {command()} eval --workdir={folder}\n"
         f"Compare all methods:    {compare}"
     )
 

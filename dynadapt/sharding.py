@@ -104,6 +104,17 @@ def batch(leaves: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda _: NamedSharding(mesh, BATCH), leaves)
 
 
+def whole(values: Any) -> Any:
+    """Inside a compiled function: the values whole on every device of the current mesh, if any.
+
+    On sharded weights just before their use, this gathers them; on the state that a step
+    returns, it fixes where the state lies, so that the next step finds it there.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return values
+    return jax.lax.with_sharding_constraint(values, P())
+
+
 def put(values: Any, shardings: Any) -> Any:
     """Host arrays to the mesh; on several hosts each gives its own part of a batch."""
     if jax.process_count() == 1:

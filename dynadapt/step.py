@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dynadapt import evaluate, optim
+from dynadapt import evaluate, optim, sharding
 from dynadapt.context import Context
 
 Array = jax.Array
@@ -69,7 +69,8 @@ def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
         bad = jax.tree.map(
             lambda a, b: jnp.where(fine | (state["bad"]["step"] >= 0), b, a), bad, state["bad"]
         )
-        return {**new, "step": number + 1, "bad": bad}, {**logs, "gradient_norm": norm}
+        state = sharding.whole({**new, "step": number + 1, "bad": bad})
+        return state, {**logs, "gradient_norm": norm}
 
     return step
 

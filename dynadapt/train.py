@@ -52,7 +52,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     source, transform = evaluate.open_split(config, "train")
     eval_source, eval_transform = evaluate.open_split(config, "eval")
     for one, change in ((source, transform), (eval_source, eval_transform)):
-        check_image(config, evaluate.example_shape(one, change))
+        check_image(config, evaluate.example_shape(config, one, change))
     task = tasks.from_config(config.task, source.info)
     steps = training_steps(config, len(source))
     stream = batches(config, source, transform)
@@ -108,6 +108,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 for batch, position in ahead:
                     state, logs = step(state, frozen, batch, key)
                     done += 1
+                    speed.begin(done)
                     losses.append(logs)
                     shown = done % config.log.every == 0 or done == steps
                     saving = config.save_every and done % config.save_every == 0
@@ -151,7 +152,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 "headline": task.headline,
                 **counts,
                 "adapter_bytes": card["bytes"],
-                "images_per_second": round(speed.best, 1),
+                "images_per_second": round(speed.mean(config.input.batch_size), 1),
                 "steps": steps,
                 "skipped_images": len(skipped),
                 "adapter": str(folder / "adapter"),
@@ -225,23 +226,31 @@ def mean_logs(logs: list[dict[str, Array]]) -> dict[str, float]:
 
 
 class Speed:
-    """Images a second between laps; the best lap stands for the run."""
+    """Images a second, between laps and over all laps; compilation and evaluations stay out."""
 
     def __init__(self) -> None:
-        self.best, self._step, self._time = 0.0, None, 0.0
+        self._last: tuple[int, float] | None = None
+        self._steps, self._seconds = 0, 0.0
+
+    def begin(self, step: int) -> None:
+        """Starts the clock after the step that compiles; later calls do nothing."""
+        self._last = self._last or (step, time.monotonic())
 
     def lap(self, step: int, batch: int) -> float:
         """Images a second since the last lap."""
-        now, rate = time.monotonic(), 0.0
-        if self._step is not None:
-            rate = (step - self._step) * batch / max(now - self._time, 1e-9)
-        self.best = max(self.best, rate)
-        self._step, self._time = step, now
-        return rate
+        now = time.monotonic()
+        steps, seconds = step - self._last[0], now - self._last[1]
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        self._last = (step, now)
+        return steps * batch / max(seconds, 1e-9)
+
+    def mean(self, batch: int) -> float:
+        """Images a second over all laps."""
+        return self._steps * batch / max(self._seconds, 1e-9)
 
     def pause(self) -> None:
         """Forgets the last lap: what follows it was no training."""
-        self._step = None
+        self._last = None
 
 
 @contextlib.contextmanager

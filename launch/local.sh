@@ -11,4 +11,5 @@ set -euo pipefail
 CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
 install_dynadapt "${EXTRAS:-}"
+export DYNADAPT_COMMAND=launch/local.sh
 exec .venv/bin/dynadapt "$@"

@@ -1,7 +1,8 @@
 """Batches for training and evaluation: sharded by process, shuffled, resumable (grain).
 
 The stream of training examples is one for all processes: epoch after epoch, each epoch a new
-permutation made of (seed, epoch). Batch `i` of process `p` of `P` takes the elements `p, p + P, ...`
+permutation made of (seed, epoch). Batch `i` of process `p` of `P` takes the elements `p, p + P,
+...`
 of the `i`-th stretch of `P * batch_size`. So a batch may hold the end of one epoch and the start of
 the next, no example is ever dropped, and a run may go on with another number of processes as long
 as the global batch stays.
