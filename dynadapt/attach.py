@@ -63,16 +63,22 @@ def attach(model: nnx.Module, where: str, make: Callable[[nnx.Module], nnx.Modul
             raise AttachError(
                 f"{path or 'the model'!r} already has an adapter; join two with Chain"
             )
-    for _, host in found:
-        host.adapter = make(host)
-        host.__class__ = _adapted(type(host))
+    adapters = [make(host) for _, host in found]
+    for (_, host), adapter in zip(found, adapters, strict=True):
+        host.adapter = adapter
+        _become(host, _adapted(type(host)))
 
 
 def detach(model: nnx.Module) -> None:
     """Removes every adapter; the model is again what it was before `attach`."""
     for _, host in adapted(model):
-        host.__class__ = type(host).__mro__[2]
+        _become(host, type(host).__mro__[2])
         del host.adapter
+
+
+def _become(host: nnx.Module, cls: type) -> None:
+    """Changes the class; past nnx, which would note `__class__` as an attribute of the module."""
+    object.__setattr__(host, "__class__", cls)
 
 
 def _hosts(model: nnx.Module) -> list[tuple[str, nnx.Module]]:

@@ -56,7 +56,7 @@ class Checkpoints:
             train=ocp.args.StandardSave(_named(train)),
             opt_state=ocp.args.StandardSave(_named(opt_state)),
             data=ocp.args.JsonSave(data),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave({"given": meta, "leaves": _shapes(train, opt_state)}),
         )
         self._manager.save(step, args=items)
         self._manager.wait_until_finished()
@@ -95,22 +95,25 @@ class Checkpoints:
         return found
 
     def _restore(self, step: int, train: Any, opt_state: Any) -> tuple[int, Any, Any, Any, Any]:
+        plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+        notes = self._manager.restore(step, args=plain)
+        old, new = notes.meta["leaves"], _shapes(train, opt_state)
+        if wrong := [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.folder} does not fit this run at {', '.join(wrong)}; "
+                "start in a new work directory"
+            )
         items = ocp.args.Composite(
             train=ocp.args.StandardRestore(_named(train)),
             opt_state=ocp.args.StandardRestore(_named(opt_state)),
-            data=ocp.args.JsonRestore(),
-            meta=ocp.args.JsonRestore(),
         )
-        try:
-            found = self._manager.restore(step, args=items)
-        except ValueError as error:
-            raise CheckpointError(f"checkpoint {step} does not fit this run: {error}") from error
+        found = self._manager.restore(step, args=items)
         return (
             step,
             tree.map_leaves(lambda p, _: found.train[_key(p)], train),
             tree.map_leaves(lambda p, _: found.opt_state[_key(p)], opt_state),
-            found.data,
-            found.meta,
+            notes.data,
+            notes.meta["given"],
         )
 
     def _fault(self, step: int) -> str | None:
@@ -121,7 +124,10 @@ def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     if not (folder / MANIFEST).exists():
         return "it was interrupted"
-    expected = files.read_json(folder / MANIFEST)
+    try:
+        expected = files.read_json(folder / MANIFEST)
+    except CheckpointError as error:
+        return str(error)
     found = _hashes(folder)
     for name in sorted({*expected, *found}):
         if name not in found:
@@ -137,6 +143,12 @@ def _key(path: str) -> str:
 
 def _named(values: Any) -> dict[str, Any]:
     return {_key(path): x for path, x in tree.leaves(values).items()}
+
+
+def _shapes(train: Any, opt_state: Any) -> dict[str, str]:
+    """Shape and type of each leaf, such as `float32 5 3`."""
+    both = {"train": train, "opt_state": opt_state}
+    return {p: " ".join(map(str, (x.dtype, *x.shape))) for p, x in tree.leaves(both).items()}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -202,6 +214,10 @@ def adapter_faults(folder: Path, card: dict[str, Any]) -> Iterator[str]:
     yield "adapter.safetensors was changed"
     with contextlib.suppress(CheckpointError):
         expected = card.get("tensor_sha256", {})
-        for name, value in files.read_tensors(file).items():
-            if hashlib.sha256(value.tobytes()).hexdigest() != expected.get(name):
+        found = files.read_tensors(file)
+        for name in sorted({*expected, *found}):
+            value = found.get(name)
+            if value is None:
+                yield f"tensor {name} is missing"
+            elif hashlib.sha256(value.tobytes()).hexdigest() != expected.get(name):
                 yield f"tensor {name} was changed"

@@ -7,7 +7,9 @@ can be overridden on the command line as `--config.optim.lr=0.01`.
 import ast
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,6 +21,8 @@ from dynadapt.errors import ConfigError, DynadaptError, suggest
 DTYPES = ("float32", "bfloat16", "float16")
 # What may change between two runs of one work directory: it never touches the result.
 FREE = ("mesh", "log")
+# Sections that hold the settings of the module that they name.
+SETTINGS = ("adapter", "task", "data")
 
 
 def default(
@@ -128,10 +132,37 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
             raise ConfigError(f"config argument {name!r} needs a value: {name}=…")
         kind = type(defaults[name])
         try:
-            values[name] = text if kind is str else kind(ast.literal_eval(text))
-        except (ValueError, SyntaxError) as error:
-            raise ConfigError(f"config argument {name!r} must be {kind.__name__}") from error
+            value = text if kind is str else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = None
+        if not _same_type(value, defaults[name]):
+            raise ConfigError(f"config argument {name!r} must be {kind.__name__}, not {text!r}")
+        values[name] = kind(value)
     return ConfigDict(values)
+
+
+def fields(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names of all sections and fields, such as `optim` and `optim.lr`."""
+    names = []
+    for key, value in config.items():
+        names.append(f"{prefix}{key}")
+        if hasattr(value, "items"):
+            names += fields(value, f"{prefix}{key}.")
+    return names
+
+
+def field_problems(config: ConfigDict) -> list[str]:
+    """Fields that `default` has and this config lacks, and strangers; settings come later."""
+    chosen = {name: str(config.get(name, {}).get("name", "")) for name in SETTINGS}
+    own = [f for f in fields(config) if f.partition(".")[0] not in SETTINGS]
+    known = [f for f in fields(default()) if f.partition(".")[0] not in SETTINGS]
+    missing = [f for f in known if f not in own] + [f"{k}.name" for k, v in chosen.items() if not v]
+    problems = []
+    if missing:
+        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        problems.append(f"the config has no {shown}; start it from config.default(…)")
+    strange = [f for f in own if f not in known and not f.startswith("backbone.")]
+    return problems + [f"unknown config field {f!r}; {suggest(f, known)}" for f in strange]
 
 
 def check(config: ConfigDict) -> None:
@@ -140,7 +171,9 @@ def check(config: ConfigDict) -> None:
     Raises:
         ConfigError: listing every problem found.
     """
-    problems: list[str] = []
+    problems = field_problems(config)
+    if problems:
+        raise ConfigError(*problems)
 
     def attempt(fn: Any, *args: Any) -> Any:
         try:
@@ -155,11 +188,8 @@ def check(config: ConfigDict) -> None:
         if not condition:
             problems.append(problem)
 
-    if config.backbone.name not in backbones.names():
-        problems.append(
-            f"unknown backbone {config.backbone.name!r}; "
-            f"{suggest(config.backbone.name, backbones.names())}"
-        )
+    sizes = {k: v for k, v in config.backbone.items() if k not in ("name", "weights")}
+    attempt(lambda: backbones.config(config.backbone.name, **sizes))
     if config.backbone.weights:
         attempt(weights.locate, config.backbone.weights)
     sections = (
@@ -172,7 +202,11 @@ def check(config: ConfigDict) -> None:
         if known is not None:
             problems += _settings_problems(name, kind, config[name], known)
     attempt(images.pipeline, config.input.train)
-    attempt(images.pipeline, config.input.eval)
+    steady = attempt(images.pipeline, config.input.eval)
+    need(
+        steady is None or not steady.random,
+        f"input.eval {config.input.eval!r} draws at random, which an evaluation must not",
+    )
     for value, choices, kind in (
         (config.input.normalise, images.NORMALISATIONS, "normalisation"),
         (config.input.on_error, ("stop", "skip"), "input.on_error"),
@@ -186,6 +220,20 @@ def check(config: ConfigDict) -> None:
     need(
         i.eval_batch_size >= 1, f"input.eval_batch_size must be at least 1, not {i.eval_batch_size}"
     )
+    need(
+        not config.log.tensorboard or find_spec("tensorboardX") is not None,
+        "log.tensorboard needs tensorboardX: pip install 'dynadapt[track]'",
+    )
+    need(config.seed >= 0, f"seed must be at least 0, not {config.seed}")
+    need(o.steps >= 0, f"optim.steps must be at least 0, not {o.steps}")
+    for name, patterns in (("trainable", config.trainable), ("optim.no_decay", o.no_decay)):
+        problems.extend(_pattern_problems(name, patterns))
+    pairs = [p for p in o.lr_mults if isinstance(p, tuple | list) and len(p) == 2]
+    need(
+        len(pairs) == len(o.lr_mults) and all(isinstance(f, int | float) for _, f in pairs),
+        f"optim.lr_mults must be pairs such as (('head/.*', 0.1),), not {o.lr_mults!r}",
+    )
+    problems.extend(_pattern_problems("optim.lr_mults", [p for p, _ in pairs]))
     need(o.lr > 0, f"optim.lr must be above 0, not {o.lr}")
     need(o.steps > 0 or o.epochs > 0, "optim.epochs or optim.steps must be above 0")
     need(0 <= o.warmup < 1, f"optim.warmup must be a part in [0, 1), not {o.warmup}")
@@ -203,6 +251,17 @@ def check(config: ConfigDict) -> None:
         )
     if problems:
         raise ConfigError(*problems)
+
+
+def _pattern_problems(name: str, patterns: Iterable[Any]) -> list[str]:
+    """Patterns that are no regular expression."""
+    problems = []
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            problems.append(f"{name} has {pattern!r}, which is no regular expression: {error}")
+    return problems
 
 
 def _settings_problems(

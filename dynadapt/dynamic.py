@@ -104,6 +104,8 @@ def filter_norm(kernel: Array, scale: Array, shift: Array, epsilon: float = 1e-1
     kernel = kernel.astype(jnp.float32)
     centred = kernel - kernel.mean(1, keepdims=True)
     variance = jnp.square(centred).sum(1, keepdims=True) / (kernel.shape[1] - 1)
-    flat = variance == 0.0
-    deviation = jnp.where(flat, 0.0, jnp.sqrt(jnp.where(flat, 1.0, variance)))
-    return centred / (deviation + epsilon) * scale[None] + shift[None]
+    # Rounding of the mean leaves a tiny variance even where all taps are equal.
+    flat = kernel.max(1, keepdims=True) == kernel.min(1, keepdims=True)
+    deviation = jnp.sqrt(jnp.where(flat, 1.0, variance))
+    normalised = jnp.where(flat, 0.0, centred / (deviation + epsilon))
+    return normalised * scale[None] + shift[None]

@@ -54,7 +54,7 @@ def make_step(graph: Any, task: Any, config: Any) -> Any:
         batch = prepared(task, batch, config, None, False)
         network = nnx.merge(graph, train, frozen)
         outputs = network(batch["image"].astype(config.compute.dtype), Context())
-        return task.add(sums, outputs, batch), task.predict(outputs)
+        return sharding.whole(task.add(sums, outputs, batch)), task.predict(outputs)
 
     return step
 
@@ -75,9 +75,10 @@ def batches(config: Any, source: Any, transform: Any) -> Any:
 def evaluate(
     step: Any, task: Any, train: Any, frozen: Any, batches: Iterable[Any], mesh: Any
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics over all batches, and this process's predictions for the unpadded examples.
+    """Metrics over all batches, and the predictions for the unpadded examples of all processes.
 
-    Predictions are arrays of equal length: `index`, `label` and what the task predicts.
+    Predictions are arrays of equal length, ordered by `index`: `index`, `label` and what the task
+    predicts.
     """
     zero = task.zero()
     sums = sharding.put_whole(zero, sharding.replicated(zero, mesh))
@@ -86,18 +87,12 @@ def evaluate(
         sums, predicted = step(
             train, frozen, sums, sharding.put(batch, sharding.batch(batch, mesh))
         )
-        kept = batch["mask"] > 0
-        local = {k: np.asarray(_local(v))[kept] for k, v in predicted.items()}
-        rows.append({"index": batch["index"][kept], "label": batch["label"][kept], **local})
-    predictions = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]} if rows else {}
-    return task.value(jax.device_get(sums)), predictions
-
-
-def _local(x: Array) -> np.ndarray:
-    if x.is_fully_addressable:
-        return jax.device_get(x)
-    shards = sorted(x.addressable_shards, key=lambda s: s.index[0].start or 0)
-    return np.concatenate([s.data for s in shards])
+        local = {k: sharding.local(v) for k, v in predicted.items()}
+        rows.append({**{k: batch[k] for k in ("index", "label", "mask")}, **local})
+    every = sharding.gather_rows({k: np.concatenate([r[k] for r in rows]) for k in rows[0]})
+    order = np.argsort(every["index"], kind="stable")
+    order = order[every.pop("mask")[order] > 0]
+    return task.value(jax.device_get(sums)), {k: v[order] for k, v in every.items()}
 
 
 def write_predictions(path: Path, predictions: dict[str, np.ndarray]) -> None:

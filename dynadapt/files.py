@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
 def write_tensors(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes a safetensors file."""
     with whole(path) as partial:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial)
+        save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, partial)
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:

@@ -23,7 +23,8 @@ class Journal:
         steps: length of the bar.
         tensorboard: also write TensorBoard event files (needs the `[track]` extra).
         silent: show and write nothing (all processes but the first).
-        resumed: the step that the run goes on from; later records in the file are dropped.
+        resumed: the step that the run goes on from; later records in the file are dropped, and
+            the evaluation at this step, which is done again.
     """
 
     def __init__(
@@ -37,8 +38,8 @@ class Journal:
     ):
         self.steps, self.silent = steps, silent
         self.console = Console(stderr=True)
-        self._file = None if silent else _opened(workdir / "metrics.jsonl", resumed)
         self._board = _board(workdir) if tensorboard and not silent else None
+        self._file = None if silent else _opened(workdir / "metrics.jsonl", resumed)
         self._bar = None
         self._started = time.monotonic()
         self._first: int | None = None
@@ -87,12 +88,13 @@ class Journal:
 
 
 def _opened(path: Path, resumed: int) -> Any:
-    """The file of records, open for more; whole records up to the resumed step stay."""
+    """The file of records, open for more; whole records of training up to the resumed step stay, and what was before it."""
     kept = []
     if path.exists():
         for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError):
-                if json.loads(line)["step"] <= resumed:
+                record = json.loads(line)
+                if record["step"] + (record["kind"] != "train") <= resumed:
                     kept.append(line + "\n")
     with files.whole(path) as partial:
         partial.write_text("".join(kept))

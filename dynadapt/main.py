@@ -6,9 +6,10 @@ dynadapt train --config=configs/quickstart.py --workdir=runs/quickstart
 import contextlib
 import json
 import os
+import runpy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def dispatch(argv: list[str]) -> int:
             f"unknown option {stranger!r} of {name}; {suggest(stranger, _flags(options))}"
         )
     set_up_jax(options)
-    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+    with to_stderr() if options.json else contextlib.nullcontext():
         answer = command(options, overrides)
+    if answer.values is None:
+        return answer.code
     if options.json:
         print(json.dumps(answer.values, indent=1))
     elif answer.show is not None:
@@ -95,12 +98,29 @@ def dispatch(argv: list[str]) -> int:
     return answer.code
 
 
+@contextlib.contextmanager
+def to_stderr() -> Iterator[None]:
+    """Sends standard output to standard error, that of compiled libraries too."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _flags(options: flags.FlagValues) -> list[str]:
     return [f"--{name}" for name in options if len(name) > 1]
 
 
 class Answer:
-    """What a command came to: JSON values, how to show them, and the exit code."""
+    """What a command came to: JSON values, how to show them, and the exit code.
+
+    Of several processes the first one answers; the others have no values.
+    """
 
     def __init__(self, values: Any, show: Callable[[], None] | None = None, code: int = 0):
         self.values, self.show, self.code = values, show, code
@@ -130,6 +150,8 @@ def load_config(options: flags.FlagValues, overrides: list[str], arg: str | None
     """
     from ml_collections.config_flags import config_flags
 
+    from dynadapt import config as configs
+
     if not options.config:
         raise ConfigError("give a config: --config=configs/quickstart.py")
     path, _, own = options.config.partition(":")
@@ -137,41 +159,49 @@ def load_config(options: flags.FlagValues, overrides: list[str], arg: str | None
         beside = Path(path).parent.glob("*.py") if Path(path).parent.is_dir() else []
         raise ConfigError(f"no config file {path!r}; {suggest(path, map(str, beside))}")
     text = own if arg is None else ",".join(filter(None, (_without_method(own), arg)))
-    spec = f"--config={path}:{text}"
-    checked = parse_config(config_flags, [spec])
-    known = _fields(checked)
+    config = read_config(path, text)
+    if problems := configs.field_problems(config):
+        raise ConfigError(*problems)
+    known = configs.fields(config)
     for override in overrides:
         field = override.removeprefix("--config.").split("=", 1)[0]
         if field not in known:
             raise ConfigError(f"unknown config field {field!r}; {_suggest_field(field, known)}")
-    return parse_config(config_flags, [spec, *overrides])
-
-
-def parse_config(config_flags: Any, argv: list[str]) -> Any:
-    """Runs `get_config` and applies overrides."""
     values = flags.FlagValues()
-    argv = ["dynadapt", *argv]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    argv = ["dynadapt", *overrides]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(f"cannot set the config: {str(error).splitlines()[0]}") from error
+    return values.config
+
+
+def read_config(path: str, arg: str) -> Any:
+    """What `get_config(arg)` of a file returns; a fault of the file is named with its line."""
+    from ml_collections import ConfigDict
+
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise ConfigError(f"the config file {path} has no function get_config(arg)")
+        config = get_config(arg) if arg else get_config()
     except DynadaptError:
         raise
-    except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"cannot use the config: {str(error).splitlines()[0]}") from error
-    return values.config
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((f.lineno for f in reversed(frames) if f.filename == path), 0)
+        text = str(error).splitlines()[0] if str(error) else ""
+        raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {text}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"get_config in {path} must return what config.default(…) made")
+    return config
 
 
 def _without_method(arg: str) -> str:
     return ",".join(a for a in arg.split(",") if a and not a.startswith("method="))
-
-
-def _fields(config: Any, prefix: str = "") -> list[str]:
-    names = []
-    for key, value in config.items():
-        names.append(f"{prefix}{key}")
-        if hasattr(value, "items"):
-            names += _fields(value, f"{prefix}{key}.")
-    return names
 
 
 def _suggest_field(field: str, known: list[str]) -> str:
@@ -220,7 +250,19 @@ def need(options: flags.FlagValues, name: str) -> Path:
     return Path(options[name].value)
 
 
+def out_file(options: flags.FlagValues) -> Path | None:
+    """The file given with `--out`, whose folder must be there; None without the option."""
+    if not options.out:
+        return None
+    out = Path(options.out)
+    if not out.parent.is_dir() or out.is_dir():
+        raise ConfigError(f"--out={out} must be a file in a folder that exists")
+    return out
+
+
 def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    import jax
+
     from dynadapt import report, train
 
     folder = need(options, "workdir")
@@ -228,6 +270,8 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
     try:
         if not config.compare:
             result = train.run(config, folder)
+            if jax.process_index():
+                return Answer(None)
             return Answer(result, lambda: report.show([result], folder, options.config))
         runs = [load_config(options, overrides, f"method={m}") for m in config.compare]
         report.check_all(runs)
@@ -235,6 +279,8 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
         for one in runs:
             print(f"method {one.adapter.name}", file=sys.stderr)
             results.append(train.run(one, folder / one.adapter.name))
+        if jax.process_index():
+            return Answer(None)
         return Answer(results, lambda: report.show(results, folder, options.config))
     except train.Preempted:
         again = " ".join([report.command(), *sys.argv[1:]])
@@ -245,7 +291,7 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
 def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import evaluate, report
 
-    out = Path(options.out) if options.out else None
+    out = out_file(options)
     result = evaluate.run(need(options, "workdir") / "adapter", out)
     return Answer(result, lambda: report.show_metrics(result))
 
@@ -268,7 +314,8 @@ def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
 def _export(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import export
 
-    result = export.run(need(options, "workdir"), need(options, "out"), options.dtype)
+    need(options, "out")
+    result = export.run(need(options, "workdir"), out_file(options), options.dtype)
     return Answer(result, lambda: print(f"wrote {result['file']}  sha256 {result['sha256']}"))
 
 

@@ -32,11 +32,13 @@ def make(o: Any, steps: int, train: Any) -> optax.GradientTransformation:
         steps: length of training.
         train: the trained leaves, or their shapes.
 
-    The global norm is taken over the trained leaves alone. A rate factor of 0 freezes a leaf.
+    The global norm is taken over the trained leaves alone. A rate factor of 0 freezes a leaf: it
+    has no state and no part in the norm.
     """
     mults = rates(o, train)
+    tree.check_used(o.no_decay, tree.leaves(train), what="no-decay pattern")
     labels = tree.map_leaves(lambda path, _: str(mults[path]), train)
-    groups = {str(m): optax.scale(m) if m else optax.set_to_zero() for m in set(mults.values())}
+    groups = {str(m): optax.scale(m) for m in set(mults.values())}
     parts = []
     if o.clip_norm:
         parts.append(optax.clip_by_global_norm(o.clip_norm))
@@ -49,7 +51,11 @@ def make(o: Any, steps: int, train: Any) -> optax.GradientTransformation:
         parts.append(optax.masked(optax.add_decayed_weights(o.weight_decay), decayed))
     parts.append(optax.partition(groups, labels))
     parts.append(optax.scale_by_learning_rate(schedule(o, steps)))
-    return optax.chain(*parts)
+    tx = optax.chain(*parts)
+    if all(mults.values()):
+        return tx
+    moves = tree.map_leaves(lambda path, _: bool(mults[path]), train)
+    return optax.partition({True: tx, False: optax.set_to_zero()}, moves)
 
 
 def decays(o: Any, path: str, leaf: Any) -> bool:

@@ -43,6 +43,7 @@ def run(config: Any, topology: str | None = None) -> dict[str, Any]:
     source, transform = evaluate.open_split(config, "train")
     shape = evaluate.example_shape(config, source, transform)
     check_image(config, shape)
+    check_image(config, evaluate.example_shape(config, *evaluate.open_split(config, "eval")))
     task = tasks.from_config(config.task, source.info)
     network = model.abstract(config, task)
     sites = site_rows(network)
@@ -162,7 +163,7 @@ def arguments(
     state = jax.eval_shape(lambda t: initial_state(t, tx, config), train)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return (
-        _placed(state, sharding.replicated(state, mesh)),
+        _placed(state, sharding.state(state, mesh)),
         _placed(frozen, sharding.frozen(frozen, mesh)),
         _placed(batch, sharding.batch(batch, mesh)),
         _placed(key, sharding.replicated(key, mesh)),

@@ -58,7 +58,7 @@ def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
         index = batch["index"]
         batch = evaluate.prepared(task, batch, config, jax.random.fold_in(key, 0), True)
         grads, logs = gradients(state["train"], frozen, batch, jax.random.fold_in(key, 1))
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt = tx.update(grads, state["opt"], state["train"])
         new = {"train": optax.apply_updates(state["train"], updates), "opt": opt}
         if "ema" in state:
@@ -69,7 +69,7 @@ def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
         bad = jax.tree.map(
             lambda a, b: jnp.where(fine | (state["bad"]["step"] >= 0), b, a), bad, state["bad"]
         )
-        state = sharding.whole({**new, "step": number + 1, "bad": bad})
+        state = sharding.settled({**new, "step": number + 1, "bad": bad})
         return state, {**logs, "gradient_norm": norm}
 
     return step

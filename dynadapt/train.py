@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynadapt import backbones, checkpoint, evaluate, files, model, optim, sharding, tasks, workdir
+from dynadapt import backbones, checkpoint, evaluate, model, optim, sharding, tasks, workdir
 from dynadapt import config as configs
 from dynadapt.data import loader
-from dynadapt.errors import ConfigError, TrainingError
+from dynadapt.errors import CheckpointError, ConfigError, TrainingError
 from dynadapt.journal import Journal
 from dynadapt.step import best, initial_state, make_step
 
@@ -32,7 +32,8 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     """Trains what a config says, going on from the last checkpoint in `folder` if there is one.
 
     Returns:
-        The result: method, metrics of the final evaluation, counts, sizes and speed.
+        The result: method, metrics of the final evaluation, counts, sizes and speed; of several
+        processes, the first one's is complete.
 
     Raises:
         DynadaptError: for anything that a user can mend; nothing is written before the checks.
@@ -64,7 +65,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     del network
     tx = optim.make(config.optim, steps, train)
     state = initial_state(train, tx, config)
-    state = sharding.put_whole(state, sharding.replicated(state, mesh))
+    state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
 
     first = jax.process_index() == 0
@@ -75,7 +76,8 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
         stop_signal() as stop,
         checkpoint.Checkpoints(folder / "checkpoints") as saved,
     ):
-        state, done = restore(saved, state, stream)
+        origin = {"weights": workdir.weights_hash(config), "data": source.info.fingerprint}
+        state, done, losses = restore(saved, state, stream, origin)
         with Journal(
             folder, steps, tensorboard=config.log.tensorboard, silent=not first, resumed=done
         ) as journal:
@@ -90,21 +92,34 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
 
             def evaluation() -> tuple[dict[str, float], dict[str, np.ndarray]]:
                 pieces = evaluate.batches(eval_config, eval_source, eval_transform)
-                return evaluate.evaluate(
+                answer = evaluate.evaluate(
                     eval_step, task, best(state), frozen, interruptible(pieces, stop), mesh
                 )
+                stream.skipped.update(pieces.skipped)
+                return answer
+
+            def evaluate_now() -> None:
+                values, _ = evaluation()
+                journal.record("eval", done, values)
+                journal.say(f"step {done}  {task.headline} {values[task.headline]:.2f}")
+
+            def evaluation_due() -> bool:
+                return bool(config.eval_every) and not done % config.eval_every and done < steps
 
             def save(position: Any) -> None:
                 kept = {k: state[k] for k in ("train", "ema") if k in state}
-                saved.save(done, kept, state["opt"], position, {"config": configs.digest(config)})
+                pending = [{k: float(v) for k, v in one.items()} for one in jax.device_get(losses)]
+                meta = {**origin, "losses": pending, "skipped": stream.skipped}
+                saved.save(done, kept, state["opt"], position, meta)
 
             # Loop.
             position = stream.get_state()
             speed = Speed()
-            losses: list[Any] = []
             place = functools.partial(place_batch, mesh=mesh)
             ahead = itertools.islice(loader.prefetch(stream, place), steps - done)
             try:
+                if done and evaluation_due():
+                    evaluate_now()
                 for batch, position in ahead:
                     state, logs = step(state, frozen, batch, key)
                     done += 1
@@ -112,7 +127,8 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                     losses.append(logs)
                     shown = done % config.log.every == 0 or done == steps
                     saving = config.save_every and done % config.save_every == 0
-                    if shown or saving or stop.is_set():
+                    stopping = asked(stop, shown or saving)
+                    if shown or saving or stopping:
                         check_finite(state)
                     if shown:
                         values = mean_logs(losses)
@@ -120,14 +136,12 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                         rate = speed.lap(done, config.input.batch_size)
                         values["images_per_second"] = rate
                         journal.progress(done, values)
-                    if saving or stop.is_set():
+                    if saving or stopping:
                         save(position)
-                    if stop.is_set():
+                    if stopping:
                         raise Preempted
-                    if config.eval_every and done % config.eval_every == 0 and done < steps:
-                        values, _ = evaluation()
-                        journal.record("eval", done, values)
-                        journal.say(f"step {done}  {task.headline} {values[task.headline]:.2f}")
+                    if evaluation_due():
+                        evaluate_now()
                         speed.pause()
                 check_finite(state)
                 save(position)
@@ -139,9 +153,8 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
 
             # Product.
             journal.record("eval", done, values)
-            skipped = getattr(stream, "skipped", {})
             if not first:
-                return values
+                return {}
             evaluate.write_predictions(folder / "predictions.csv", predictions)
             card = workdir.card(config, source.info, counts, values)
             leaves = jax.device_get(best(state))
@@ -154,23 +167,36 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 "adapter_bytes": card["bytes"],
                 "images_per_second": round(speed.mean(config.input.batch_size), 1),
                 "steps": steps,
-                "skipped_images": len(skipped),
+                "skipped_images": len(stream.skipped),
                 "adapter": str(folder / "adapter"),
             }
-            files.write_json(folder / "result.json", result)
+            workdir.finish(folder, result)
             return result
 
 
-def restore(saved: Any, state: dict[str, Any], stream: Any) -> tuple[dict[str, Any], int]:
-    """The state of the newest checkpoint and its step, or the state given and 0."""
+def restore(
+    saved: Any, state: dict[str, Any], stream: Any, origin: dict[str, str]
+) -> tuple[dict[str, Any], int, list[Any]]:
+    """State, step and unreported logs of the newest checkpoint, or the state given, 0 and none.
+
+    Raises:
+        CheckpointError: if the run began with another `origin` (hashes of weights and data).
+    """
     kept = {k: state[k] for k in ("train", "ema") if k in state}
     found = saved.restore(kept, state["opt"])
     if found is None:
-        return state, 0
-    done, kept, opt, position, _ = found
+        return state, 0, []
+    done, kept, opt, position, meta = found
+    for what, own in origin.items():
+        if meta[what] != own:
+            raise CheckpointError(
+                f"the {what} changed since the run began: its SHA-256 was {meta[what][:12]}… and "
+                f"is {own[:12]}…; give another --workdir"
+            )
     stream.set_state(position)
+    stream.skipped.update(meta["skipped"])
     number = jax.device_put(jnp.asarray(done, jnp.int32), state["step"].sharding)
-    return {**state, **kept, "opt": opt, "step": number}, done
+    return {**state, **kept, "opt": opt, "step": number}, done, meta["losses"]
 
 
 def training_steps(config: Any, examples: int) -> int:
@@ -211,18 +237,19 @@ def check_image(config: Any, shape: tuple[int, ...]) -> None:
 
 def check_finite(state: dict[str, Any]) -> None:
     """Raises a TrainingError that names the first step that was not finite."""
-    bad = jax.device_get(state["bad"])
-    if bad["step"] >= 0:
+    number = int(state["bad"]["step"])
+    if number >= 0:
+        index = sharding.gather_rows({"index": sharding.local(state["bad"]["index"])})["index"]
         raise TrainingError(
-            f"the loss or its gradient is not finite at step {bad['step']}; the batch's examples "
-            f"are {bad['index'].tolist()}; the last checkpoint before it is kept"
+            f"the loss or its gradient is not finite at step {number}; the batch's examples are "
+            f"{index.tolist()}; the last checkpoint before it is kept"
         )
 
 
 def mean_logs(logs: list[dict[str, Array]]) -> dict[str, float]:
     """Mean of each logged value over some steps."""
     fetched = jax.device_get(logs)
-    return {k: float(np.mean([one[k] for one in fetched])) for k in fetched[0]}
+    return {k: float(np.mean([float(one[k]) for one in fetched])) for k in fetched[0]}
 
 
 class Speed:
@@ -275,9 +302,16 @@ def stop_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def asked(stop: threading.Event, meeting: bool) -> bool:
+    """Whether to stop now; several processes agree on it, at the steps where they meet."""
+    if jax.process_count() == 1:
+        return stop.is_set()
+    return meeting and sharding.any_process(stop.is_set())
+
+
 def interruptible(batches: Any, stop: threading.Event) -> Iterator[Any]:
-    """The batches, until a stop is asked for."""
+    """The batches, until a stop is asked for; several processes finish what they began."""
     for batch in batches:
-        if stop.is_set():
+        if stop.is_set() and jax.process_count() == 1:
             raise Preempted
         yield batch

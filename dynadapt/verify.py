@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dynadapt import checkpoint, evaluate, files
+from dynadapt import checkpoint, evaluate, files, workdir
 from dynadapt import config as configs
 from dynadapt.errors import CheckpointError
 from dynadapt.journal import show_table
@@ -22,7 +22,10 @@ def run(folder: Path) -> list[dict[str, str]]:
     def add(part: str, fault: str | None) -> None:
         rows.append({"part": part, "fault": fault or ""})
 
-    if (folder / "config.json").exists():
+    complete = workdir.faults(folder)
+    for part, fault in complete.items():
+        add(part, fault)
+    if not complete and (folder / "config.json").exists():
         add("config.json", _config_fault(folder))
     try:
         _, card = checkpoint.load_adapter(folder / "adapter")

@@ -6,9 +6,11 @@ checkpoints/           to go on from
 adapter/               the product
 predictions.csv        the final evaluation, one line an example
 result.json            what the run came to
+manifest.json          SHA-256 of these files, where the run is complete
 """
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,17 @@ from dynadapt import checkpoint, files, tree, weights
 from dynadapt import config as configs
 from dynadapt.errors import CheckpointError, ConfigError
 
+PRODUCTS = ("config.json", "result.json", "predictions.csv")
 PACKAGES = ("dynadapt", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def check(config: Any, folder: Path) -> None:
     """Raises a ConfigError if the folder belongs to another config, or is no folder."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give another --workdir")
+    above = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{above} is a file; give another --workdir")
+    if not os.access(above, os.W_OK):
+        raise ConfigError(f"nothing can be written in {above}; give another --workdir")
     if not (folder / "config.json").exists():
         return
     old = files.read_json(folder / "config.json")
@@ -40,13 +46,38 @@ def check(config: Any, folder: Path) -> None:
 
 def result(config: Any, folder: Path) -> dict[str, Any] | None:
     """The result of a run that is complete and whole, or None."""
-    if not (folder / "result.json").exists():
+    found = faults(folder)
+    if not found or any(found.values()):
         return None
     try:
         checkpoint.load_adapter(folder / "adapter")
     except CheckpointError:
         return None
     return files.read_json(folder / "result.json")
+
+
+def finish(folder: Path, result: dict[str, Any]) -> None:
+    """Writes `result.json` and, last of all, `manifest.json`: the run is complete."""
+    files.write_json(folder / "result.json", result)
+    files.write_json(
+        folder / "manifest.json", {name: files.sha256(folder / name) for name in PRODUCTS}
+    )
+
+
+def faults(folder: Path) -> dict[str, str]:
+    """What is wrong with each file of a complete run, "" where it is whole; {} before the end."""
+    if not (folder / "manifest.json").exists() and not (folder / "result.json").exists():
+        return {}
+    try:
+        hashes = files.read_json(folder / "manifest.json")
+    except CheckpointError as error:
+        return {"manifest.json": str(error)}
+    found = {}
+    for name in PRODUCTS:
+        whole = (folder / name).is_file() and files.sha256(folder / name) == hashes.get(name)
+        fault = f"{name} was changed" if (folder / name).is_file() else f"{name} is missing"
+        found[name] = "" if whole else fault
+    return found
 
 
 def start(config: Any, folder: Path) -> None:
@@ -73,6 +104,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def weights_hash(config: Any) -> str:
+    """SHA-256 of the backbone's weights file, "" where the weights are random."""
+    name = config.backbone.weights
+    return files.sha256(weights.locate(name)) if name else ""
+
+
 def counts(train: Any, frozen: Any) -> dict[str, int]:
     """Parameter counts: trained without and with head, of the backbone, and trained bytes.
 
@@ -95,13 +132,12 @@ def card(
     config: Any, info: Any, counted: dict[str, int], metrics: dict[str, float]
 ) -> dict[str, Any]:
     """All that an evaluation of the adapter in a fresh process needs, and what it came from."""
-    name = config.backbone.weights
     return {
         "format": 1,
         "method": config.adapter.name,
         "backbone": config.backbone.name,
-        "weights": name,
-        "weights_sha256": files.sha256(weights.locate(name)) if name else "",
+        "weights": config.backbone.weights,
+        "weights_sha256": weights_hash(config),
         "task": config.task.name,
         "data": info.name,
         "classes": list(info.classes),

@@ -1,6 +1,7 @@
 """What every test starts from: the CPU, strict ranks, and where shared material lies."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("DYNADAPT_ORACLES", str(ROOT.parent / "shared" / "oracles"))
 os.environ.setdefault("DYNADAPT_DATA", str(ROOT.parent / "shared" / "data"))
+
+# Many tests run the same small program; it is compiled once in a session.
+_cache = tempfile.TemporaryDirectory(prefix="dynadapt-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def _folder(variable: str) -> Path:

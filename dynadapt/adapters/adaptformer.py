@@ -52,5 +52,7 @@ def adapt(
     """
     if rank < 1:
         raise ConfigError(f"rank must be at least 1, not {rank}")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
     make = functools.partial(Bottleneck, rank=rank, scale=scale, rate=dropout, rngs=rngs)
     attach(backbone, r"blocks/\d+/mlp", make)

@@ -107,7 +107,10 @@ class DynamicAdapter(nnx.Module):
         elif kernels == "static":
             self.icon = StaticKernel(rank, kernel)
         self.up = Linear(rank, host.dim, kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.scale = nnx.Param(jnp.asarray(scale)) if learn_scale else scale
+        self.learn_scale = learn_scale
+        self.scale = nnx.Param(jnp.asarray(scale, jnp.float32)) if learn_scale else scale
+        # The sites of one block share a key: each needs a mask of its own.
+        self.site = f"iconformer/{type(host).__name__}"
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
         y = host.bare(x, ctx)
@@ -119,8 +122,8 @@ class DynamicAdapter(nnx.Module):
         h = ACTIVATIONS[self.act](self.down(u, ctx))
         if self.kernels != "none":
             h = self.convolve(h, ctx)
-        h = dropout(h, self.rate, ctx, "iconformer")
-        scale = self.scale if isinstance(self.scale, float) else self.scale[...].astype(x.dtype)
+        h = dropout(h, self.rate, ctx, self.site)
+        scale = self.scale[...].astype(x.dtype) if self.learn_scale else self.scale
         return scale * self.up(h, ctx)
 
     def convolve(self, h: Array, ctx: Context) -> Array:
@@ -185,6 +188,8 @@ def adapt(
         raise UnknownName("kind of kernels", kernels, KERNELS)
     if rank < 1 or kernel < 1 or kernel % 2 == 0:
         raise ConfigError(f"rank must be at least 1 and kernel odd, not {rank} and {kernel}")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
     make = functools.partial(
         DynamicAdapter, rngs=rngs, rank=rank, kernel=kernel, kernels=kernels,
         sequential=placement == "sequential_mlp", act=act, scale=scale, learn_scale=learn_scale,

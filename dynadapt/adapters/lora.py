@@ -49,25 +49,28 @@ class Lora(nnx.Module):
 
     def __init__(self, host, targets: dict[str, int], parts: int, *, rank, scale, rate, rngs):
         self.parts, self.scale, self.rate = parts, scale, rate
-        self.targets = targets
+        # Pairs (target, slice): static attributes of a module must be hashable.
+        self.targets = tuple(targets.items())
+        # The sites of one block share a key: each needs a mask of its own.
+        self.site = "lora/" + "+".join(targets)
         width = host.out_features // parts
         for name in targets:
             setattr(self, name, Factors(host.in_features, width, rank, rngs=rngs))
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
         y = host.bare(x, ctx)
-        x = dropout(x, self.rate, ctx, "lora")
-        return y + self.scale * self.joined({name: getattr(self, name)(x) for name in self.targets})
+        x = dropout(x, self.rate, ctx, self.site)
+        return y + self.scale * self.joined({n: getattr(self, n)(x) for n, _ in self.targets})
 
     def joined(self, increments: dict[str, Array]) -> Array:
         """Puts the targets' slices at their places, zeros elsewhere."""
-        by_slice = {self.targets[name]: value for name, value in increments.items()}
+        by_slice = {i: increments[name] for name, i in self.targets}
         empty = jnp.zeros_like(next(iter(by_slice.values())))
         return jnp.concatenate([by_slice.get(i, empty) for i in range(self.parts)], axis=-1)
 
     def increment(self) -> Array:
         """What merging adds to the host's kernel, `d_in d_out`."""
-        return self.scale * self.joined({n: getattr(self, n).product() for n in self.targets})
+        return self.scale * self.joined({n: getattr(self, n).product() for n, _ in self.targets})
 
 
 def adapt(
@@ -91,6 +94,10 @@ def adapt(
     """
     if rank < 1:
         raise ConfigError(f"rank must be at least 1, not {rank}")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    if not targets:
+        raise ConfigError(f"LoRA needs at least one target of {', '.join(_SITES)}")
     for target in targets:
         if target not in _SITES:
             raise UnknownName("LoRA target", target, _SITES)

@@ -37,6 +37,7 @@ class Config:
         mlp_ratio: hidden width of the MLP over d.
         class_token: whether a class token leads the sequence.
         registers: number of register tokens after the class token (they get no position).
+        sincos: amplitude of the waves that position embeddings start from; 0 starts them random.
         layer_scale: initial value of a learned scale on each branch, or 0 for none.
         act: activation of the MLP, a name in `layers.ACTIVATIONS`.
         epsilon: epsilon of all norms.
@@ -53,6 +54,7 @@ class Config:
     mlp_ratio: float = 4.0
     class_token: bool = True
     registers: int = 0
+    sincos: float = 0.0
     layer_scale: float = 0.0
     act: str = "gelu"
     epsilon: float = 1e-6
@@ -70,7 +72,7 @@ _SIZES = {
     "g": dict(dim=1408, depth=40, heads=16, mlp_ratio=48 / 11),
 }
 VARIANTS = {
-    "vit_mini": dict(dim=128, depth=6, heads=4, patch=4, image_size=32),
+    "vit_mini": dict(dim=128, depth=6, heads=4, patch=4, image_size=32, sincos=0.5),
     **{
         f"vit_{name}{patch}": dict(size, patch=patch)
         for name, size in _SIZES.items()
@@ -78,8 +80,8 @@ VARIANTS = {
     },
 }
 
-_init = nnx.initializers.truncated_normal(0.02)
-_linear = functools.partial(Linear, kernel_init=_init)
+_small = nnx.initializers.truncated_normal(0.02)
+_linear = functools.partial(Linear, kernel_init=nnx.initializers.xavier_uniform())
 
 
 class LayerScale(nnx.Module):
@@ -89,7 +91,7 @@ class LayerScale(nnx.Module):
         self.scale = nnx.Param(jnp.full(dim, value))
 
     def __call__(self, x: Array, ctx: Context) -> Array:
-        return x * self.scale[...].astype(x.dtype)
+        return x * self.scale[...].astype(x.dtype)[None, None]
 
 
 class Branch(nnx.Module):
@@ -164,7 +166,8 @@ class PatchEmbed(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         p, d = config.patch, config.dim
         self.patch = p
-        self.kernel = nnx.Param(_init(rngs.params(), (p, p, 3, d)))
+        kernel = nnx.initializers.xavier_uniform()(rngs.params(), (p * p * 3, d))
+        self.kernel = nnx.Param(kernel.reshape(p, p, 3, d))
         self.bias = nnx.Param(jnp.zeros(d))
 
     def __call__(self, images: Array, ctx: Context) -> Array:
@@ -173,7 +176,7 @@ class PatchEmbed(nnx.Module):
         h, w = height // p, width // p
         x = images.reshape(b, h, p, w, p, 3).swapaxes(2, 3).reshape(b, h * w, p * p * 3)
         kernel = self.kernel[...].reshape(p * p * 3, d).astype(x.dtype)
-        return x @ kernel + self.bias[...].astype(x.dtype)
+        return x @ kernel + self.bias[...].astype(x.dtype)[None, None]
 
 
 class Backbone(nnx.Module):
@@ -183,7 +186,8 @@ class Backbone(nnx.Module):
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        c = config
+        # A tuple even where a list was given: static attributes of a module must be hashable.
+        c = dataclasses.replace(config, levels=tuple(config.levels))
         _check(c)
         self.config = c
         self.dim, self.patch, self.image_size = c.dim, c.patch, c.image_size
@@ -195,9 +199,13 @@ class Backbone(nnx.Module):
         if c.class_token:
             self.class_token = nnx.Param(jnp.zeros((1, 1, c.dim)))
         if c.registers:
-            self.registers = nnx.Param(_init(rngs.params(), (1, c.registers, c.dim)))
-        tokens = (c.image_size // c.patch) ** 2 + int(c.class_token)
-        self.position = nnx.Param(_init(rngs.params(), (1, tokens, c.dim)))
+            self.registers = nnx.Param(_small(rngs.params(), (1, c.registers, c.dim)))
+        side = c.image_size // c.patch
+        tokens = side**2 + int(c.class_token)
+        position = _small(rngs.params(), (1, tokens, c.dim))
+        if c.sincos:
+            position = position.at[:, -side * side :].set(c.sincos * sincos(side, c.dim))
+        self.position = nnx.Param(position)
         self.blocks = nnx.List([Block(c, rngs=rngs) for _ in range(c.depth)])
         self.norm = LayerNorm(c.dim, epsilon=c.epsilon, rngs=rngs)
 
@@ -240,12 +248,25 @@ class Backbone(nnx.Module):
         if path != "position" or value.shape == self.position.shape:
             return value
         first = int(self.config.class_token)
+        if value.ndim != 3 or value.shape[1] <= first:
+            return value
         old = round((value.shape[1] - first) ** 0.5)
         new = self.image_size // self.patch
         if old * old != value.shape[1] - first:
             return value
         patches = resample(jnp.asarray(value[:, first:], jnp.float32), (old, old), (new, new))
         return np.concatenate([value[:, :first], np.asarray(patches)], axis=1)
+
+
+def sincos(side: int, dim: int) -> Array:
+    """Sines and cosines of a grid's rows and columns, `1 side*side d`.
+
+    The dim / 4 frequencies fall geometrically from a period of 4 cells to one of 64.
+    """
+    rates = (np.pi / 2) * np.geomspace(1.0, 1.0 / 16.0, dim // 4)
+    y, x = np.mgrid[:side, :side].reshape(2, -1, 1)
+    waves = [np.sin(x * rates), np.cos(x * rates), np.sin(y * rates), np.cos(y * rates)]
+    return jnp.asarray(np.concatenate(waves, axis=1)[None], jnp.float32)
 
 
 def resample(position: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
@@ -260,6 +281,9 @@ def resample(position: Array, old: tuple[int, int], new: tuple[int, int]) -> Arr
 def _check(c: Config) -> None:
     if c.image_size % c.patch:
         raise ConfigError(f"image size {c.image_size} is not divisible by patch {c.patch}")
+    for level in c.levels:
+        if not -c.depth <= level < c.depth:
+            raise ConfigError(f"there is no block {level} among {c.depth} to take a level from")
     if c.dim % c.heads:
         raise ConfigError(f"width {c.dim} is not divisible by {c.heads} heads")
     if c.act not in ACTIVATIONS:

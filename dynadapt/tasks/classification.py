@@ -55,7 +55,9 @@ class Task:
         def mix(x: Array) -> Array:
             return (share * x + (1.0 - share) * x[::-1]).astype(x.dtype)
 
-        return {**batch, "image": mix(batch["image"]), "target": mix(target)}
+        # An example that is mixed with a masked one counts no more than that one.
+        mask = batch["mask"] * batch["mask"][::-1]
+        return {**batch, "image": mix(batch["image"]), "target": mix(target), "mask": mask}
 
     def losses(self, logits: Array, target: Array) -> Array:
         """Cross-entropy of each example, `b`."""
@@ -83,9 +85,10 @@ class Task:
         mask = batch["mask"].astype(jnp.int32)
         label = batch["label"]
         own = jnp.take_along_axis(logits, label[:, None], axis=1)
-        # Ties count against the label unless it comes first, as arg max has it.
+        # Ties count against the label unless it comes first, as arg max has it. Counted are those
+        # that are not behind, so that an output of NaN is wrong, not first.
         earlier = jnp.arange(self.classes)[None] < label[:, None]
-        rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+        rank = (~jnp.where(earlier, logits < own, logits <= own)).sum(1)
         hits = jax.nn.one_hot(label, self.classes, dtype=jnp.int32) * mask[:, None]
         return {
             "loss": sums["loss"] + (self.losses(logits, batch["target"]) * batch["mask"]).sum(),

@@ -1,0 +1,170 @@
+"""What `test_sharding.py` asks of a process with 8 CPU devices; prints one JSON document.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/eight_devices.py everything FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dynadapt import (
+    compiled,
+    evaluate,
+    model,
+    optim,
+    sharding,
+    step,
+    tasks,
+    train,
+    tree,
+    workdir,
+)
+from dynadapt import config as configs
+from dynadapt.main import main, read_config
+
+TINY = str(Path(__file__).with_name("configs_tiny.py"))
+STEPS = 20
+MESHES = {"1": (1, 1), "8x1": (8, 1), "4x2": (4, 2), "1x8": (1, 8)}
+
+
+def tiny(method="iconformer", **backbone):
+    config = read_config(TINY, f"method={method},steps={STEPS}")
+    config.backbone.update(dict(dim=64, heads=4, **backbone))
+    if "rank" in config.adapter:
+        config.adapter.rank = 16
+    configs.check(config)
+    return config
+
+
+def run_steps(config, sizes):
+    """Twenty real steps on a mesh: losses, what was moved, where the frozen leaves lie."""
+    data, fsdp = sizes
+    mesh = sharding.make_mesh(ConfigDict(dict(data=data, fsdp=fsdp)), jax.devices()[: data * fsdp])
+    sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
+    source, transform = evaluate.open_split(config, "train")
+    task = tasks.from_config(config.task, source.info)
+    graph, trained, frozen = model.split(model.build(config, task), config)
+    before = jax.device_get(frozen)
+    nbytes = workdir.counts(trained, frozen)["trained_bytes"]
+    tx = optim.make(config.optim, STEPS, trained)
+    state = step.initial_state(trained, tx, config)
+    state = sharding.put_whole(state, sharding.state(state, mesh))
+    frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
+    key = jax.random.key(1)
+    key = sharding.put_whole(key, sharding.replicated(key, mesh))
+    stream = train.batches(config, source, transform)
+    losses = []
+    with jax.set_mesh(mesh):
+        first = train.place_batch(next(stream), mesh)
+        program = step.make_step(graph, task, tx, config).lower(state, frozen, first, key).compile()
+        for _ in range(STEPS):
+            state, logs = program(state, frozen, first, key)
+            losses.append(float(logs["loss"]))
+            first = train.place_batch(next(stream), mesh)
+    after = jax.device_get(frozen)
+    shards = {p: [list(x.shape), list(x.addressable_shards[0].data.shape)]
+              for p, x in tree.leaves(frozen).items()}  # fmt: skip
+    return {
+        "losses": losses,
+        "moved": compiled.collectives(program.as_text()),
+        "trained_bytes": nbytes,
+        "frozen_bytes": tree.nbytes(before),
+        "frozen_kept": all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)),
+        "shards": shards,
+        "trained_whole": all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state["train"])),
+    }  # fmt: skip
+
+
+def evaluations(folder):
+    """Metrics and predictions of an adapter for several batch sizes, on all devices."""
+    answers = {}
+    for size in (1, 7, 64, 100):
+        config, task, source, transform, network = evaluate.load(folder)
+        mesh = sharding.make_mesh(ConfigDict(dict(data=4, fsdp=2)))
+        config.input.eval_batch_size = evaluate.fitting(size, mesh)
+        graph, trained, frozen = model.split(network, config)
+        trained = sharding.put_whole(trained, sharding.replicated(trained, mesh))
+        frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
+        with jax.set_mesh(mesh):
+            values, rows = evaluate.evaluate(
+                evaluate.make_step(graph, task, config), task, trained, frozen,
+                evaluate.batches(config, source, transform), mesh,
+            )  # fmt: skip
+        answers[size] = {"values": values, "rows": {k: v.tolist() for k, v in rows.items()}}
+    return answers
+
+
+def mistakes():
+    """Exit codes and sentences of runs that do not fit 8 devices."""
+    import contextlib
+    import io
+
+    answers = {}
+    for name, options in {
+        "batch": ["--config.input.batch_size=12"],
+        "parts": ["--config.optim.accumulate=4"],
+        "mesh": ["--config.mesh.data=3"],
+        "remainder": ["--config.mesh.fsdp=3"],
+    }.items():
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            code = main(["train", f"--config={TINY}", "--workdir=never", *options])
+        answers[name] = [code, err.getvalue()]
+    return answers
+
+
+def stop_after(number):
+    """Makes the run of this process end, as SIGTERM does, after so many steps."""
+    import os
+    import signal
+
+    real = train.make_step
+
+    def make(*args):
+        taken, count = real(*args), [0]
+
+        def counted(*rest):
+            count[0] += 1
+            if count[0] == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return taken(*rest)
+
+        return counted
+
+    train.make_step = make
+    return real
+
+
+def everything(folder):
+    steps = {name: run_steps(tiny(scan=name == "4x2"), sizes) for name, sizes in MESHES.items()}
+    steps["1x8 scan remat"] = run_steps(tiny(scan=True, remat=True), MESHES["1x8"])
+    answers = {"steps": steps, "mistakes": mistakes(), "devices": jax.device_count()}
+    # The folder "one" was begun on one device; "eight" is begun here and ended there.
+    argv = ["train", f"--config={TINY}:method=lora", "--config.mesh.data=4", "--config.mesh.fsdp=2"]
+    answers["one"] = main([*argv, f"--workdir={folder / 'one'}"])
+    answers["evaluations"] = evaluations(folder / "one" / "adapter")
+    stop_after(5)
+    answers["eight"] = main([*argv, f"--workdir={folder / 'eight'}"])
+    return answers
+
+
+def more_steps(folder):
+    steps = {}
+    for method in ("linear", "bitfit", "lora", "adaptformer", "full"):
+        steps[f"4x2 {method}"] = run_steps(tiny(method, scan=True), MESHES["4x2"])
+    steps["8x1 scan"] = run_steps(tiny(scan=True), MESHES["8x1"])
+    cut = tiny()
+    cut.optim.accumulate = 2
+    steps["1 parts"] = run_steps(cut, MESHES["1"])
+    steps["8x1 parts"] = run_steps(cut, MESHES["8x1"])
+    return {"steps": steps}
+
+
+if __name__ == "__main__":
+    document, sys.stdout = sys.stdout, sys.stderr
+    jobs = {"everything": everything, "more_steps": more_steps}
+    json.dump(jobs[sys.argv[1]](Path(sys.argv[2])), document)

@@ -1,0 +1,667 @@
+"""One suite over every method; a new method gets a row in METHODS and in COUNTS."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dynadapt import adapters, attach, backbones, config, model, optim, tasks, tree, workdir
+from dynadapt.context import Context, dropout
+from dynadapt.data import Info
+from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.step import initial_state, make_step
+
+INFO = Info("test", tuple("abcde"), {"train": 1}, "by hand")
+TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What the suite must know of a method.
+
+    Attributes:
+        settings: tiny ones, all that is random off.
+        random: settings that turn on what is random while training.
+        trains: whether a backbone leaf trains.
+    """
+
+    settings: dict
+    random: dict
+    trains: Callable[[str], bool]
+
+
+def in_adapter(path):
+    return "adapter" in path.split("/")
+
+
+METHODS = {
+    "adaptformer": Method(dict(rank=3, dropout=0.0), dict(dropout=0.2), in_adapter),
+    "bitfit": Method({}, {}, lambda path: path.split("/")[-1] == "bias"),
+    "full": Method({}, {}, lambda path: True),
+    "iconformer": Method(dict(rank=3), dict(dropout=0.2, filter_norm=True), in_adapter),
+    "linear": Method({}, {}, lambda path: False),
+    "lora": Method(dict(rank=2, targets=TARGETS), dict(dropout=0.2), in_adapter),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+folding = [name for name in METHODS if hasattr(adapters.module(name), "merge")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_compiling():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def settings(name, *, backbone=None, **changes):
+    """The config of a tiny model with the method."""
+    c = config.default(backbone="vit_mini", method=name, data_set="digits")
+    c.backbone.update(dict(dim=16, depth=2, heads=2, image_size=8) | (backbone or {}))
+    c.adapter.update(METHODS[name].settings | changes)
+    c.input.batch_size = 8
+    c.optim.update(dict(steps=10, lr=1e-2, warmup=0.0))
+    return c
+
+
+def build(c):
+    return model.build(c, tasks.from_config(c.task, INFO))
+
+
+def stir(network, pick, seed=0, size=0.1):
+    """Adds noise to the leaves whose path `pick` takes, the same to the same path."""
+
+    def change(path, x):
+        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        noise = size * jnp.asarray(rng.normal(size=x.shape), x.dtype)
+        return x + noise if pick(path) else x
+
+    nnx.update(network, tree.map_leaves(change, nnx.state(network)))
+    return network
+
+
+def stirred(name, **changes):
+    """A model in which nothing is zero: head, biases and up-projections."""
+    return stir(build(settings(name, **changes)), lambda path: True, seed=5)
+
+
+def images(b, seed=1):
+    return np.random.default_rng(seed).normal(size=(b, 8, 8, 3)).astype(np.float32)
+
+
+def batch(seed=3):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(256, size=(8, 8, 8, 3), dtype=np.uint8),
+        "label": rng.integers(5, size=8).astype(np.int32),
+        "index": np.arange(8, dtype=np.int32),
+        "mask": np.ones(8, np.float32),
+    }
+
+
+@jax.jit
+def logits(network, x):
+    return network(x, Context())
+
+
+def values(tree_of_leaves):
+    return {path: np.array(x) for path, x in tree.leaves(tree_of_leaves).items()}
+
+
+@functools.cache
+def trained(name, form="loop"):
+    """Ten real steps with dropout and drop-path on; what was before, between and after."""
+    how = {"loop": {}, "remat": dict(remat=True), "scan": dict(scan=True)}[form]
+    c = settings(name, backbone=how, **METHODS[name].random)
+    c.optim.update(dict(weight_decay=0.0, drop_path=0.2))
+    task = tasks.from_config(c.task, INFO)
+    graph, train, frozen = model.split(build(c), c)
+    tx = optim.make(c.optim, c.optim.steps, train)
+    step, state = make_step(graph, task, tx, c), initial_state(train, tx, c)
+    key = jax.random.key(2, impl="unsafe_rbg")  # compiles fastest
+    history = dict(
+        train=values(train), frozen=values(frozen), opt=values(state["opt"]), losses=[], at={}
+    )
+    for number in range(10):
+        state, logs = step(state, frozen, batch(number), key)
+        history["losses"].append(float(logs["loss"]))
+        history["at"][number + 1] = values(state["train"]), values(state["opt"])
+    return history | dict(frozen_after=values(frozen), step=int(state["step"]))
+
+
+def test_every_method_has_a_row():
+    assert adapters.names() == sorted(METHODS)
+
+
+@every_method
+def test_zero_effect_at_the_start(name):
+    def with_head(name):
+        return stir(build(settings(name)), lambda path: path.startswith("head/"), size=1.0)
+
+    found, bare = (logits(with_head(n), images(3)) for n in (name, "linear"))
+    assert np.ptp(bare) > 0.5
+    np.testing.assert_allclose(found, bare, rtol=0, atol=1e-5)
+
+
+@every_method
+def test_a_changed_adapter_has_an_effect(name):
+    if name == "linear":
+        pytest.skip("has no adapter")
+    network = stir(build(settings(name)), lambda path: path.startswith("head/"), size=1.0)
+    before = logits(network, images(3))
+    chosen = METHODS[name].trains
+    stir(network, lambda path: path.startswith("backbone/") and chosen(path), size=0.5)
+    assert np.abs(logits(network, images(3)) - before).max() > 1e-3
+
+
+@every_method
+def test_what_trains_and_what_is_frozen(name):
+    history = trained(name)
+    for path in history["train"]:
+        assert path.startswith("head/") or METHODS[name].trains(path), path
+    for path in history["frozen"]:
+        assert path.startswith("backbone/") and not METHODS[name].trains(path), path
+    assert {"head/linear/kernel", "head/linear/bias"} <= history["train"].keys()
+
+
+@every_method
+def test_only_trained_leaves_change(name):
+    history = trained(name)
+    after = history["at"][5][0]
+    assert after.keys() == history["train"].keys()
+    for path, x in history["train"].items():
+        assert (after[path] != x).any(), f"{path} did not move"
+        assert after[path].dtype == x.dtype == np.float32
+    assert history["frozen_after"].keys() == history["frozen"].keys()
+    for path, x in history["frozen"].items():
+        np.testing.assert_array_equal(history["frozen_after"][path], x, err_msg=path)
+    assert history["step"] == 10
+
+
+@every_method
+def test_a_training_step_changes_nothing_in_the_frozen_model(name):
+    """What a user gets back: the model with the trained leaves put in."""
+    if name == "full":
+        pytest.skip("has no frozen leaf")
+    c = settings(name, **METHODS[name].random)
+    network = build(c)
+    before = values(nnx.state(network))
+    after = values(nnx.state(nnx.merge(*model.split(network, c))))
+    assert list(before) == list(after)
+    for path, x in before.items():
+        np.testing.assert_array_equal(after[path], x)
+
+
+@every_method
+def test_the_optimizer_holds_trained_leaves_alone(name):
+    history = trained(name)
+    moments = {p: x for p, x in history["opt"].items() if "/mu/" in p or "/nu/" in p}
+    counters = [x for p, x in history["opt"].items() if p not in moments]
+    assert all(x.shape == () for x in counters) and len(counters) <= 2
+    for kind in ("mu", "nu"):
+        found = {p.split(f"/{kind}/")[1]: x for p, x in moments.items() if f"/{kind}/" in p}
+        assert {p: x.shape for p, x in found.items()} == {
+            p: x.shape for p, x in history["train"].items()
+        }
+    size = sum(x.nbytes for x in history["train"].values())
+    assert sum(x.nbytes for x in moments.values()) == 2 * size
+
+
+@every_method
+def test_every_trained_leaf_gets_a_gradient_within_three_steps(name):
+    opt = trained(name)["at"][3][1]
+    first_moments = {p: x for p, x in opt.items() if "/mu/" in p}
+    assert len(first_moments) == len(trained(name)["train"])
+    assert not [p for p, x in first_moments.items() if not x.any()]
+
+
+def quick(name, form):
+    """Without `slow`, the forms run where adapters lie inside the fold."""
+    return METHODS[name].trains is in_adapter and (form == "scan" or name == "iconformer")
+
+
+FORMS = [
+    pytest.param(name, form, marks=() if quick(name, form) else pytest.mark.slow)
+    for name in METHODS
+    for form in ("remat", "scan")
+]
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_training_does_not_depend_on_the_form(name, form):
+    found, wanted = trained(name, form), trained(name)
+    assert list(found["train"]) == list(wanted["train"])
+    assert list(found["opt"]) == list(wanted["opt"])
+    np.testing.assert_allclose(found["losses"], wanted["losses"], rtol=1e-5, atol=1e-5)
+    assert wanted["losses"][-1] != wanted["losses"][0]
+
+
+@every_method
+def test_images_are_seen_one_by_one(name):
+    network, x = stirred(name), images(4)
+    whole = np.asarray(logits(network, x))
+    assert np.ptp(whole, axis=0).max() > 1e-2
+    order = np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(logits(network, x[order]), whole[order], rtol=1e-5, atol=1e-5)
+    single = np.concatenate([logits(network, x[i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(single, whole, rtol=1e-5, atol=1e-5)
+
+
+@every_method
+def test_bfloat16_is_close(name):
+    network, x = stirred(name), images(4)
+    c = settings(name)
+    c.compute.frozen_dtype = "bfloat16"
+    graph, train, frozen = model.split(network, c)
+    assert {v.dtype for v in tree.leaves(frozen).values()} <= {jnp.dtype(jnp.bfloat16)}
+    assert {v.dtype for v in tree.leaves(train).values()} == {jnp.dtype(jnp.float32)}
+    half = logits(nnx.merge(graph, train, frozen), jnp.asarray(x, jnp.bfloat16))
+    full = logits(network, x)
+    assert half.dtype == jnp.float32
+    assert 0 < np.linalg.norm(half - full) < 3e-2 * np.linalg.norm(full)
+
+
+@pytest.mark.parametrize("name", folding)
+def test_a_merged_model_is_equal_and_bare(name):
+    network, x = stirred(name), images(4)
+    before = logits(network, x)
+    adapters.module(name).merge(network.backbone)
+    bare = build(settings("linear"))
+    assert list(values(nnx.state(network))) == list(values(nnx.state(bare)))
+    assert nnx.graphdef(network) == nnx.graphdef(bare)
+    np.testing.assert_allclose(logits(network, x), before, rtol=1e-5, atol=1e-5)
+
+
+@every_method
+def test_detaching_gives_the_bare_model(name):
+    c = settings(name)
+    network = build(c)
+    attach.detach(network)
+    assert nnx.graphdef(network) == nnx.graphdef(build(settings("linear")))
+    for path, x in values(nnx.state(build(settings("linear")).backbone)).items():
+        np.testing.assert_array_equal(values(nnx.state(network.backbone))[path], x)
+
+
+@every_method
+def test_equal_models_share_one_compilation(name):
+    graphs = []
+    for seed in (0, 1):
+        c = settings(name)
+        c.seed = seed
+        graphs.append(nnx.graphdef(build(c)))
+    assert graphs[0] == graphs[1] and hash(graphs[0]) == hash(graphs[1])
+
+
+@every_method
+def test_a_wrong_setting_tells_the_nearest(name):
+    backbone = build(settings("linear")).backbone
+    known = adapters.settings(name)
+    wrong = "rnak" if "rank" in known else "rank"
+    message = f"method '{name}' 'rnak'; did you mean 'rank'" if "rank" in known else "'rank'"
+    with pytest.raises(UnknownName, match=message):
+        adapters.adapt(backbone, name, rngs=nnx.Rngs(0), **{wrong: 4})
+    assert not attach.adapted(backbone)
+
+
+def test_a_wrong_method_tells_the_nearest():
+    with pytest.raises(UnknownName, match="unknown method 'iconfromer'; did you .*'iconformer'"):
+        adapters.module("iconfromer")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("lora", dict(rank=0), "rank must be at least 1, not 0"),
+        ("lora", dict(targets=("q", "w")), "unknown LoRA target 'w'"),
+        ("lora", dict(targets=()), "at least one target"),
+        ("lora", dict(dropout=1.0), r"dropout must be in \[0, 1\), not 1.0"),
+        ("adaptformer", dict(rank=-1), "rank must be at least 1"),
+        ("adaptformer", dict(dropout=-0.1), "dropout must be in"),
+        ("iconformer", dict(rank=0), "rank must be at least 1"),
+        ("iconformer", dict(kernel=4), "kernel odd"),
+        ("iconformer", dict(dropout=1.5), "dropout must be in"),
+        ("iconformer", dict(placement="parallel_mpl"), "did you mean 'parallel_mlp'"),
+        ("iconformer", dict(act="gleu"), "did you mean 'gelu"),
+        ("iconformer", dict(prefix="centre"), "did you mean 'center'"),
+        ("iconformer", dict(kernels="statc"), "did you mean 'static'"),
+    ],
+)
+def test_values_that_cannot_be_served(name, given, message):
+    backbone = build(settings("linear")).backbone
+    with pytest.raises(ConfigError, match=message):
+        adapters.adapt(backbone, name, rngs=nnx.Rngs(0), **given)
+    assert not attach.adapted(backbone)
+
+
+# Exact counts, head excluded.
+COUNTS = [
+    ("vit_b16", "linear", {}, 0),
+    ("vit_b16", "full", {}, 85_798_656),
+    ("vit_b16", "bitfit", {}, 102_912),
+    *(
+        ("vit_b16", "lora", dict(rank=r), n)
+        for r, n in ((4, 147_456), (8, 294_912), (16, 589_824), (20, 737_280))
+    ),
+    ("vit_b16", "lora", dict(rank=8, targets=("q", "k", "v", "proj")), 589_824),
+    *(
+        ("vit_b16", "adaptformer", dict(rank=r), n)
+        for r, n in ((8, 156_768), (16, 304_320), (32, 599_424), (64, 1_189_632))
+    ),
+    *(
+        ("vit_b16", "iconformer", dict(rank=r), n)
+        for r, n in ((8, 164_544), (16, 333_696), (32, 713_472), (64, 1_638_912))
+    ),
+    *(
+        ("vit_b16", "iconformer", dict(rank=r, filter_norm=True), n)
+        for r, n in ((8, 166_272), (16, 337_152), (32, 720_384), (64, 1_652_736))
+    ),
+    ("vit_b16", "iconformer", dict(kernels="none"), 1_189_632),
+    ("vit_b16", "iconformer", dict(kernels="static"), 1_189_632 + 12 * 9 * 64),
+    ("vit_b16", "iconformer", dict(placement="both"), 2 * 1_638_912),
+    ("vit_l16", "iconformer", {}, 4_070_400),
+]
+
+
+@functools.cache
+def shapes(variant):
+    network = nnx.eval_shape(lambda: backbones.create(variant, rngs=nnx.Rngs(0)))
+    return nnx.split(network)
+
+
+@pytest.mark.parametrize(("variant", "name", "given", "count"), COUNTS)
+def test_exact_parameter_counts(variant, name, given, count):
+    graph, state = shapes(variant)
+
+    def adapted():
+        backbone = nnx.merge(graph, jax.tree.map(lambda x: jnp.zeros(x.shape), state))
+        adapters.adapt(backbone, name, rngs=nnx.Rngs(0), **given)
+        return model.Model(backbone, nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+
+    network = nnx.eval_shape(adapted)
+    filters = adapters.trainable(adapters.trains(name))
+    _, train, frozen = nnx.split(network, filters, ...)
+    counted = workdir.counts(train, frozen)
+    assert counted["trained"] == count
+    assert counted["trained_with_head"] == count + 2
+    assert counted["backbone"] == tree.size(state)
+
+
+# LoRA
+
+
+def factors(adapter, name):
+    pair = getattr(adapter, name)
+    return np.asarray(pair.a[...], np.float64), np.asarray(pair.b[...], np.float64)
+
+
+def test_lora_on_a_fused_layer_is_lora_on_each_slice():
+    backbone = stirred("lora", scale=0.7).backbone
+    host = backbone.blocks[1].attn.qkv
+    x = np.random.default_rng(6).normal(size=(2, 5, 16))
+    kernel, bias = (np.asarray(v[...], np.float64) for v in (host.kernel, host.bias))
+    parts = []
+    for i, name in enumerate("qkv"):
+        a, b = factors(host.adapter, name)
+        cut = slice(16 * i, 16 * (i + 1))
+        parts.append(x @ kernel[:, cut] + bias[cut] + 0.7 * x @ a @ b)
+    wanted = np.concatenate(parts, -1)
+    found = host(jnp.asarray(x, jnp.float32), Context())
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+    by_hand = {
+        "qkv": np.concatenate([p @ q for p, q in (factors(host.adapter, n) for n in "qkv")], 1)
+    }
+    wanted = {"qkv": kernel + 0.7 * by_hand["qkv"]}
+    for name, layer in (
+        ("proj", backbone.blocks[1].attn.proj),
+        ("fc2", backbone.blocks[1].mlp.fc2),
+    ):
+        a, b = factors(layer.adapter, name)
+        wanted[name] = np.asarray(layer.kernel[...], np.float64) + 0.7 * a @ b
+    adapters.module("lora").merge(backbone)
+    found = {"qkv": host, "proj": backbone.blocks[1].attn.proj, "fc2": backbone.blocks[1].mlp.fc2}
+    for name, layer in found.items():
+        np.testing.assert_allclose(layer.kernel[...], wanted[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("targets", [("v", "q"), ("k",), ("fc1",)])
+def test_lora_touches_its_targets_alone(targets):
+    network = stirred("lora", targets=targets)
+    before = values(nnx.state(network.backbone))
+    adapters.module("lora").merge(network.backbone)
+    after = values(nnx.state(network.backbone))
+    moved = {p for p, x in after.items() if (x != before[p]).any()}
+    layer = "attn/qkv" if targets[0] in "qkv" else "mlp/fc1"
+    assert moved == {f"blocks/{i}/{layer}/kernel" for i in range(2)}
+    if layer == "attn/qkv":
+        change = after["blocks/0/attn/qkv/kernel"] - before["blocks/0/attn/qkv/kernel"]
+        slices = np.abs(change).reshape(16, 3, 16).max((0, 2)) > 0
+        assert slices.tolist() == [name in targets for name in "qkv"]
+
+
+def masks(network, kind):
+    """Which entries dropout kept at each adapter of block 0, by the answer to ones."""
+    found = []
+    ctx = Context(grid=(2, 2), train=True, key=jax.random.key(4))
+    for path, host in attach.adapted(network.backbone):
+        if path.startswith("blocks/0/"):
+            adapter = host.adapter
+            seen = jnp.ones((2, 5, 64))
+            found.append(kind(adapter, seen, ctx))
+    return found
+
+
+def test_the_sites_of_a_block_drop_apart():
+    """All sites of a block share a key; with one mask for all, their noise would be one."""
+    for name, given in (("lora", {}), ("iconformer", dict(placement="both"))):
+        network = build(settings(name, dropout=0.5, **given))
+        kept = masks(network, lambda a, x, ctx: np.asarray(dropout(x, 0.5, ctx, a.site)) > 0)
+        assert len(kept) == {"lora": 4, "iconformer": 2}[name]
+        for i, one in enumerate(kept):
+            assert all((one == other).mean() < 0.6 for other in kept[:i])
+
+
+# iConFormer
+
+
+def records(network, x):
+    ctx = Context()
+    network(x, ctx)
+    return ctx.tape
+
+
+def copy_bottleneck(source, target):
+    """Down- and up-projections of one model's adapters into another's."""
+    given = tree.leaves(nnx.state(source))
+    state = nnx.state(target)
+
+    def change(path, x):
+        return given[path] if "/down/" in path or "/up/" in path else x
+
+    nnx.update(target, tree.map_leaves(change, state))
+
+
+def test_each_image_gets_kernels_of_its_own():
+    network = stirred("iconformer")
+    kernels = np.asarray(records(network, images(3))["kernel"])
+    assert kernels.shape == (2, 3, 3, 3, 3)  # layers b k k r
+    for layer in kernels:
+        for i in range(3):
+            for j in range(i):
+                assert np.abs(layer[i] - layer[j]).max() > 1e-4
+    np.testing.assert_allclose(
+        records(network, images(3)[::-1])["kernel"], kernels[:, ::-1], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_static_kernel_is_one_for_all():
+    kernels = np.asarray(records(stirred("iconformer", kernels="static"), images(3))["kernel"])
+    np.testing.assert_array_equal(kernels, np.broadcast_to(kernels[:, :1], kernels.shape))
+
+
+def test_without_kernels_it_is_adaptformer():
+    plain = stirred("adaptformer")
+    own = stirred("iconformer", kernels="none")
+    assert [*tree.leaves(nnx.state(plain))] == [*tree.leaves(nnx.state(own))]
+    copy_bottleneck(plain, own)
+    nnx.update(own, nnx.state(plain))
+    np.testing.assert_allclose(
+        logits(own, images(3)), logits(plain, images(3)), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("prefix", ["identity", "center"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_with_the_centre_delta_it_is_adaptformer(kernel, prefix):
+    plain = stirred("adaptformer")
+    own = stirred("iconformer", kernel=kernel, prefix=prefix, identity_bias=True)
+    copy_bottleneck(plain, own)
+    # No weights: the generated kernel is the dense layer's bias.
+    centre = np.zeros((kernel, kernel, 3))
+    centre[kernel // 2, kernel // 2] = 1
+    for _, host in attach.adapted(own):
+        host.adapter.icon.dense.kernel[...] *= 0.0
+        host.adapter.icon.dense.bias[...] = jnp.asarray(centre.reshape(-1), jnp.float32)
+    np.testing.assert_allclose(
+        logits(own, images(3)), logits(plain, images(3)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_identity_bias_starts_at_the_centre_delta():
+    adapter = build(settings("iconformer", identity_bias=True)).backbone.blocks[0].mlp.adapter
+    bias = np.asarray(adapter.icon.dense.bias[...]).reshape(3, 3, 3)
+    assert bias[1, 1].tolist() == [1, 1, 1] and bias.sum() == 3
+
+
+def by_hand(adapter, x, grid, prefix):
+    """The branch of one adapter in numpy: loops over instances and channels."""
+    w = {k: np.asarray(v, np.float64) for k, v in tree.leaves(nnx.state(adapter)).items()}
+    h = np.maximum(x @ w["down/kernel"] + w["down/bias"], 0)
+    n = grid[0] * grid[1]
+    out = h.copy()
+    for b in range(len(x)):
+        m = h[b, -n:].reshape(*grid, -1)
+        taps = m.mean((0, 1)) @ w["icon/dense/kernel"] + w["icon/dense/bias"]
+        taps = taps.reshape(3, 3, -1)
+        padded = np.pad(m, ((1, 1), (1, 1), (0, 0)))
+        for i in range(grid[0]):
+            for j in range(grid[1]):
+                window = padded[i : i + 3, j : j + 3]
+                out[b, -n + i * grid[1] + j] = (window * taps).sum((0, 1))
+        if prefix == "drop":
+            out[b, :-n] = 0
+        elif prefix == "center":
+            out[b, :-n] *= taps[1, 1]
+    return 0.1 * (out @ w["up/kernel"] + w["up/bias"])
+
+
+@pytest.mark.parametrize("placement", ["parallel_mlp", "sequential_mlp", "parallel_attn"])
+@pytest.mark.parametrize("prefix", ["identity", "center", "drop"])
+def test_the_branch_equals_numpy(prefix, placement):
+    network = stirred("iconformer", prefix=prefix, placement=placement)
+    host = (
+        network.backbone.blocks[1].attn if "attn" in placement else network.backbone.blocks[1].mlp
+    )
+    x = np.random.default_rng(7).normal(size=(3, 8, 16))
+    ctx = Context(grid=(3, 2), prefix=2)
+    y = np.asarray(host.bare(jnp.asarray(x, jnp.float32), ctx), np.float64)
+    seen = x + y if placement == "sequential_mlp" else x
+    wanted = y + by_hand(host.adapter, seen, (3, 2), prefix)
+    found = host(jnp.asarray(x, jnp.float32), ctx)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+OPTIONS = [
+    *(dict(placement=p) for p in ("sequential_mlp", "parallel_attn", "both")),
+    *(dict(act=a) for a in ("gelu", "none")),
+    *(dict(prefix=p) for p in ("center", "drop")),
+    dict(filter_norm=True),
+    dict(learn_scale=True, scale=1),
+    dict(ln_before=True),
+    dict(identity_bias=True),
+    *(dict(kernels=k) for k in ("static", "none")),
+    dict(kernel=5),
+    dict(kernel=1, scale=2),
+]
+
+
+@pytest.mark.parametrize("learn_scale", [False, True])
+def test_a_scale_may_be_a_whole_number(learn_scale):
+    backbone = build(settings("linear")).backbone
+    given = dict(rank=2, scale=1, learn_scale=learn_scale)
+    adapters.adapt(backbone, "iconformer", rngs=nnx.Rngs(0), **given)
+    dtypes = {x.dtype for x in jax.tree.leaves(nnx.state(backbone))}
+    assert dtypes == {jnp.dtype(jnp.float32)}
+    assert jax.eval_shape(logits, backbone_only(backbone), images(2)).shape == (2, 2, 2, 16)
+
+
+def backbone_only(backbone):
+    """The backbone, called as a model is, answering its last map."""
+
+    class Maps(nnx.Module):
+        def __call__(self, features, ctx):
+            return features.maps[-1]
+
+    return model.Model(backbone, Maps())
+
+
+_CHOICES = dict(
+    placement=["parallel_mlp", "sequential_mlp", "parallel_attn", "both"],
+    act=["none", "relu", "gelu", "gelu_tanh", "quick_gelu"],
+    prefix=["identity", "center", "drop"],
+    filter_norm=[False, True],
+    learn_scale=[False, True],
+    ln_before=[False, True],
+    identity_bias=[False, True],
+    kernels=["dynamic", "static", "none"],
+    kernel=[1, 3, 5],
+)
+
+
+def mixed(seed):
+    """A random choice of all options at once."""
+    rng = np.random.default_rng(seed)
+    given = {k: v[rng.integers(len(v))] for k, v in _CHOICES.items()}
+    if given["kernel"] == 1:
+        given["filter_norm"] = False  # one tap has no deviation
+    return given
+
+
+@functools.cache
+def bare_logits():
+    network = build(settings("linear", backbone=dict(depth=1)))
+    return logits(stir(network, lambda p: p.startswith("head/"), size=1.0), images(4))
+
+
+@pytest.mark.parametrize(
+    "given", [*OPTIONS, *(pytest.param(mixed(n), marks=pytest.mark.slow) for n in range(12))]
+)
+def test_each_option_keeps_zero_effect_and_trains(given):
+    c = settings("iconformer", backbone=dict(depth=1), **given)
+    network = stir(build(c), lambda p: p.startswith("head/"), size=1.0)
+    graph, train, frozen = model.split(network, c)
+
+    @jax.jit
+    def run(train):
+        def loss(train):
+            found = nnx.merge(graph, train, frozen)(images(4), Context())
+            return jnp.square(found - 1.0).mean(), found
+
+        return jax.value_and_grad(loss, has_aux=True)(train)
+
+    (before, found), gradient = run(train)
+    np.testing.assert_allclose(found, bare_logits(), rtol=0, atol=1e-5)
+    up = [g for p, g in tree.leaves(gradient).items() if p.endswith("up/kernel")]
+    assert up and all(np.abs(g).max() > 0 for g in up)
+    stirred_train = tree.map_leaves(lambda p, x: x + 0.1 if p.endswith("up/kernel") else x, train)
+    (before, _), gradient = run(stirred_train)
+    for path, g in tree.leaves(gradient).items():
+        assert np.isfinite(g).all() and np.abs(g).max() > 0, path
+    norm = sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(gradient))
+    smaller = jax.tree.map(lambda x, g: x - 1e-3 / norm * g, stirred_train, gradient)
+    assert run(smaller)[0][0] < before

@@ -1,0 +1,346 @@
+import functools
+from math import erf
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dynadapt import backbones, tree
+from dynadapt.backbones import vit
+from dynadapt.context import Context
+from dynadapt.errors import ConfigError, UnknownName
+
+SMALL = dict(dim=16, heads=2, depth=3, image_size=16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_compiling():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def make(seed=0, **changes):
+    """A small ViT with random values everywhere, biases and norms too."""
+    given = SMALL | changes
+    network = nnx.eval_shape(lambda: backbones.create("vit_mini", rngs=nnx.Rngs(0), **given))
+    graph, shapes = nnx.split(network)
+    rng = np.random.default_rng(seed)
+
+    def value(path, x):
+        noise = rng.normal(size=x.shape).astype(np.float32)
+        if path.endswith("kernel"):
+            return jnp.asarray(noise / np.sqrt(np.prod(x.shape[:-1])))
+        return jnp.asarray(0.3 * noise + path.endswith("scale"))
+
+    return nnx.merge(graph, tree.map_leaves(value, shapes))
+
+
+def images(b=2, h=16, w=16, seed=1):
+    return np.random.default_rng(seed).normal(size=(b, h, w, 3)).astype(np.float32)
+
+
+@jax.jit
+def features(network, x):
+    found = network(x, Context())
+    return found.maps, found.tokens
+
+
+def by_hand(network, x, levels=()):
+    """The forward pass of a plain ViT in numpy, float64, token by token layout."""
+    w = {k: np.asarray(v, np.float64) for k, v in tree.leaves(nnx.state(network)).items()}
+    c = network.config
+    p, d, hd = c.patch, c.dim, c.dim // c.heads
+
+    def norm(x, path):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + c.epsilon)
+        return x * w[f"{path}/scale"] + w[f"{path}/bias"]
+
+    def linear(x, path):
+        return x @ w[f"{path}/kernel"] + w[f"{path}/bias"]
+
+    def scale(x, path):
+        return x * w.get(f"{path}/scale/scale", 1.0)
+
+    gelu = np.vectorize(lambda v: 0.5 * v * (1 + erf(v / np.sqrt(2))))
+    all_maps, all_tokens = [], []
+    for image in np.asarray(x, np.float64):
+        h, side = image.shape[0] // p, image.shape[1] // p
+        tokens = []
+        for i in range(h):
+            for j in range(side):
+                patch = image[i * p : i * p + p, j * p : j * p + p]
+                kernel, bias = w["embed/kernel"], w["embed/bias"]
+                tokens.append(np.einsum("xyc,xycd->d", patch, kernel) + bias)
+        x = np.stack(tokens)
+        if c.class_token:
+            x = np.concatenate([w["class_token"][0], x]) + w["position"][0]
+        else:
+            x = x + w["position"][0]
+        if c.registers:
+            at = int(c.class_token)
+            x = np.concatenate([x[:at], w["registers"][0], x[at:]])
+        maps = []
+        for n in range(c.depth):
+            at = f"blocks/{n}"
+            qkv = linear(norm(x, f"{at}/attn/norm"), f"{at}/attn/qkv")
+            heads = []
+            for k in range(c.heads):
+                q, key, v = (qkv[:, i * d + k * hd : i * d + (k + 1) * hd] for i in range(3))
+                score = q @ key.T / np.sqrt(hd)
+                score = np.exp(score - score.max(-1, keepdims=True))
+                heads.append(score / score.sum(-1, keepdims=True) @ v)
+            y = linear(np.concatenate(heads, -1), f"{at}/attn/proj")
+            x = x + scale(y, f"{at}/attn")
+            y = linear(norm(x, f"{at}/mlp/norm"), f"{at}/mlp/fc1")
+            x = x + scale(linear(gelu(y), f"{at}/mlp/fc2"), f"{at}/mlp")
+            if n in levels:
+                maps.append(x[-h * side :].reshape(h, side, d))
+        y = norm(x, "norm")
+        all_maps.append([*maps, y[-h * side :].reshape(h, side, d)])
+        all_tokens.append(y[: len(y) - h * side])
+    return [np.stack(m) for m in zip(*all_maps, strict=True)], np.stack(all_tokens)
+
+
+@pytest.mark.parametrize(
+    ("changes", "levels"),
+    [
+        ({}, ()),
+        (dict(registers=2, layer_scale=0.5, levels=(0, 1)), (0, 1)),
+        (dict(class_token=False, heads=4, mlp_ratio=2.5), ()),
+        (dict(class_token=False, registers=3, epsilon=1e-3), ()),
+    ],
+)
+def test_forward_equals_numpy(changes, levels):
+    network = make(3, **changes)
+    x = images()
+    maps, tokens = features(network, x)
+    wanted, wanted_tokens = by_hand(network, x, levels)
+    assert len(maps) == len(wanted)
+    for own, other in zip(maps, wanted, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
+    assert tokens.shape == wanted_tokens.shape
+    np.testing.assert_allclose(tokens, wanted_tokens, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("vit_ti16", 5_524_416),
+        ("vit_s16", 21_665_664),
+        ("vit_b16", 85_798_656),
+        ("vit_l16", 303_301_632),
+    ],
+)
+def test_parameter_counts(name, count):
+    network = nnx.eval_shape(lambda: backbones.create(name, rngs=nnx.Rngs(0)))
+    assert tree.size(nnx.state(network)) == count
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(class_token=False),
+        dict(registers=4),
+        dict(layer_scale=1e-5),
+        dict(mlp_ratio=2.0, patch=8),
+        dict(image_size=32, depth=1),
+    ],
+)
+def test_counts_by_formula(changes):
+    c = vit.Config(**(dict(patch=4) | SMALL | changes))
+    d, cls = c.dim, int(c.class_token)
+    hidden = int(d * c.mlp_ratio)
+    block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (2 * d * hidden + hidden + d)
+    block += 2 * d * bool(c.layer_scale)
+    tokens = (c.image_size // c.patch) ** 2 + cls
+    stem = c.patch**2 * 3 * d + d + d * (cls + c.registers + tokens)
+    network = nnx.eval_shape(lambda: vit.Backbone(c, rngs=nnx.Rngs(0)))
+    assert tree.size(nnx.state(network)) == stem + c.depth * block + 2 * d
+
+
+def test_paths():
+    network = make(depth=1, registers=1, layer_scale=1.0)
+    linear, norm = ("bias", "kernel"), ("bias", "scale")
+    wanted = {"class_token", "position", "registers", *(f"norm/{n}" for n in norm)}
+    wanted |= {f"embed/{n}" for n in linear}
+    for branch, layers in (("attn", ("qkv", "proj")), ("mlp", ("fc1", "fc2"))):
+        wanted |= {f"blocks/0/{branch}/norm/{n}" for n in norm} | {f"blocks/0/{branch}/scale/scale"}
+        wanted |= {f"blocks/0/{branch}/{layer}/{n}" for layer in layers for n in linear}
+    assert set(tree.leaves(nnx.state(network))) == wanted
+
+
+def test_shapes_and_attributes():
+    network = make(levels=(0, -2), registers=2)
+    maps, tokens = features(network, images(3))
+    assert [m.shape for m in maps] == [(3, 4, 4, 16)] * 3 and tokens.shape == (3, 3, 16)
+    assert (network.dims, network.strides, network.patch) == ((16,) * 3, (4,) * 3, 4)
+    assert network.levels == (0, 1, 2) and network.prefix == 3 and network.dim == 16
+    assert features(make(class_token=False), images())[1].shape == (2, 0, 16)
+
+
+def test_levels_given_as_a_list_are_the_same_compiled_model():
+    one, two = make(levels=[1]), make(levels=(1,))
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    assert hash(nnx.graphdef(one)) == hash(nnx.graphdef(two))
+
+
+def test_other_image_sizes_change_the_grid():
+    network = make()
+    for h, w in ((32, 16), (8, 24), (16, 16)):
+        maps, tokens = features(network, images(1, h, w))
+        assert maps[0].shape == (1, h // 4, w // 4, 16) and tokens.shape == (1, 1, 16)
+        assert np.isfinite(maps[0]).all()
+
+
+def test_position_embeddings_are_resampled():
+    ramp = np.zeros((1, 16, 2), np.float32)
+    ramp[0, :, 0], ramp[0, :, 1] = np.repeat(np.arange(4), 4), np.tile(np.arange(4), 4)
+    same = vit.resample(jnp.asarray(ramp), (4, 4), (4, 4))
+    np.testing.assert_array_equal(same, ramp)
+    wide = np.asarray(vit.resample(jnp.asarray(ramp), (4, 4), (4, 8))).reshape(4, 8, 2)
+    np.testing.assert_allclose(wide[..., 0], np.repeat(np.arange(4), 8).reshape(4, 8), atol=1e-5)
+    # Away from the border, a cubic through a line is that line, at half-pixel centres.
+    np.testing.assert_allclose(wide[1, 3:5, 1], [1.25, 1.75], atol=1e-5)
+    constant = vit.resample(jnp.full((1, 16, 3), 2.5), (4, 4), (7, 3))
+    assert constant.shape == (1, 21, 3)
+    np.testing.assert_allclose(constant, 2.5, rtol=1e-6)
+
+
+def test_levels_change_nothing_but_what_is_returned():
+    """Keys and drop rates of a block do not depend on where the fold is cut."""
+    x = images()
+
+    @jax.jit
+    def tokens(network, key):
+        return network(x, Context(train=True, key=key, drop_path=0.5)).tokens
+
+    for seed in (1, 2):
+        whole, cut = (tokens(make(levels=at), jax.random.key(seed)) for at in ((), (0, 1)))
+        np.testing.assert_allclose(cut, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_each_image_is_seen_alone():
+    network, x = make(), images(4)
+    order = np.array([2, 0, 3, 1])
+    whole = features(network, x)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b[order], rtol=1e-5, atol=1e-5),
+        features(network, x[order]),
+        whole,
+    )
+    single = features(network, x[1:2])
+    np.testing.assert_allclose(single[0][0], whole[0][0][1:2], rtol=1e-5, atol=1e-5)
+
+
+def test_loop_remat_and_scan_are_equal():
+    x = images()
+    wanted = features(make(levels=(0,)), x)
+    for form in (dict(scan=True), dict(remat=True), dict(scan=True, remat=True)):
+        network = make(levels=(0,), **form)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+            features(network, x),
+            wanted,
+        )
+
+
+@pytest.mark.parametrize("changes", [{}, dict(registers=2, layer_scale=0.7)])
+def test_bfloat16_is_close(changes):
+    network, x = make(**changes), images()
+    half = features(network, jnp.asarray(x, jnp.bfloat16))
+    full = features(network, x)
+    for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
+        assert a.dtype == jnp.bfloat16
+        a, b = np.asarray(a, np.float32), np.asarray(b)
+        assert np.linalg.norm(a - b) < 2e-2 * np.linalg.norm(b)
+
+
+def test_drop_path_keeps_the_expected_branch():
+    network, x = make(layer_scale=0.1), np.random.default_rng(4).normal(size=(64, 5, 16))
+    branch, x = network.blocks[1].mlp, jnp.asarray(x, jnp.float32)
+    whole = np.asarray(branch(x, Context()))
+
+    @jax.jit
+    def draw(key):
+        return branch(x, Context(train=True, key=key, drop_path=0.5))
+
+    draws = np.stack([draw(jax.random.key(n)) for n in range(40)])
+    shares = draws.mean((2, 3)) / whole.mean((1, 2))
+    assert {*np.round(shares, 3).flat} == {0.0, 2.0}
+    assert abs(shares.mean() - 1) < 0.06
+
+
+def test_drop_path_rates_by_depth():
+    """Of two blocks with rates 0 and 1/2, both branches of the second are left by a quarter."""
+    network, x = make(depth=2), images(256)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def last(network, key, train):
+        return network(x, Context(train=train, key=key, drop_path=0.5)).tokens
+
+    np.testing.assert_allclose(
+        last(network, jax.random.key(0), False), features(network, x)[1], rtol=1e-5, atol=1e-5
+    )
+    graph, state = nnx.split(network)
+    del state["blocks"][1]
+    first = make(depth=1)
+    nnx.update(first, state)
+    found = np.asarray(last(network, jax.random.key(3), True))
+    left = np.isclose(found, features(first, x)[1], atol=1e-5).all((1, 2))
+    assert abs(left.mean() - 0.25) < 0.08
+
+
+@pytest.mark.parametrize("size", [(17, 16), (16, 30)])
+def test_a_wrong_image_size_is_a_config_error(size):
+    with pytest.raises(
+        ConfigError, match=f"image size {size[0]}x{size[1]} is not divisible by patch"
+    ):
+        make()(images(1, *size), Context())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(image_size=18), "image size 18 is not divisible by patch 4"),
+        (dict(heads=3), "width 16 is not divisible by 3 heads"),
+        (dict(act="gleu"), "unknown activation 'gleu'"),
+        (dict(levels=(3,)), "there is no block 3 among 3"),
+        (dict(levels=(-4,)), "there is no block -4 among 3"),
+    ],
+)
+def test_wrong_settings_are_config_errors(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**changes)
+
+
+def test_unknown_names_tell_the_nearest():
+    with pytest.raises(UnknownName, match="unknown backbone 'vit_b15'; did you mean .*'vit_b16'"):
+        backbones.create("vit_b15", rngs=nnx.Rngs(0))
+    with pytest.raises(UnknownName, match="'vit_b16' 'image_siz'; did you mean 'image_size'"):
+        backbones.create("vit_b16", rngs=nnx.Rngs(0), image_siz=384)
+
+
+def test_names_and_configs():
+    assert {"vit_mini", "vit_ti16", "vit_s16", "vit_b16", "vit_l16", "vit_b14"} <= {
+        *backbones.names()
+    }
+    assert len(backbones.names()) == len(set(backbones.names()))
+    config = backbones.config("vit_l16", image_size=384)
+    assert (config.dim, config.depth, config.heads, config.image_size) == (1024, 24, 16, 384)
+    for name in backbones.names():
+        sizes = backbones.config(name)
+        assert sizes.dim % sizes.heads == 0 and sizes.image_size % sizes.patch == 0
+
+
+def test_random_weights_depend_on_the_seed():
+    def kernel(seed):
+        network = backbones.create("vit_mini", rngs=nnx.Rngs(seed), **(SMALL | dict(depth=1)))
+        return np.asarray(network.blocks[0].attn.qkv.kernel[...])
+
+    np.testing.assert_array_equal(kernel(0), kernel(0))
+    assert not np.allclose(kernel(0), kernel(1))
