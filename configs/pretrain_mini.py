@@ -1,7 +1,7 @@
 """Pretrains the small backbone that ships, on images drawn by formula.
 
-    launch/local.sh train --config=configs/pretrain_mini.py --workdir=runs/pretrain_mini
-    launch/local.sh export --workdir=runs/pretrain_mini --out=dynadapt/assets/vit_mini.safetensors
+launch/local.sh train --config=configs/pretrain_mini.py --workdir=runs/pretrain_mini
+launch/local.sh export --workdir=runs/pretrain_mini --out=dynadapt/assets/vit_mini.safetensors
 """
 
 from dynadapt import config
@@ -10,9 +10,7 @@ from dynadapt import config
 def get_config(arg=None):
     """No arguments."""
     config.parse_arg(arg)
-    c = config.default(
-        backbone="vit_mini", method="full", task="pretraining", data_set="generated"
-    )
+    c = config.default(backbone="vit_mini", method="full", task="pretraining", data_set="generated")
     c.data.size = 32768
     c.input.train = c.input.eval = ""
     c.input.normalise = "inception"

@@ -14,6 +14,7 @@ _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _SHAPE = re.compile(r"\b(pred|bf16|f16|f32|f64|[su]\d+|f8\w*)\[([\d,]*)\]")
 _KIND = re.compile(rf" ({'|'.join(COLLECTIVES)})(-start)?\(")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 
@@ -23,16 +24,27 @@ def collectives(text: str) -> dict[str, int]:
 
     Args:
         text: a compiled program, `compiled.as_text()`.
+
+    A TPU's compiler may write one collective several times, as the stages that run beside other
+    work; these share a channel and count once.
     """
     parts, entry = _computations(text)
     found: dict[str, Counter] = {}
+    channels: set[str] = set()
+
+    def is_new(line: str) -> bool:
+        channel = _CHANNEL.search(line)
+        if not channel or channel[1] not in channels:
+            channels.update(channel.groups() if channel else ())
+            return True
+        return False
 
     def total(name: str) -> Counter:
         if name not in found:
             found[name] = Counter()
             counted: Counter = Counter()
             for line in parts.get(name, ()):
-                if kind := _KIND.search(line):
+                if (kind := _KIND.search(line)) and is_new(line):
                     counted[kind[1]] += _result_bytes(line, kind)
                 trips = _trip_count(line, parts) if " while(" in line else 1
                 for called in _CALLED.findall(line):

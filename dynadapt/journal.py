@@ -88,7 +88,7 @@ class Journal:
 
 
 def _opened(path: Path, resumed: int) -> Any:
-    """The file of records, open for more; whole records of training up to the resumed step stay, and what was before it."""
+    """The file of records, open for more; whole records of what is not done again stay."""
     kept = []
     if path.exists():
         for line in path.read_text().splitlines():

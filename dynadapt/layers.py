@@ -25,7 +25,9 @@ class Linear(nnx.Linear):
         super().__init__(*args, promote_dtype=_follow_input, **kwargs)
 
     def __call__(self, x: Array, ctx: Context | None = None) -> Array:
-        return super().__call__(x)
+        # Two axes: on CPU the gradient of the kernel takes a quarter of the time of three.
+        y = super().__call__(x.reshape(-1, x.shape[-1]))
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class LayerNorm(nnx.LayerNorm):

@@ -182,7 +182,9 @@ def start_processes() -> None:
     if text != "1":
         found = re.fullmatch(r"(\S+:\d+),(\d+),(\d+)", text)
         if not found:
-            raise MachineError(f"DYNADAPT_DISTRIBUTED must be 1 or host:port,count,number: {text!r}")
+            raise MachineError(
+                f"DYNADAPT_DISTRIBUTED must be 1 or host:port,count,number, not {text!r}"
+            )
         given = dict(
             coordinator_address=found[1],
             num_processes=int(found[2]),

@@ -73,9 +73,14 @@ def run_steps(config, sizes):
         "moved": compiled.collectives(program.as_text()),
         "trained_bytes": nbytes,
         "frozen_bytes": tree.nbytes(before),
-        "frozen_kept": all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)),
+        "frozen_kept": all(
+            np.array_equal(a, b)
+            for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)
+        ),
         "shards": shards,
-        "trained_whole": all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state["train"])),
+        "trained_whole": all(
+            x.sharding.is_fully_replicated for x in jax.tree.leaves(state["train"])
+        ),
     }  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def test_the_run_left_a_small_file(made):
 
 
 def test_the_running_mean_is_what_is_kept(made, tmp_path):
-    """The evaluated leaves, those of the file and those of a run without mean differ as they must."""
+    """Evaluated and stored leaves are the mean; those of a run without it differ."""
     work = tmp_path / "run"
     assert main(["train", f"--config={TINY}:steps=30", OPTIONS[0], f"--workdir={work}"]) == 0
     a = files.read_tensors(made / "adapter" / "adapter.safetensors")

@@ -89,7 +89,13 @@ def test_tensorboard(tmp_path):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3.5 * 2**20, "3.5 MiB"), (2**31, "2.00 GiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (3.5 * 2**20, "3.5 MiB"),
+        (2**31, "2.00 GiB"),
+    ],
 )
 def test_size_text(count, text):
     assert size_text(count) == text

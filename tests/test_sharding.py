@@ -328,7 +328,9 @@ def test_a_process_that_waits_in_vain_says_so(present, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("text", ["localhost", "localhost:1,2", "localhost:1,two,0", "localhost,2,0"])
+@pytest.mark.parametrize(
+    "text", ["localhost", "localhost:1,2", "localhost:1,two,0", "localhost,2,0"]
+)
 def test_malformed_addresses(text, monkeypatch):
     monkeypatch.setenv("DYNADAPT_DISTRIBUTED", text)
     with pytest.raises(MachineError, match="host:port,count,number"):

@@ -36,8 +36,9 @@ def assert_same_records(work, reference):
     """Each step once, and the same values as in the reference, times and speed aside."""
 
     def kept(rows):
-        return [{k: v for k, v in r.items() if k not in ("time", "images_per_second")} for r
-        in rows]
+        return [
+            {k: v for k, v in r.items() if k not in ("time", "images_per_second")} for r in rows
+        ]
 
     assert kept(records(work)) == kept(records(reference))
 

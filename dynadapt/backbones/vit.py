@@ -174,9 +174,10 @@ class PatchEmbed(nnx.Module):
         b, height, width, _ = images.shape
         p, d = self.patch, self.bias.shape[0]
         h, w = height // p, width // p
-        x = images.reshape(b, h, p, w, p, 3).swapaxes(2, 3).reshape(b, h * w, p * p * 3)
+        x = images.reshape(b, h, p, w, p, 3).swapaxes(2, 3).reshape(b * h * w, p * p * 3)
         kernel = self.kernel[...].reshape(p * p * 3, d).astype(x.dtype)
-        return x @ kernel + self.bias[...].astype(x.dtype)[None, None]
+        y = x @ kernel + self.bias[...].astype(x.dtype)[None]
+        return y.reshape(b, h * w, d)
 
 
 class Backbone(nnx.Module):

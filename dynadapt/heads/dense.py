@@ -17,6 +17,4 @@ class DenseHead(nnx.Module):
         self.linear = Linear(dim, targets, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, features: object, ctx: Context) -> Array:
-        x = features.maps[-1].astype(jnp.float32)
-        # Two axes, not four: the gradient of the kernel is then one plain matrix product.
-        return self.linear(x.reshape(-1, x.shape[-1]), ctx).reshape(*x.shape[:-1], -1)
+        return self.linear(features.maps[-1].astype(jnp.float32), ctx)
