@@ -66,9 +66,9 @@ def test_remat_costs_flops_and_a_frozen_backbone_saves_them():
         name: plan.run(read_config(TINY, name.split()[0]) if " " not in name else remat(name))[
             "flops"
         ]
-        for name in ("method=linear", "method=lora", "method=full", "method=full remat")
+        for name in ("method=linear", "method=full", "method=full remat")
     }
-    assert flops["method=linear"] < flops["method=lora"] < flops["method=full"]
+    assert 2.5 * flops["method=linear"] < flops["method=full"]
     assert flops["method=full"] < flops["method=full remat"] <= 1.4 * flops["method=full"]
 
 
@@ -79,7 +79,7 @@ def remat(name):
 
 
 def test_scan_trains_the_same():
-    config = read_config(TINY, "method=iconformer")
+    config = read_config(TINY, "method=lora")
     flat = plan.run(config)
     config.backbone.scan = True
     scanned = plan.run(config)

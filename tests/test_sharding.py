@@ -139,25 +139,27 @@ def assert_steps(steps, names):
         assert not {"reduce-scatter", "all-to-all", "collective-permute"} & set(moved), name
 
 
-def test_losses_are_those_of_one_device(eight):
-    steps = eight["steps"]
-    assert eight["devices"] == 8
+def assert_same_losses(steps, names):
+    """As on one device, where nothing is moved."""
     assert steps["1"]["moved"] == {}
     assert steps["1"]["losses"][-1] < steps["1"]["losses"][0] - 0.3
-    assert_steps(steps, set(steps) - {"1"})
-    for name in set(steps) - {"1"}:
+    assert_steps(steps, names)
+    for name in names:
         difference = np.abs(np.subtract(steps[name]["losses"], steps["1"]["losses"])).max()
         assert difference <= 1e-5, name
 
 
-def test_only_the_weights_of_blocks_are_gathered(eight):
-    def gathered(name):
-        return eight["steps"][name]["moved"].get("all-gather", 0)
+def test_losses_are_those_of_one_device(eight):
+    assert eight["devices"] == 8
+    assert_same_losses(eight["steps"], {"8x1", "4x2", "1x8"})
 
-    kernels = 4 * 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256)  # float32, two blocks
-    assert gathered("8x1") == 0
-    assert gathered("4x2") == gathered("1x8") == kernels
-    assert gathered("1x8 scan remat") == 2 * kernels  # and once more in the backward pass
+
+KERNELS = 4 * 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256)  # bytes, float32, two blocks
+
+
+def test_only_the_weights_of_blocks_are_gathered(eight):
+    gathered = {k: v["moved"].get("all-gather", 0) for k, v in eight["steps"].items()}
+    assert gathered == {"1": 0, "8x1": 0, "4x2": KERNELS, "1x8": KERNELS}
 
 
 @pytest.mark.parametrize(("name", "parts"), [("8x1", 1), ("4x2", 2), ("1x8", 8)])
@@ -215,9 +217,13 @@ def test_runs_that_do_not_fit_eight_devices(name, part, eight):
 @pytest.mark.slow
 def test_every_method_on_eight_devices(tmp_path):
     steps = in_eight("more_steps", tmp_path)["steps"]
-    whole = [name for name in steps if "parts" not in name]
-    assert len(whole) == 6
+    whole = {name for name in steps if "parts" not in name} - {"1"}
+    assert len(whole) == 9
     assert_steps(steps, whole)
+    assert_same_losses(steps, {"8x1", "4x2", "1x8", "8x1 scan", "1x8 scan remat"})
+    # With remat, the kernels are gathered once more in the backward pass.
+    assert steps["1x8 scan remat"]["moved"]["all-gather"] == 2 * KERNELS
+    assert steps["1x8"]["moved"]["all-gather"] == KERNELS
     difference = np.subtract(steps["8x1 parts"]["losses"], steps["1 parts"]["losses"])
     assert np.abs(difference).max() <= 1e-5
     # Parts are reduced one by one.
