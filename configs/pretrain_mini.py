@@ -3,7 +3,8 @@
 launch/local.sh train --config=configs/pretrain_mini.py --workdir=runs/pretrain_mini
 launch/local.sh export --workdir=runs/pretrain_mini --out=dynadapt/assets/vit_mini.safetensors
 
-Expected: hidden_error 0.35 after some 35 minutes on 2 CPU cores; dynadapt/assets/vit_mini.md has the rest.
+Expected: hidden_error 0.35 after some 35 minutes on 2 CPU cores; the card beside the file has the
+rest.
 """
 
 from dynadapt import config
