@@ -186,6 +186,7 @@ def ahead():
 
 @needs_libtpu
 @pytest.mark.slow
+@pytest.mark.xdist_group("ahead")
 @pytest.mark.parametrize("case", CASES)
 def test_vit_b16_for_sixteen_chips(case, ahead):
     values = ahead[case]
@@ -206,6 +207,7 @@ def test_vit_b16_for_sixteen_chips(case, ahead):
 
 @needs_libtpu
 @pytest.mark.slow
+@pytest.mark.xdist_group("ahead")
 def test_frozen_weights_are_shared_out_between_chips(ahead):
     for method in ("linear", "lora", "iconformer"):
         whole = ahead[f"{method}:16:1:keep"]["memory"]["frozen"]
