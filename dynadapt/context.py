@@ -93,11 +93,12 @@ def fold(
     """Applies blocks one after another; the result does not depend on `scan` and `remat`.
 
     Args:
-        blocks: modules called as `block(x, ctx)`, of equal structure where `scan` is used.
+        blocks: modules called as `block(x, ctx)`.
         x: tokens `b n d`.
         ctx: each block gets its own key, its share of the drop rate (linear in depth) and a
             new tape.
-        scan: compiles the block once; the parameters are stacked inside the compiled function.
+        scan: compiles each kind of block once, where kinds alternate regularly (windowed and
+            shifted, windowed and global); the parameters are stacked inside the compiled function.
         remat: recomputes each block in the backward pass instead of saving its intermediates.
         first: number of the first block within a network of `depth` blocks, where only a
             part is run.
@@ -118,9 +119,24 @@ def fold(
     if remat:
         step = jax.checkpoint(step, prevent_cse=not scan)
     if scan:
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-        x, tape = jax.lax.scan(lambda x, b: step(x, *b), x, (stacked, jnp.asarray(numbers)))
-        tapes = [tape]
+        kinds = _period(blocks)
+        stacked = [
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks[kind::kinds])
+            for kind in range(kinds)
+        ]
+
+        def turn(x: Array, several: Any) -> tuple[Array, list[Tape]]:
+            tapes = []
+            for block, number in zip(*several, strict=True):
+                x, tape = step(x, block, number)
+                tapes.append(tape)
+            return x, tapes
+
+        numbers = [jnp.asarray(numbers[kind::kinds]) for kind in range(kinds)]
+        x, tapes = jax.lax.scan(turn, x, (stacked, numbers))
+        if kinds > 1:
+            turns = range(len(blocks) // kinds)
+            tapes = [jax.tree.map(lambda v, i=i: v[i : i + 1], t) for i in turns for t in tapes]
     else:
         tapes = []
         for block, number in zip(blocks, numbers, strict=True):
@@ -130,3 +146,14 @@ def fold(
         value = jnp.concatenate([tape[name] for tape in tapes if name in tape])
         ctx.record(name, value.sum(0) if name.startswith("loss/") else value)
     return x
+
+
+def _period(blocks: Sequence[Any]) -> int:
+    """The smallest number of kinds of blocks that take turns throughout."""
+    kinds = [
+        (jax.tree.structure(b), [(v.shape, v.dtype) for v in jax.tree.leaves(b)]) for b in blocks
+    ]
+    for period in range(1, len(blocks)):
+        if len(blocks) % period == 0 and kinds[period:] == kinds[:-period]:
+            return period
+    return len(blocks)

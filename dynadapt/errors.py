@@ -39,6 +39,10 @@ class CheckpointError(DynadaptError):
     """Weights, an adapter or a checkpoint that is missing, damaged or does not fit."""
 
 
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint that asks for something that reading weights never needs."""
+
+
 class MachineError(DynadaptError):
     """A machine, mesh or optional package that is not there."""
 

@@ -167,7 +167,7 @@ def check_backbone(config: Any, card: dict[str, Any]) -> None:
     if not config.backbone.weights:
         return
     file = weights.locate(config.backbone.weights)
-    if files.sha256(file) != card["weights_sha256"]:
+    if weights.digest(file) != card["weights_sha256"]:
         raise CheckpointError(
             f"the backbone weights {config.backbone.weights!r} are not those that the adapter was "
             f"trained on (SHA-256 {card['weights_sha256'][:12]}…)"

@@ -3,10 +3,14 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
+import re
+import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -49,10 +53,12 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
-def write_tensors(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file."""
+def write_tensors(
+    path: str | Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file, with metadata in its header."""
     with whole(path) as partial:
-        save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, partial)
+        save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, partial, metadata)
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -65,3 +71,85 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read weights {str(path)!r}: {error}") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file that `read_tensors` can read."""
+    with safetensors.safe_open(path, "numpy") as file:
+        return dict(file.metadata() or {})
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, which may be compressed; objects are never unpickled.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, holds objects or unpacks to far more
+            than it says.
+    """
+    try:
+        with open(path, "rb") as file:
+            entries, arrays = zip_entries(file), {}
+            packed, size = os.fstat(file.fileno()).st_size, 0
+            for entry in entries.values():
+                size += entry.file_size
+            if size > max(64 << 20, 100 * packed):
+                raise ValueError(f"it would unpack {packed:,} bytes to {size:,}")
+            with zipfile.ZipFile(file) as archive:
+                for name, entry in entries.items():
+                    with archive.open(name) as stream:
+                        arrays[name.removesuffix(".npy")] = _read_npy(stream, entry.file_size)
+            return arrays
+    except Exception as error:  # whatever a damaged file leads to
+        reason = re.sub(r"\s+", " ", str(error))[:200] or type(error).__name__
+        raise CheckpointError(f"cannot read weights {str(path)!r}: {reason}") from error
+
+
+def _read_npy(stream: BinaryIO, size: int) -> np.ndarray:
+    """Reads an array of an entry of `size` bytes, to the end, where its checksum is verified."""
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"it has an array in version {version} of the format")
+    header = np.lib.format.read_array_header_1_0 if version[0] == 1 else _HEADER_2
+    shape, fortran, dtype = header(stream)
+    if dtype.hasobject:
+        raise ValueError("it has an array of objects")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - stream.tell():
+        raise ValueError(f"an array of shape {shape} does not fit its {size} bytes")
+    array = np.frombuffer(bytearray(stream.read()), dtype)
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+_HEADER_2 = np.lib.format.read_array_header_2_0
+
+
+def zip_entries(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
+    """The entries of a zip file by name.
+
+    Raises:
+        ValueError: for a name that leads out of the archive or stands twice, a link, an entry
+            that is encrypted, or a list of entries of more than 4 MiB.
+    """
+    file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16) - 200))
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    if end < 0:
+        raise ValueError("it is cut short, or no zip file")
+    listed = struct.unpack_from("<I", tail, end + 12)[0]
+    if tail[max(0, end - 20) : end].startswith(b"PK\6\7"):  # large files say it with 64 bits
+        listed = struct.unpack_from("<Q", tail, end - 36)[0]
+    if listed > 4 << 20:
+        raise ValueError("it lists too many entries")
+    with zipfile.ZipFile(file) as archive:
+        found = archive.infolist()
+    entries = {}
+    for entry in found:
+        name = entry.orig_filename
+        parts = re.split(r"[/\\]", name)
+        if name != entry.filename or "\\" in name or re.match("/|[A-Za-z]:", name) or ".." in parts:
+            raise ValueError(f"its entry {name[:80]!r} leads out of the archive")
+        if name in entries:
+            raise ValueError(f"its entry {name[:80]!r} is there twice")
+        if entry.external_attr >> 28 == 0o12 or entry.flag_bits & 1:
+            raise ValueError(f"its entry {name[:80]!r} is a link or encrypted")
+        entries[name] = entry
+    return entries

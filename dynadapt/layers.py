@@ -30,6 +30,16 @@ class Linear(nnx.Linear):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+class Conv(nnx.Conv):
+    """Convolution of `b h w c` in the dtype of its input."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, promote_dtype=_follow_input, **kwargs)
+
+    def __call__(self, x: Array, ctx: Context | None = None) -> Array:
+        return super().__call__(x)
+
+
 class LayerNorm(nnx.LayerNorm):
     """Layer normalisation in float32, answered in the dtype of `x`."""
 
@@ -80,6 +90,7 @@ def quick_gelu(x: Array) -> Array:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
     "gelu": jax.checkpoint(lambda x: jax.nn.gelu(x, approximate=False)),
     "gelu_tanh": jax.checkpoint(lambda x: jax.nn.gelu(x, approximate=True)),
     "quick_gelu": jax.checkpoint(quick_gelu),

@@ -27,24 +27,36 @@ def build(config: Any, task: Any) -> Model:
 
     The random weights of backbone, adapter and head depend on `config.seed`, each on its own.
     """
-    backbone = bare_backbone(config)
-    if config.backbone.weights:
-        weights.load(backbone, weights.locate(config.backbone.weights))
+    checkpoint = _checkpoint(config)
+    backbone = bare_backbone(config, checkpoint)
+    if checkpoint:
+        weights.fill(backbone, checkpoint)
     return adapt_and_head(backbone, config, task)
 
 
 def abstract(config: Any, task: Any) -> Model:
     """The same model with shapes in place of arrays: nothing is read and nothing is allocated."""
-    return nnx.eval_shape(lambda: adapt_and_head(bare_backbone(config), config, task))
+    checkpoint = _checkpoint(config)
+    return nnx.eval_shape(lambda: adapt_and_head(bare_backbone(config, checkpoint), config, task))
 
 
-def bare_backbone(config: Any) -> nnx.Module:
-    """The backbone of a config with random weights, without adapter."""
+def _checkpoint(config: Any) -> weights.Checkpoint | None:
+    """The backbone's weights as they were found; None where they are random."""
+    name = config.backbone.weights
+    return weights.read(weights.locate(name)) if name else None
+
+
+def bare_backbone(config: Any, checkpoint: weights.Checkpoint | None = None) -> nnx.Module:
+    """The backbone of a config with random weights, without adapter.
+
+    Options that the config leaves open are those of the weights' publisher, then the variant's.
+    """
     given = dict(config.backbone)
     name, _ = given.pop("name"), given.pop("weights")
     if not given["image_size"]:
         del given["image_size"]
-    return backbones.create(name, rngs=_rngs(config.seed, "backbone"), **given)
+    options = weights.options(checkpoint, name) if checkpoint else {}
+    return backbones.create(name, rngs=_rngs(config.seed, "backbone"), **{**options, **given})
 
 
 def adapt_and_head(backbone: nnx.Module, config: Any, task: Any) -> Model:

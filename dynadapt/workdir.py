@@ -107,7 +107,7 @@ def versions() -> dict[str, str]:
 def weights_hash(config: Any) -> str:
     """SHA-256 of the backbone's weights file, "" where the weights are random."""
     name = config.backbone.weights
-    return files.sha256(weights.locate(name)) if name else ""
+    return weights.digest(weights.locate(name)) if name else ""
 
 
 def counts(train: Any, frozen: Any) -> dict[str, int]:

@@ -68,6 +68,7 @@ def test_activations():
     wanted = {
         "none": lambda x: x,
         "relu": lambda x: max(x, 0.0),
+        "silu": lambda x: x / (1 + exp(-x)),
         "gelu": lambda x: x * 0.5 * (1 + erf(x / sqrt(2))),
         "gelu_tanh": lambda x: 0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))),
         "quick_gelu": lambda x: x / (1 + exp(-1.702 * x)),

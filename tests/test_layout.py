@@ -21,15 +21,16 @@ ROOMS = (
     {"model"},
     {"config"},
     {"tasks"},
+    {"weights"},
     {"adapters", "backbones", "heads"},
-    {"attach", "context", "dynamic", "layers"},
-    {"data", "weights", "sharding", "optim", "checkpoint"},
+    {"attach", "context", "dynamic", "layers", "resample", "transformer", "windows"},
+    {"data", "sharding", "optim", "checkpoint"},
     {"choices", "files", "tree"},
     {"errors"},
     {"__init__"},
 )
 # Members of these rooms know nothing of each other.
-APART = ({"adapters", "backbones", "heads"}, {"data", "weights", "sharding", "optim", "checkpoint"})
+APART = ({"adapters", "backbones", "heads"}, {"data", "sharding", "optim", "checkpoint"})
 
 BANNED_IMPORTS = (
     "torch",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -51,9 +52,28 @@ def create(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
 def config(name: str, **overrides: Any) -> Any:
     """Sizes and options of a variant, with some changed; the same errors as `create`."""
     family = _family(name)
-    settings = {**family.VARIANTS[name], **overrides}
-    fields = [f.name for f in dataclasses.fields(family.Config)]
-    choices.check_settings(f"backbone {name!r}", settings, dict.fromkeys(fields))
+    return _config(family, f"backbone {name!r}", {**family.VARIANTS[name], **overrides})
+
+
+def family(variant: str) -> str:
+    """Name of the family that a variant is of; raises UnknownName."""
+    return _family(variant).__name__.rpartition(".")[-1]
+
+
+def of(family: str, **fields: Any) -> Callable[[nnx.Rngs], nnx.Module]:
+    """What makes a backbone of a family from any fields of its size table.
+
+    Raises:
+        UnknownName: for a family or a field that does not exist, naming the nearest.
+    """
+    module = choices.module(sys.modules[__name__], family, "backbone family")
+    config = _config(module, f"a backbone of {family!r}", fields)
+    return lambda rngs: module.Backbone(config, rngs=rngs)
+
+
+def _config(family: ModuleType, kind: str, settings: dict[str, Any]) -> Any:
+    known = [f.name for f in dataclasses.fields(family.Config)]
+    choices.check_settings(kind, settings, dict.fromkeys(known))
     return family.Config(**settings)
 
 

@@ -1,15 +1,11 @@
 """Vision Transformer (Dosovitskiy et al., arXiv 2010.11929), pre-norm, with the options of its
-descendants.
+descendants: DeiT, MAE's encoder (arXiv 2111.06377), DINOv2 (arXiv 2304.07193) with layer scale,
+gated MLP and registers (arXiv 2309.16588).
 
     block: x + attn(x), then x + mlp(x)
-
-where each branch holds its own norm and layer scale: `attn(x) = ls *
-proj(attention(qkv(norm(x))))`. An
-adapter on a branch therefore sees the un-normed tokens and can ask for `host.norm(x)`.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +13,11 @@ import numpy as np
 from flax import nnx
 
 from dynadapt.backbones import Features
-from dynadapt.context import Context, drop_path, fold
+from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
-from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
+from dynadapt.layers import ACTIVATIONS, LayerNorm
+from dynadapt.resample import RULES, resample
+from dynadapt.transformer import Attention, Block, Mlp, PatchEmbed
 
 Array = jax.Array
 
@@ -36,11 +34,16 @@ class Config:
         image_size: side of the square images that the position embeddings are made for.
         mlp_ratio: hidden width of the MLP over d.
         class_token: whether a class token leads the sequence.
-        registers: number of register tokens after the class token (they get no position).
+        registers: number of register tokens after the class token.
+        positioned: how many leading tokens have a position too; None: just the class token.
         sincos: amplitude of the waves that position embeddings start from; 0 starts them random.
+        resample: how positions meet another image size, a rule in `resample.RULES`.
         layer_scale: initial value of a learned scale on each branch, or 0 for none.
         act: activation of the MLP, a name in `layers.ACTIVATIONS`.
+        gated: whether the MLP is gated (SwiGLU with act "silu").
         epsilon: epsilon of all norms.
+        final_norm: whether a norm follows the last block; models that average the patch tokens
+            for their classifier may have their norm after that average, in the head.
         levels: numbers of the blocks whose output joins `maps`; the last block always does.
         scan: compile the block once (`context.fold`).
         remat: recompute blocks in the backward pass (`context.fold`).
@@ -54,10 +57,14 @@ class Config:
     mlp_ratio: float = 4.0
     class_token: bool = True
     registers: int = 0
+    positioned: int | None = None
     sincos: float = 0.0
+    resample: str = "antialias"
     layer_scale: float = 0.0
     act: str = "gelu"
+    gated: bool = False
     epsilon: float = 1e-6
+    final_norm: bool = True
     levels: tuple[int, ...] = ()
     scan: bool = False
     remat: bool = False
@@ -71,113 +78,35 @@ _SIZES = {
     "h": dict(dim=1280, depth=32, heads=16),
     "g": dict(dim=1408, depth=40, heads=16, mlp_ratio=48 / 11),
 }
+_DINOV2 = dict(patch=14, image_size=518, layer_scale=1.0, resample="offset")
+_REGISTERS = dict(registers=4, resample="antialias")
+_SWIGLU = dict(dim=1536, depth=40, heads=24, act="silu", gated=True, mlp_ratio=8 / 3)
 VARIANTS = {
     "vit_mini": dict(dim=128, depth=6, heads=4, patch=4, image_size=32, sincos=0.5),
     **{
         f"vit_{name}{patch}": dict(size, patch=patch)
         for name, size in _SIZES.items()
-        for patch in (14, 16)
+        for patch in (8, 14, 16, 32)
+    },
+    "mae_b16": dict(_SIZES["b"], patch=16, resample="cubic"),
+    "mae_l16": dict(_SIZES["l"], patch=16, resample="cubic"),
+    "mae_h14": dict(_SIZES["h"], patch=14, resample="cubic"),
+    **{
+        f"dinov2_{name}14{suffix}": dict(size) | _DINOV2 | options
+        for name, size in (*((n, _SIZES[n]) for n in "sbl"), ("g", _SWIGLU))
+        for suffix, options in (("", {}), ("_reg", _REGISTERS))
     },
 }
 
 _small = nnx.initializers.truncated_normal(0.02)
-_linear = functools.partial(Linear, kernel_init=nnx.initializers.xavier_uniform())
 
 
-class LayerScale(nnx.Module):
-    """A learned scale of each channel."""
-
-    def __init__(self, dim: int, value: float):
-        self.scale = nnx.Param(jnp.full(dim, value))
-
-    def __call__(self, x: Array, ctx: Context) -> Array:
-        return x * self.scale[...].astype(x.dtype)[None, None]
-
-
-class Branch(nnx.Module):
-    """A residual branch: norm, `transform`, layer scale where there is one, drop-path."""
-
-    name: str
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.dim = config.dim
-        self.norm = LayerNorm(config.dim, epsilon=config.epsilon, rngs=rngs)
-        if config.layer_scale:
-            self.scale = LayerScale(config.dim, config.layer_scale)
-        self.scaled = bool(config.layer_scale)
-
-    def __call__(self, x: Array, ctx: Context) -> Array:
-        y = self.transform(self.norm(x, ctx), ctx)
-        if self.scaled:
-            y = self.scale(y, ctx)
-        return drop_path(y, ctx, self.name)
-
-
-class Attention(Branch):
-    """Multi-head self-attention; `qkv` is one linear layer whose output is `[q | k | v]`."""
-
-    name = "attn"
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
-        self.heads = config.heads
-        self.qkv = _linear(config.dim, 3 * config.dim, rngs=rngs)
-        self.proj = _linear(config.dim, config.dim, rngs=rngs)
-
-    def transform(self, x: Array, ctx: Context) -> Array:
-        b, n, d = x.shape
-        qkv = self.qkv(x, ctx).reshape(b, n, 3, self.heads, d // self.heads)
-        q, k, v = jnp.moveaxis(qkv, 2, 0)
-        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(b, n, d), ctx)
-
-
-class Mlp(Branch):
-    """Two linear layers with an activation between them."""
-
-    name = "mlp"
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
-        hidden = round(config.dim * config.mlp_ratio)
-        self.act = config.act
-        self.fc1 = _linear(config.dim, hidden, rngs=rngs)
-        self.fc2 = _linear(hidden, config.dim, rngs=rngs)
-
-    def transform(self, x: Array, ctx: Context) -> Array:
-        return self.fc2(ACTIVATIONS[self.act](self.fc1(x, ctx)), ctx)
-
-
-class Block(nnx.Module):
-    """Attention and MLP, each a residual branch."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.dim = config.dim
-        self.attn = Attention(config, rngs=rngs)
-        self.mlp = Mlp(config, rngs=rngs)
-
-    def __call__(self, x: Array, ctx: Context) -> Array:
-        x = x + self.attn(x, ctx)
-        return x + self.mlp(x, ctx)
-
-
-class PatchEmbed(nnx.Module):
-    """Linear embedding of square patches; `kernel` is `patch patch 3 d`, applied as one product."""
-
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        p, d = config.patch, config.dim
-        self.patch = p
-        kernel = nnx.initializers.xavier_uniform()(rngs.params(), (p * p * 3, d))
-        self.kernel = nnx.Param(kernel.reshape(p, p, 3, d))
-        self.bias = nnx.Param(jnp.zeros(d))
-
-    def __call__(self, images: Array, ctx: Context) -> Array:
-        b, height, width, _ = images.shape
-        p, d = self.patch, self.bias.shape[0]
-        h, w = height // p, width // p
-        x = images.reshape(b, h, p, w, p, 3).swapaxes(2, 3).reshape(b * h * w, p * p * 3)
-        kernel = self.kernel[...].reshape(p * p * 3, d).astype(x.dtype)
-        y = x @ kernel + self.bias[...].astype(x.dtype)[None]
-        return y.reshape(b, h * w, d)
+def block(c: Config, rngs: nnx.Rngs) -> Block:
+    """One block of the network."""
+    both = dict(epsilon=c.epsilon, layer_scale=c.layer_scale, rngs=rngs)
+    attn = Attention(c.dim, c.heads, **both)
+    hidden = round(c.dim * c.mlp_ratio)
+    return Block(attn, Mlp(c.dim, hidden, act=c.act, gated=c.gated, **both))
 
 
 class Backbone(nnx.Module):
@@ -196,19 +125,20 @@ class Backbone(nnx.Module):
         self.levels = tuple(sorted({*(n % c.depth for n in c.levels), c.depth - 1}))
         self.dims = (c.dim,) * len(self.levels)
         self.strides = (c.patch,) * len(self.levels)
-        self.embed = PatchEmbed(c, rngs=rngs)
+        self.embed = PatchEmbed(c.patch, c.dim, rngs=rngs)
         if c.class_token:
             self.class_token = nnx.Param(jnp.zeros((1, 1, c.dim)))
         if c.registers:
             self.registers = nnx.Param(_small(rngs.params(), (1, c.registers, c.dim)))
         side = c.image_size // c.patch
-        tokens = side**2 + int(c.class_token)
-        position = _small(rngs.params(), (1, tokens, c.dim))
+        self.positioned = int(c.class_token) if c.positioned is None else c.positioned
+        position = _small(rngs.params(), (1, self.positioned + side**2, c.dim))
         if c.sincos:
             position = position.at[:, -side * side :].set(c.sincos * sincos(side, c.dim))
         self.position = nnx.Param(position)
-        self.blocks = nnx.List([Block(c, rngs=rngs) for _ in range(c.depth)])
-        self.norm = LayerNorm(c.dim, epsilon=c.epsilon, rngs=rngs)
+        self.blocks = nnx.List([block(c, rngs) for _ in range(c.depth)])
+        if c.final_norm:
+            self.norm = LayerNorm(c.dim, epsilon=c.epsilon, rngs=rngs)
 
     def __call__(self, images: Array, ctx: Context) -> Features:
         c = self.config
@@ -225,38 +155,40 @@ class Backbone(nnx.Module):
                 blocks, x, ctx, scan=c.scan, remat=c.remat, first=first, depth=len(self.blocks)
             )
             first = level + 1
-            y = self.norm(x, ctx) if first == len(self.blocks) else x
+            y = self.norm(x, ctx) if c.final_norm and first == len(self.blocks) else x
             maps.append(y[:, -grid[0] * grid[1] :].reshape(b, *grid, c.dim))
         return Features(tuple(maps), y[:, : self.prefix], ctx.tape)
 
     def with_tokens(self, x: Array, grid: tuple[int, int]) -> Array:
         """Adds positions to patch tokens `b hw d`; class token and registers lead."""
-        c = self.config
-        side = c.image_size // c.patch
-        position = self.position[...]
-        if c.class_token:
-            first = self.class_token[...] + position[:, :1]
-            position = position[:, 1:]
-        x = x + resample(position, (side, side), grid).astype(x.dtype)
-        leading = [first] if c.class_token else []
-        if c.registers:
-            leading.append(self.registers[...])
-        tokens = [jnp.tile(t.astype(x.dtype), (x.shape[0], 1, 1)) for t in leading]
-        return jnp.concatenate([*tokens, x], axis=1)
+        position, count = self.positions(grid).astype(x.dtype), self.positioned
+        x = x + position[:, count:]
+        if not self.prefix:
+            return x
+        leading = [self.class_token[...]] if self.config.class_token else []
+        leading += [self.registers[...]] if self.config.registers else []
+        lead = jnp.concatenate(leading, axis=1).astype(x.dtype)
+        lead = lead.at[:, :count].add(position[:, :count])
+        return jnp.concatenate([jnp.tile(lead, (x.shape[0], 1, 1)), x], axis=1)
+
+    def positions(self, grid: tuple[int, int]) -> Array:
+        """Position embeddings of the leading tokens that have one and of a grid, `1 p+hw d`."""
+        position, count = self.position[...], self.positioned
+        side = self.image_size // self.patch
+        patches = resample(position[:, count:], (side, side), grid, self.config.resample)
+        return jnp.concatenate([position[:, :count], patches], axis=1)
 
     def fitted(self, path: str, value: np.ndarray) -> np.ndarray:
         """A checkpoint's value at this backbone's size: position embeddings are resampled."""
-        if path != "position" or value.shape == self.position.shape:
+        if path != "position" or value.shape == self.position.shape or value.ndim != 3:
             return value
-        first = int(self.config.class_token)
-        if value.ndim != 3 or value.shape[1] <= first:
+        lead, patches = np.split(value, [self.positioned], axis=1)
+        old, new = round(patches.shape[1] ** 0.5), self.image_size // self.patch
+        if old * old != patches.shape[1] or not old:
             return value
-        old = round((value.shape[1] - first) ** 0.5)
-        new = self.image_size // self.patch
-        if old * old != value.shape[1] - first:
-            return value
-        patches = resample(jnp.asarray(value[:, first:], jnp.float32), (old, old), (new, new))
-        return np.concatenate([value[:, :first], np.asarray(patches)], axis=1)
+        patches = jnp.asarray(patches, jnp.float32)
+        patches = resample(patches, (old, old), (new, new), self.config.resample)
+        return np.concatenate([lead, np.asarray(patches, value.dtype)], axis=1)
 
 
 def sincos(side: int, dim: int) -> Array:
@@ -270,15 +202,6 @@ def sincos(side: int, dim: int) -> Array:
     return jnp.asarray(np.concatenate(waves, axis=1)[None], jnp.float32)
 
 
-def resample(position: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
-    """Position embeddings `1 hw d` of one grid, bicubically resampled (antialiased) for another."""
-    if old == new:
-        return position
-    d = position.shape[-1]
-    grid = jax.image.resize(position.reshape(1, *old, d), (1, *new, d), "cubic", antialias=True)
-    return grid.reshape(1, -1, d)
-
-
 def _check(c: Config) -> None:
     if c.image_size % c.patch:
         raise ConfigError(f"image size {c.image_size} is not divisible by patch {c.patch}")
@@ -289,3 +212,10 @@ def _check(c: Config) -> None:
         raise ConfigError(f"width {c.dim} is not divisible by {c.heads} heads")
     if c.act not in ACTIVATIONS:
         raise ConfigError(f"unknown activation {c.act!r}; choose one of {', '.join(ACTIVATIONS)}")
+    if c.resample not in RULES:
+        raise ConfigError(f"unknown resampling {c.resample!r}; choose one of {', '.join(RULES)}")
+    prefix = int(c.class_token) + c.registers
+    if c.positioned is not None and not 0 <= c.positioned <= prefix:
+        raise ConfigError(
+            f"{c.positioned} leading tokens cannot have positions; there are {prefix}"
+        )

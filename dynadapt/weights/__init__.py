@@ -1,8 +1,10 @@
-"""Weights of backbones: files in, files out, no pickle and no torch.
+"""Weights of backbones: published files and our own, read without pickle and without torch.
 
-The library's own layout is a safetensors file whose keys are parameter paths within the backbone.
+Our own layout is a safetensors file whose keys are parameter paths within the backbone; `head/...`
+is a classifier that came along, `rest/...` what the backbone does not need.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt import files, tree
+from dynadapt import backbones, files, tree
 from dynadapt.errors import CheckpointError, suggest
+from dynadapt.weights import source
+from dynadapt.weights.published import Checkpoint, read
 
 ASSETS = Path(__file__).parent.parent / "assets"
+# Options that a publisher decides, whatever the sizes.
+OPTIONS = (
+    *("act", "epsilon", "final_norm", "level_norms"),
+    *("pad", "positioned", "resample", "small"),
+)
 
 
 def shipped() -> list[str]:
@@ -22,7 +31,7 @@ def shipped() -> list[str]:
 
 
 def locate(name: str) -> Path:
-    """The file of weights given by a path, or by the name of weights that come with the package.
+    """The file or folder given by a path, or by the name of weights that come with the package.
 
     Raises:
         CheckpointError: if there is no such file, naming the nearest.
@@ -30,7 +39,7 @@ def locate(name: str) -> Path:
     if name in shipped():
         return ASSETS / f"{name}.safetensors"
     path = Path(name).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"no weights at {name!r}; {_nearby(path)}")
     return path
 
@@ -40,32 +49,101 @@ def _nearby(path: Path) -> str:
     return suggest(path.name, [p for p in beside if Path(p).suffix] + shipped())
 
 
+def from_checkpoint(path: str | Path, **known: Any) -> nnx.Module:
+    """The backbone that a file of weights is of, with its values.
+
+    Args:
+        path: a file or folder of any known source (`docs/models.md`).
+        **known: config fields that the file can't tell, such as `heads=4`, or that are to differ,
+            such as `image_size=384` or `scan=True`.
+
+    Raises:
+        CheckpointError: for a file that does not fit, with a list of what is missing (-) or
+            strange (+).
+        UnknownName: for a field that the family does not have.
+    """
+    checkpoint = read(locate(str(path)))
+    backbone = build(checkpoint, **known)
+    fill(backbone, checkpoint)
+    return backbone
+
+
+def build(checkpoint: Checkpoint, **known: Any) -> nnx.Module:
+    """The backbone that a checkpoint is of, with shapes in place of arrays."""
+    if not checkpoint.family:
+        raise CheckpointError(f"{str(checkpoint.path)!r} does not say which backbone it is of")
+    fields = {**checkpoint.config, **known}
+    for name, value in fields.items():
+        if value is None and name == "heads":
+            raise CheckpointError(
+                f"the weights {str(checkpoint.path)!r} don't tell how many heads they have; "
+                "say heads=…"
+            )
+    network = backbones.of(checkpoint.family, **fields)
+    return nnx.eval_shape(lambda: network(nnx.Rngs(0)))
+
+
 def load(backbone: nnx.Module, path: str | Path) -> None:
     """Copies the values of a file into the backbone, keeping the backbone's dtypes.
 
     Args:
         backbone: any backbone without adapters, changed in place.
-        path: a safetensors file in the library's own layout.
+        path: a file or folder of any known source.
 
     Raises:
         CheckpointError: for a file that does not fit, with a list of what is missing (-) or left
             over (+) or of another shape.
     """
+    fill(backbone, read(path))
+
+
+def fill(backbone: nnx.Module, checkpoint: Checkpoint) -> None:
+    """Copies a checkpoint's values into a backbone; the same errors as `load`."""
+    bad = source.not_finite(checkpoint.values)
+    if bad:
+        raise CheckpointError(
+            f"weights {str(checkpoint.path)!r} are damaged: {checkpoint.called(bad)} is not finite"
+        )
     state = nnx.state(backbone)
-    own, given = tree.leaves(state), files.read_tensors(path)
-    given = {k: _fitted(backbone, k, v) for k, v in given.items()}
-    faults = [f"- {k} {tuple(own[k].shape)}" for k in own if k not in given]
-    faults += [f"+ {k} {v.shape}" for k, v in given.items() if k not in own]
+    own = tree.leaves(state)
+    given = {k: _fitted(backbone, k, v) for k, v in checkpoint.values.items()}
+    name = checkpoint.called
+    faults = [f"- {name(k)} {tuple(own[k].shape)}" for k in own if k not in given]
+    faults += [f"+ {name(k)} {v.shape}" for k, v in given.items() if k not in own]
+    faults += [f"+ {strange}" for strange in checkpoint.strange]
     faults += [
-        f"- {k} {tuple(own[k].shape)}\n+ {k} {v.shape}"
+        f"- {name(k)} {tuple(own[k].shape)}\n+ {name(k)} {v.shape}"
         for k, v in given.items()
         if k in own and own[k].shape != v.shape
     ]
     if faults:
         shown = "\n".join(faults[:20]) + ("\n…" if len(faults) > 20 else "")
-        raise CheckpointError(f"weights {str(path)!r} do not fit the backbone:\n{shown}")
+        path = str(checkpoint.path)
+        raise CheckpointError(f"weights {path!r} do not fit the backbone:\n{shown}")
     values = {k: jnp.asarray(given[k], own[k].dtype) for k in own}
     nnx.update(backbone, tree.replace(state, values))
+
+
+def options(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The options of a backbone that its weights' publisher decides, such as its norms' epsilon.
+
+    Raises:
+        CheckpointError: if the weights are of another family than the backbone `name`.
+    """
+    family = backbones.family(name)
+    if checkpoint.family not in ("", family):
+        raise CheckpointError(
+            f"the weights {str(checkpoint.path)!r} are of a {checkpoint.family}, but the backbone "
+            f"{name!r} is a {family}"
+        )
+    return {k: v for k, v in checkpoint.config.items() if k in OPTIONS}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file of weights; of the files' hashes where they are several in a folder."""
+    found = source.parts(path)
+    hashes = [files.sha256(file) for file in found]
+    return hashes[0] if len(found) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _fitted(backbone: Any, path: str, value: np.ndarray) -> np.ndarray:

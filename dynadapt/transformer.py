@@ -1,0 +1,162 @@
+"""The parts that transformers share: patch embedding and residual branches.
+
+A branch holds its own norm and layer scale, so a block reads `x = x + attn(x)`, `x = x + mlp(x)`.
+An adapter on a branch therefore sees the un-normed tokens and can ask for `host.norm(x)`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt.context import Context, drop_path
+from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
+
+Array = jax.Array
+
+_linear = functools.partial(Linear, kernel_init=nnx.initializers.xavier_uniform())
+
+
+class PatchEmbed(nnx.Module):
+    """Linear embedding of square patches, `b H W 3` to `b hw d`, applied as one product.
+
+    `kernel` is `patch patch 3 d`; pixels beyond the last whole patch are an error of the caller.
+    """
+
+    def __init__(self, patch: int, dim: int, *, rngs: nnx.Rngs):
+        self.patch = patch
+        kernel = nnx.initializers.xavier_uniform()(rngs.params(), (patch * patch * 3, dim))
+        self.kernel = nnx.Param(kernel.reshape(patch, patch, 3, dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, images: Array, ctx: Context) -> Array:
+        b, height, width, _ = images.shape
+        p, d = self.patch, self.bias.shape[0]
+        h, w = height // p, width // p
+        x = images.reshape(b, h, p, w, p, 3).swapaxes(2, 3).reshape(b * h * w, p * p * 3)
+        kernel = self.kernel[...].reshape(p * p * 3, d).astype(x.dtype)
+        y = x @ kernel + self.bias[...].astype(x.dtype)[None]
+        return y.reshape(b, h * w, d)
+
+
+class LayerScale(nnx.Module):
+    """A learned scale of each channel."""
+
+    def __init__(self, dim: int, value: float):
+        self.scale = nnx.Param(jnp.full(dim, value))
+
+    def __call__(self, x: Array, ctx: Context) -> Array:
+        return x * self.scale[...].astype(x.dtype)[None, None]
+
+
+class Branch(nnx.Module):
+    """A residual branch of `b n d`: norm, `transform`, layer scale where it has one, drop-path."""
+
+    name: str
+
+    def __init__(self, dim: int, *, epsilon: float, layer_scale: float = 0.0, rngs: nnx.Rngs):
+        self.dim = dim
+        self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+        if layer_scale:
+            self.scale = LayerScale(dim, layer_scale)
+        self.scaled = bool(layer_scale)
+
+    def __call__(self, x: Array, ctx: Context) -> Array:
+        y = self.transform(self.norm(x, ctx), ctx)
+        if self.scaled:
+            y = self.scale(y, ctx)
+        return drop_path(y, ctx, self.name)
+
+
+class Attention(Branch):
+    """Multi-head self-attention; `qkv` is one linear layer whose output is `[q | k | v]`."""
+
+    name = "attn"
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        qkv_bias: bool = True,
+        epsilon: float,
+        layer_scale: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(dim, epsilon=epsilon, layer_scale=layer_scale, rngs=rngs)
+        self.heads = heads
+        self.qkv = _linear(dim, 3 * dim, use_bias=qkv_bias, rngs=rngs)
+        self.proj = _linear(dim, dim, rngs=rngs)
+
+    def transform(self, x: Array, ctx: Context) -> Array:
+        return self.proj(self.mix(self.qkv(x, ctx)), ctx)
+
+    def split(self, qkv: Array) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, each `b n heads d/heads`, from `b n 3d`."""
+        b, n, _ = qkv.shape
+        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, -1), 2, 0)
+        return q, k, v
+
+    def mix(self, qkv: Array) -> Array:
+        """Values averaged by attention, heads joined, `b n d`, from `b n 3d`."""
+        y = dot_product_attention(*self.split(qkv))
+        return y.reshape(*y.shape[:2], -1)
+
+
+class Mlp(Branch):
+    """Two linear layers with an activation between them.
+
+    Gated (SwiGLU and its kin), `fc1` is twice as wide, `[a | b]`, and `fc2` sees `act(a) * b`.
+    """
+
+    name = "mlp"
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        act: str = "gelu",
+        gated: bool = False,
+        epsilon: float,
+        layer_scale: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(dim, epsilon=epsilon, layer_scale=layer_scale, rngs=rngs)
+        self.act, self.gated = act, gated
+        self.fc1 = _linear(dim, hidden * (2 if gated else 1), rngs=rngs)
+        self.fc2 = _linear(hidden, dim, rngs=rngs)
+
+    def transform(self, x: Array, ctx: Context) -> Array:
+        x, act = self.fc1(x, ctx), ACTIVATIONS[self.act]
+        if self.gated:
+            a, b = jnp.split(x, 2, axis=-1)
+            return self.fc2(act(a) * b, ctx)
+        return self.fc2(act(x), ctx)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each a residual branch."""
+
+    def __init__(self, attn: Branch, mlp: Branch):
+        self.dim = attn.dim
+        self.attn, self.mlp = attn, mlp
+
+    def __call__(self, x: Array, ctx: Context) -> Array:
+        x = x + self.attn(x, ctx)
+        return x + self.mlp(x, ctx)
+
+
+def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
+    """Softmax attention of `b n heads k`.
+
+    On a CUDA GPU in half precision, cuDNN's fused kernel; XLA's products elsewhere.
+    """
+    fused = (
+        jax.default_backend() == "gpu"
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 128
+    )
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")

@@ -1,0 +1,135 @@
+"""Published and own files of weights, in our names."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynadapt import backbones
+from dynadapt.errors import CheckpointError, UnknownName
+from dynadapt.weights import source
+from dynadapt.weights.layouts import LAYOUTS
+from dynadapt.weights.tables import Layout
+
+# The key of a safetensors file's metadata under which our own layout describes itself.
+METADATA = "dynadapt"
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """Weights in our own names, of whatever source.
+
+    Attributes:
+        path: where they were found.
+        family: module of `backbones`; "" where a file in our own layout does not say.
+        publisher: whose layout the file has, or had before it was converted; "" for none.
+        prefix: what stands before all names in that layout.
+        config: sizes and options of the backbone, as far as the file tells.
+        values: by path within the backbone, in the source's dtype.
+        head: the classifier that came along, by path from `head/` on.
+        rest: what the backbone does not need, by the source's name.
+        strange: names of which nothing is known.
+        names: the source's names of each of our paths.
+    """
+
+    path: Path
+    family: str = ""
+    publisher: str = ""
+    prefix: str = ""
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    values: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    head: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    rest: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    strange: list[str] = dataclasses.field(default_factory=list)
+    layout: Layout | None = None
+
+    def called(self, path: str) -> str:
+        """The name of one of our paths in the file that was read."""
+        names = self.layout.source_names(path, self.prefix) if self.layout else []
+        return ", ".join(names) or path
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Reads weights of any known source; architecture and layout follow from keys and shapes.
+
+    Raises:
+        CheckpointError: for a file that is damaged or of no known layout.
+        UnsafeCheckpointError: for a file that asks for more than weights need.
+    """
+    found = source.read(Path(path))
+    layout, prefix = _layout(found)
+    return _foreign(found, layout, prefix) if layout else _own(found)
+
+
+def _layout(found: source.Source) -> tuple[Layout | None, str]:
+    """The layout that the names are of, None for our own; and the prefix."""
+    for layout in LAYOUTS:
+        prefix = layout.prefix(found.tensors)
+        if prefix is not None:
+            return layout, prefix
+    if any(name.endswith("/kernel") for name in found.tensors):
+        return None, ""
+    some = ", ".join(list(found.tensors)[:3]) or "none"
+    raise CheckpointError(
+        f"weights {str(found.path)!r} are of no known source; their names are such as {some}"
+    )
+
+
+def _foreign(found: source.Source, layout: Layout, prefix: str) -> Checkpoint:
+    shapes = {
+        k.removeprefix(prefix): v.shape for k, v in found.tensors.items() if k.startswith(prefix)
+    }
+    try:
+        config = layout.config(shapes, found.card)
+        ours, strange = layout.to_ours(found.tensors, prefix)
+    except KeyError as error:
+        raise CheckpointError(_unlike(found, layout, f"- {prefix}{error.args[0]}")) from error
+    except (IndexError, StopIteration, TypeError, ValueError) as error:
+        raise CheckpointError(_unlike(found, layout, f"wrong shapes ({error})")) from error
+    head = {k: ours.pop(k) for k in list(ours) if k.startswith("head/")}
+    used = {n for p in (*ours, *head) for n in layout.source_names(p, prefix)}
+    rest = {k: v for k, v in found.tensors.items() if k not in used and k not in strange}
+    return Checkpoint(
+        found.path, layout.family, layout.name, prefix, config, ours, head, rest, strange, layout
+    )
+
+
+def _unlike(found: source.Source, layout: Layout, what: str) -> str:
+    path = str(found.path)
+    return f"weights {path!r} look like {layout.family} of {layout.name} but do not fit it: {what}"
+
+
+def _own(found: source.Source) -> Checkpoint:
+    checkpoint = Checkpoint(found.path)
+    for name, value in found.tensors.items():
+        if name.startswith("rest/"):
+            checkpoint.rest[name.removeprefix("rest/")] = value
+        elif name.startswith("head/"):
+            checkpoint.head[name] = value
+        else:
+            checkpoint.values[name] = value
+    try:
+        card = json.loads(found.metadata.get(METADATA, "{}"))
+    except ValueError as error:
+        raise CheckpointError(f"{str(found.path)!r} has metadata that are no JSON") from error
+    if not card and found.path.stem in backbones.names():
+        config = dataclasses.asdict(backbones.config(found.path.stem))
+        card = dict(family=backbones.family(found.path.stem), config=config)
+    for field in ("family", "publisher", "prefix", "config"):
+        setattr(checkpoint, field, card.get(field, getattr(checkpoint, field)))
+    return checkpoint
+
+
+def layout_for(publisher: str, family: str, config: Any) -> Layout:
+    """The layout in which a publisher keeps a backbone of this config.
+
+    Raises:
+        UnknownName: where that publisher has none, naming those that have.
+    """
+    fits = [x for x in LAYOUTS if x.family == family and x.serves(config)]
+    for layout in fits:
+        if layout.name == publisher:
+            return layout
+    raise UnknownName(f"layout of a {family}", publisher, sorted({x.name for x in fits}))

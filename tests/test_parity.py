@@ -1,0 +1,314 @@
+"""Every reference case under $DYNADAPT_ORACLES: weights load, and features match.
+
+A case is a folder with `meta.json`, a checkpoint in its published format, inputs and expected
+outputs; `meta.atol` states the allowance of each output. Run with `-s` to see the deviations.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dynadapt import adapters, attach, files, tree, weights
+from dynadapt.context import Context
+from dynadapt.weights import published
+
+FOLDER = Path(os.environ["DYNADAPT_ORACLES"])
+# Cases of families and methods that are not built yet; the list only shrinks.
+NOT_YET = (
+    *("adaptformer_sequential_ln", "arc", "convpass", "convpass_attn", "fact_tk", "fact_tt"),
+    *("lora_hf_all_linear", "lora_hf_attention", "lora_hf_dora", "lora_hf_rslora"),
+    *("lorand_module", "mona_module", "mona_swin", "ssf"),
+    *("tadformer_dynamic_filter", "tadformer_dynamic_filter_reinterpreted_skip"),
+    *("tadformer_static_filter", "vpt_deep", "vpt_deep_projected", "vpt_shallow"),
+    *("atss_head", "coco_ap", "depth", "detection_losses", "matrix_nms", "multitask_meters"),
+    *("semseg_iou", "solo_head"),
+)
+# Half of the bits of a mantissa are gone in bfloat16: what may differ, in standard deviations.
+BFLOAT16 = 3e-2
+
+
+def cases() -> list[Path]:
+    return sorted(p.parent for p in FOLDER.glob("**/meta.json"))
+
+
+def named(case: Path) -> str:
+    return "/".join(case.parts[-2:])
+
+
+def of_kind(kind: str) -> list[Path]:
+    metas = {c: json.loads((c / "meta.json").read_text()) for c in cases()}
+    return [c for c, m in metas.items() if m["kind"] == kind and c.name not in NOT_YET]
+
+
+BACKBONES = of_kind("backbone")
+METHODS = of_kind("peft")
+
+
+class Check:
+    """Compares outputs with a case's own allowances, and tells all that deviate at the end."""
+
+    def __init__(self, case):
+        self.case, self.faults = case, []
+
+    def __call__(self, name, found, wanted, allowed=None):
+        if allowed is None:
+            allowed = self.case.meta["atol"].get(name, 1e-4)
+        assert found.shape == wanted.shape, name
+        gap = np.abs(np.asarray(found, np.float64) - wanted)
+        told = f"{gap.max():.1e} of {np.max(allowed):.1e}"
+        print(f"{named(self.case.folder)} {name}: {told}")
+        if not (gap <= allowed).all():
+            self.faults.append(f"{name} deviates by {told}")
+
+    def done(self):
+        assert not self.faults, "; ".join(self.faults)
+
+
+class Recorder(nnx.Module):
+    """Records what its host gets and gives."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self, host, x, ctx):
+        y = host.bare(x, ctx)
+        if self.number == 0:
+            ctx.record("embeddings", x)
+        ctx.record("block", y)
+        return y
+
+
+class Case:
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, folder.name
+        self.meta = json.loads((folder / "meta.json").read_text())
+        self.inputs = dict(np.load(folder / "inputs.npz"))
+        self.expected = dict(np.load(folder / "expected.npz"))
+        self.checkpoint = published.read(folder / self.meta["checkpoint"])
+
+    def known(self) -> dict:
+        """What the file can't tell: it is in no checkpoint, or a convention of who runs it."""
+        config, family = self.meta["config"], self.checkpoint.family
+        known = {}
+        if family != "swin":
+            known["heads"] = config.get("num_heads", config.get("num_attention_heads"))
+        else:
+            known["image_size"] = config["image_size"]
+            if config.get("small_stage_rule", "").startswith("none"):
+                known["small"] = "never"
+        if family == "point_mae":
+            known |= dict(groups=config["num_group"], group_size=config["group_size"])
+        return known
+
+    def backbone(self) -> nnx.Module:
+        path = self.folder / self.meta["checkpoint"]
+        backbone = weights.from_checkpoint(path, **self.known())
+        wanted = self.meta["config"]
+        epsilon = wanted.get("norm_eps", wanted.get("layer_norm_eps"))
+        assert backbone.config.epsilon == epsilon
+        return backbone
+
+    def outputs(self, backbone: nnx.Module, dtype=jnp.float32) -> dict[str, np.ndarray]:
+        """All that the case may ask for, by its names."""
+        last = r".*blocks/\d+" if self.checkpoint.family != "swin" else None
+        stages = getattr(backbone, "stages", ())
+        where = last or "|".join(
+            rf"stages/{i}/blocks/{len(s.blocks) - 1}" for i, s in enumerate(stages)
+        )
+        numbers = iter(range(99))
+        attach.attach(backbone, where, lambda host: Recorder(next(numbers)))
+
+        @jax.jit
+        def run(backbone, x):
+            tape = {}
+            found = backbone(x, Context(tape=tape))
+            return found.maps, found.tokens, tape
+
+        x = jnp.asarray(next(iter(self.inputs.values())), dtype)
+        maps, tokens, tape = run(backbone, x)
+        found = FAMILIES[self.checkpoint.family](self, backbone, x, maps, tokens, tape)
+        return {k: np.asarray(v, np.float64) for k, v in found.items()}
+
+    def logits(self, pooled):
+        """The classifier that came along, on the pooled features."""
+        head = {k: jnp.asarray(v) for k, v in self.checkpoint.head.items()}
+        if "head/linear/kernel" not in head:
+            return pooled
+        return pooled @ head["head/linear/kernel"] + head["head/linear/bias"][None]
+
+
+def vit(case, backbone, x, maps, tokens, tape):
+    b, h, w, d = maps[-1].shape
+    patches = maps[-1].reshape(b, h * w, d)
+    everything = jnp.concatenate([tokens, patches], axis=1)
+    mean = patches.mean(1)
+    head = case.checkpoint.head
+    if "head/norm/scale" in head:
+        y = mean - mean.mean(-1, keepdims=True)
+        y = y / np.sqrt(np.square(y).mean(-1, keepdims=True) + backbone.config.epsilon)
+        pooled = y * head["head/norm/scale"][None] + head["head/norm/bias"][None]
+    else:
+        pooled = tokens[:, 0]
+    positions = backbone.positions((h, w))
+    return dict(
+        blocks=tape["block"],
+        embeddings=tape["embeddings"][0],
+        tokens=everything,
+        patch_tokens=patches,
+        cls_token=tokens[:, 0] if tokens.shape[1] else 0,
+        mean_patch=mean,
+        pooled=pooled,
+        logits=case.logits(pooled),
+        pos_embed=positions,
+    )
+
+
+def swin(case, backbone, x, maps, tokens, tape):
+    stages = [tape[n] for n in ("block", *(f"block.{i}" for i in range(2, 9))) if n in tape]
+    pooled = maps[-1].mean((1, 2))
+    found = {f"stage{i}": s.reshape(m.shape) for i, (s, m) in enumerate(zip(stages, maps))}
+    shape = case.expected["tokens"].shape if "tokens" in case.expected else maps[-1].shape
+    return found | dict(tokens=maps[-1].reshape(shape), pooled=pooled, logits=case.logits(pooled))
+
+
+def sam(case, backbone, x, maps, tokens, tape):
+    b, h, w, _ = maps[-1].shape
+    blocks = tape["block"].reshape(-1, b, h, w, backbone.dim)
+    embeddings = tape["embeddings"].reshape(b, h, w, backbone.dim)
+    return dict(blocks=blocks, embeddings=embeddings, features=maps[-1])
+
+
+FAMILIES = {"vit": vit, "swin": swin, "sam": sam}
+
+
+def test_there_are_cases():
+    assert cases(), f"no cases under {FOLDER}"
+
+
+def test_what_is_not_built_is_there():
+    present = {c.name for c in cases()}
+    assert set(NOT_YET) <= present
+
+
+@pytest.mark.parametrize("folder", BACKBONES, ids=named)
+def test_backbone(folder):
+    case = Case(folder)
+    found = case.outputs(case.backbone())
+    check = Check(case)
+    for name, wanted in case.expected.items():
+        check(name, found[name], wanted)
+    check.done()
+
+
+@pytest.mark.parametrize("folder", BACKBONES, ids=named)
+def test_backbone_in_bfloat16(folder):
+    case = Case(folder)
+    found = case.outputs(case.backbone(), jnp.bfloat16)
+    for name in ("tokens", "features"):
+        if name in case.expected:
+            wanted = case.expected[name]
+            gap = np.abs(found[name] - wanted)
+            rms = np.sqrt(np.square(gap).mean()) / wanted.std()
+            print(f"{named(folder)} {name}: rms {rms:.1e} max {gap.max() / wanted.std():.1e}")
+            assert rms < BFLOAT16
+
+
+def published_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """The adapter's tensors by their published names."""
+    if (folder / "adapter").is_dir():
+        return files.read_tensors(folder / "adapter" / "adapter_model.safetensors")
+    return dict(np.load(folder / "adapter.npz"))
+
+
+def translator(method: str):
+    """The module of `peft_cases` that knows a method's published names.
+
+    It has `settings(meta)`, the keywords of our `adapt`, and `ours(published)`, which takes tensors
+    (or gradients) by published name to our adapter leaves by path.
+    """
+    path = Path(__file__).parent / "peft_cases" / f"{method}.py"
+    spec = importlib.util.spec_from_file_location(f"peft_cases_{method}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ours_of(names, published: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {k: np.asarray(v) for k, v in names.ours(published).items()}
+
+
+def cross_entropy(case, features):
+    """The loss of the ViT cases: labels 0, 1, ... on the class token's logits."""
+    logits = case.logits(features.tokens[:, 0])
+    labels = np.arange(len(logits))
+    return -jax.nn.log_softmax(logits)[labels, labels].mean(), {"logits": logits}
+
+
+@pytest.mark.parametrize("folder", METHODS, ids=named)
+def test_method(folder):
+    """Features, logits, loss, every gradient of the adapter, and what merging makes of it."""
+    case = Case(folder)
+    names = translator(case.meta["method"])
+    method = getattr(names, "method", lambda meta: meta["method"])(case.meta)
+    backbone = case.backbone()
+    adapters.adapt(backbone, method, rngs=nnx.Rngs(0), **names.settings(case.meta))
+    given = ours_of(names, published_tensors(folder))
+    state = nnx.state(backbone)
+    leaves = tree.leaves(state)
+    assert given.keys() >= {k for k in leaves if "adapter" in k.split("/")}
+    for path, value in given.items():
+        assert leaves[path].shape == value.shape, path
+    nnx.update(backbone, tree.replace(state, leaves | jax.tree.map(jnp.asarray, given)))
+    graph, train, frozen = nnx.split(backbone, lambda p, _: tree.path_string(p) in given, ...)
+    image = jnp.asarray(case.inputs["image"])
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(train, frozen, image):
+        features = nnx.merge(graph, train, frozen)(image, Context())
+        return getattr(names, "loss", cross_entropy)(case, features)
+
+    (score, found), gradient = loss(train, frozen, image)
+    found |= {"loss": score}
+    check = Check(case)
+    wanted = {k: v for k, v in case.expected.items() if k.startswith("grad/")}
+    allowed = {
+        k.removeprefix("grad/"): np.full(v.shape, case.meta["atol"][k]) for k, v in wanted.items()
+    }
+    allowed = ours_of(names, allowed)
+    wanted = ours_of(names, {k.removeprefix("grad/"): v for k, v in wanted.items()})
+    for path, value in tree.leaves(gradient).items():
+        check(f"grad/{path}", value, wanted[path], allowed[path])
+    if "blocks" in case.expected:
+        found["blocks"] = blocks(backbone, image)
+    if any(k.startswith("merged") for k in case.expected):
+        adapters.module(method).merge(backbone)
+        found["merged_logits"] = cross_entropy(case, backbone(image, Context()))[1]["logits"]
+        plain = {k: np.asarray(v) for k, v in tree.leaves(nnx.state(backbone)).items()}
+        layout, prefix = case.checkpoint.layout, case.checkpoint.prefix
+        sources = layout.to_source(plain, prefix, backbone.config.heads)
+        found |= {f"merged/{k}": v for k, v in sources.items()}
+    for name, value in case.expected.items():
+        if not name.startswith("grad/"):
+            check(name, found[name], value)
+    check.done()
+
+
+def blocks(backbone, image):
+    """What every block gives, `depth b n d`, whatever adapter it has."""
+    for _, host in attach.sites(backbone, r"blocks/\d+"):
+        if isinstance(host, attach.Adapted):
+            host.adapter = attach.Chain(Recorder(1), host.adapter)
+        else:
+            attach.attach(host, "", lambda host: Recorder(1))
+    tape = {}
+    backbone(image, Context(tape=tape))
+    return tape["block"]
