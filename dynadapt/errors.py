@@ -31,6 +31,10 @@ class AttachError(ConfigError):
     """An adapter that cannot be attached where it was asked for."""
 
 
+class NotMergeable(ConfigError):
+    """A method whose effect depends on the input, so it can't be folded into the weights."""
+
+
 class DataError(DynadaptError):
     """Data that is missing, broken or not what was announced."""
 

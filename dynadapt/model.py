@@ -27,17 +27,29 @@ def build(config: Any, task: Any) -> Model:
 
     The random weights of backbone, adapter and head depend on `config.seed`, each on its own.
     """
-    checkpoint = _checkpoint(config)
-    backbone = bare_backbone(config, checkpoint)
-    if checkpoint:
-        weights.fill(backbone, checkpoint)
-    return adapt_and_head(backbone, config, task)
+    return _with_head(adapted_backbone(config), config, task)
 
 
 def abstract(config: Any, task: Any) -> Model:
     """The same model with shapes in place of arrays: nothing is read and nothing is allocated."""
     checkpoint = _checkpoint(config)
-    return nnx.eval_shape(lambda: adapt_and_head(bare_backbone(config, checkpoint), config, task))
+
+    def make() -> Model:
+        backbone = bare_backbone(config, checkpoint)
+        _adapt(backbone, config)
+        return _with_head(backbone, config, task)
+
+    return nnx.eval_shape(make)
+
+
+def adapted_backbone(config: Any) -> nnx.Module:
+    """The backbone of a config with its weights and the adapter, not yet trained."""
+    checkpoint = _checkpoint(config)
+    backbone = bare_backbone(config, checkpoint)
+    if checkpoint:
+        weights.fill(backbone, checkpoint)
+    _adapt(backbone, config)
+    return backbone
 
 
 def _checkpoint(config: Any) -> weights.Checkpoint | None:
@@ -59,10 +71,12 @@ def bare_backbone(config: Any, checkpoint: weights.Checkpoint | None = None) -> 
     return backbones.create(name, rngs=_rngs(config.seed, "backbone"), **{**options, **given})
 
 
-def adapt_and_head(backbone: nnx.Module, config: Any, task: Any) -> Model:
-    """Attaches the config's adapter to the backbone and puts the task's head on it."""
+def _adapt(backbone: nnx.Module, config: Any) -> None:
     given = dict(config.adapter)
     adapters.adapt(backbone, given.pop("name"), rngs=_rngs(config.seed, "adapter"), **given)
+
+
+def _with_head(backbone: nnx.Module, config: Any, task: Any) -> Model:
     return Model(backbone, task.head(backbone, rngs=_rngs(config.seed, "head")))
 
 

@@ -24,7 +24,8 @@ from dynadapt import (
     workdir,
 )
 from dynadapt import config as configs
-from dynadapt.main import main, read_config
+from dynadapt.config_file import read_config
+from dynadapt.main import main
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 STEPS = 20

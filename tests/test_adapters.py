@@ -14,7 +14,13 @@ from flax import nnx
 from dynadapt import adapters, attach, backbones, config, model, optim, tasks, tree, workdir
 from dynadapt.context import Context, dropout
 from dynadapt.data import Info
-from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.errors import (
+    AttachError,
+    ConfigError,
+    DynadaptError,
+    NotMergeable,
+    UnknownName,
+)
 from dynadapt.step import initial_state, make_step
 
 INFO = Info("test", tuple("abcde"), {"train": 1}, "by hand")
@@ -29,11 +35,15 @@ class Method:
         settings: tiny ones, all that is random off.
         random: settings that turn on what is random while training.
         trains: whether a backbone leaf trains.
+        neutral: settings with which it starts as the bare model; None where it never does.
+        merges: whether it folds into the weights.
     """
 
     settings: dict
     random: dict
     trains: Callable[[str], bool]
+    neutral: dict | None = dataclasses.field(default_factory=dict)
+    merges: bool = False
 
 
 def in_adapter(path):
@@ -42,14 +52,25 @@ def in_adapter(path):
 
 METHODS = {
     "adaptformer": Method(dict(rank=3, dropout=0.0), dict(dropout=0.2), in_adapter),
-    "bitfit": Method({}, {}, lambda path: path.split("/")[-1] == "bias"),
-    "full": Method({}, {}, lambda path: True),
+    "arc": Method(
+        dict(rank=3, dropout=0.0),
+        dict(dropout=0.2),
+        in_adapter,
+        neutral=dict(positions=("attn",)),
+        merges=True,
+    ),
+    "bitfit": Method({}, {}, lambda path: path.split("/")[-1] == "bias", merges=True),
+    "dora": Method(dict(rank=2, targets=TARGETS), dict(dropout=0.2), in_adapter, merges=True),
+    "fact": Method(dict(rank=3, dropout=0.0), dict(dropout=0.2), in_adapter, merges=True),
+    "full": Method({}, {}, lambda path: True, merges=True),
     "iconformer": Method(dict(rank=3), dict(dropout=0.2, filter_norm=True), in_adapter),
-    "linear": Method({}, {}, lambda path: False),
-    "lora": Method(dict(rank=2, targets=TARGETS), dict(dropout=0.2), in_adapter),
+    "linear": Method({}, {}, lambda path: False, merges=True),
+    "lora": Method(dict(rank=2, targets=TARGETS), dict(dropout=0.2), in_adapter, merges=True),
+    "repadapter": Method(dict(rank=4, dropout=0.0), dict(dropout=0.2), in_adapter, merges=True),
+    "ssf": Method({}, {}, in_adapter, neutral=None, merges=True),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
-folding = [name for name in METHODS if hasattr(adapters.module(name), "merge")]
+folding = [(name, {}) for name, method in METHODS.items() if method.merges]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -140,10 +161,15 @@ def test_every_method_has_a_row():
 
 @every_method
 def test_zero_effect_at_the_start(name):
-    def with_head(name):
-        return stir(build(settings(name)), lambda path: path.startswith("head/"), size=1.0)
+    neutral = METHODS[name].neutral
+    if neutral is None:
+        pytest.skip("starts apart from the bare model")
 
-    found, bare = (logits(with_head(n), images(3)) for n in (name, "linear"))
+    def with_head(name, given):
+        return stir(build(settings(name, **given)), lambda p: p.startswith("head/"), size=1.0)
+
+    found = logits(with_head(name, neutral), images(3))
+    bare = logits(with_head("linear", {}), images(3))
     assert np.ptp(bare) > 0.5
     np.testing.assert_allclose(found, bare, rtol=0, atol=1e-5)
 
@@ -266,15 +292,74 @@ def test_bfloat16_is_close(name):
     assert 0 < np.linalg.norm(half - full) < 3e-2 * np.linalg.norm(full)
 
 
-@pytest.mark.parametrize("name", folding)
-def test_a_merged_model_is_equal_and_bare(name):
-    network, x = stirred(name), images(4)
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        *folding,
+        ("arc", dict(positions=("mlp",))),
+        ("dora", dict(targets=("qkv",), scale=0.7)),
+        ("fact", dict(form="tk", scale=0.7)),
+        ("lora", dict(targets=("qkv", "fc1"), scale=0.7)),
+        ("repadapter", dict(bias=False, groups=4, scale=0.7)),
+    ],
+)
+def test_a_merged_model_is_equal_and_bare(name, given):
+    network, x = stirred(name, **given), images(4)
     before = logits(network, x)
-    adapters.module(name).merge(network.backbone)
+    adapters.merge(network.backbone, name)
     bare = build(settings("linear"))
     assert list(values(nnx.state(network))) == list(values(nnx.state(bare)))
     assert nnx.graphdef(network) == nnx.graphdef(bare)
     np.testing.assert_allclose(logits(network, x), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if not m.merges])
+def test_what_does_not_fold_says_so(name):
+    network = stirred(name)
+    with pytest.raises(NotMergeable, match=f"{name} can't be merged into the weights: .+"):
+        adapters.merge(network.backbone, name)
+    assert attach.adapted(network.backbone)
+
+
+def values_of(method):
+    """A tiny backbone with the method, and its leaves before merging."""
+    backbone = stirred(method).backbone
+    return backbone, values(nnx.state(backbone))
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "merged"),
+    [
+        ("arc", "blocks/0/mlp/fc1/adapter/shift", "blocks/0/mlp/fc1/bias"),
+        ("dora", "blocks/1/attn/qkv/adapter/k/magnitude", "blocks/1/attn/qkv/kernel"),
+        ("fact", "adapter/module/u", "blocks/0/attn/proj/kernel"),
+        ("lora", "blocks/1/mlp/fc1/adapter/fc1/b", "blocks/1/mlp/fc1/kernel"),
+        ("repadapter", "blocks/1/attn/qkv/adapter/up/kernel", "blocks/1/attn/qkv/kernel"),
+        ("ssf", "norm/adapter/scale", "norm/scale"),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_merged_weight_that_is_not_finite_is_refused(name, leaf, merged, value):
+    backbone, before = values_of(name)
+    state = nnx.state(backbone)
+    broken = tree.map_leaves(lambda p, x: x.at[(0,) * x.ndim].set(value) if p == leaf else x, state)
+    nnx.update(backbone, broken)
+    with pytest.raises(DynadaptError, match=f"{merged} is not finite"):
+        adapters.merge(backbone, name)
+    for path, x in values(nnx.state(backbone)).items():
+        if path != leaf:
+            np.testing.assert_array_equal(x, before[path])
+
+
+def test_merging_keeps_the_dtype_and_sums_in_float32():
+    backbone = stirred("lora").backbone
+    host = backbone.blocks[0].mlp.fc1
+    host.kernel[...] = host.kernel[...].astype(jnp.bfloat16)
+    a, b = factors(host.adapter, "fc1")
+    wanted = np.asarray(host.kernel[...], np.float64) + a @ b
+    adapters.merge(backbone, "lora")
+    assert host.kernel.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(host.kernel[...], np.float64), wanted, rtol=2**-8)
 
 
 @every_method
@@ -320,6 +405,23 @@ def test_a_wrong_method_tells_the_nearest():
         ("lora", dict(targets=("q", "w")), "unknown LoRA target 'w'"),
         ("lora", dict(targets=()), "at least one target"),
         ("lora", dict(dropout=1.0), r"dropout must be in \[0, 1\), not 1.0"),
+        ("lora", dict(targets=("qkv", "v")), "'qkv' holds 'v' already"),
+        ("dora", dict(rank=0), "rank must be at least 1"),
+        ("dora", dict(targets=("qvk",)), "did you mean 'qkv'"),
+        ("arc", dict(rank=0), "rank must be at least 1"),
+        ("arc", dict(dropout=1.0), "dropout must be in"),
+        ("arc", dict(positions=()), "at least one position of attn, mlp"),
+        ("arc", dict(positions=("mpl",)), "did you mean 'mlp'"),
+        ("fact", dict(form="kt"), "unknown form of FacT 'kt'"),
+        ("fact", dict(rank=0), "rank must be at least 1"),
+        ("fact", dict(dropout=-1.0), "dropout must be in"),
+        ("repadapter", dict(rank=0), "rank must be at least 1"),
+        ("repadapter", dict(rank=3), "groups must divide rank and width, not 2 for 3 and 16"),
+        ("repadapter", dict(rank=6, groups=3), "not 3 for 6 and 16 at 'blocks/0/attn/qkv'"),
+        ("repadapter", dict(groups=0), "groups must divide"),
+        ("repadapter", dict(dropout=2.0), "dropout must be in"),
+        ("repadapter", dict(positions=()), "at least one position"),
+        ("repadapter", dict(positions=("att",)), "did you mean 'attn'"),
         ("adaptformer", dict(rank=-1), "rank must be at least 1"),
         ("adaptformer", dict(dropout=-0.1), "dropout must be in"),
         ("iconformer", dict(rank=0), "rank must be at least 1"),
@@ -348,6 +450,27 @@ COUNTS = [
         for r, n in ((4, 147_456), (8, 294_912), (16, 589_824), (20, 737_280))
     ),
     ("vit_b16", "lora", dict(rank=8, targets=("q", "k", "v", "proj")), 589_824),
+    *(
+        ("vit_b16", "lora", dict(rank=r, targets=t), n)
+        for r, t, n in (
+            (8, ("qkv",), 294_912),
+            (8, ("qkv", "proj"), 442_368),
+            (4, ("qkv", "proj", "fc1", "fc2"), 589_824),
+        )
+    ),
+    ("vit_b16", "dora", {}, 294_912 + 18_432),
+    ("vit_b16", "ssf", {}, 205_824),
+    ("vit_b16", "arc", {}, 96_432),
+    ("vit_b16", "arc", dict(positions=("attn",)), 48_216),
+    ("vit_b16", "arc", dict(rank=128), 218_112),
+    *(("vit_b16", "fact", dict(rank=r), n) for r, n in ((4, 8_448), (8, 21_504), (16, 61_440))),
+    *(
+        ("vit_b16", "fact", dict(form="tk", rank=r), n)
+        for r, n in ((4, 6_784), (8, 13_952), (16, 30_976), (32, 86_528))
+    ),
+    ("vit_b16", "repadapter", {}, 239_808),
+    ("vit_b16", "repadapter", dict(bias=False), 221_184),
+    ("swin_b", "ssf", {}, 277_760),
     *(
         ("vit_b16", "adaptformer", dict(rank=r), n)
         for r, n in ((8, 156_768), (16, 304_320), (32, 599_424), (64, 1_189_632))
@@ -423,7 +546,7 @@ def test_lora_on_a_fused_layer_is_lora_on_each_slice():
     ):
         a, b = factors(layer.adapter, name)
         wanted[name] = np.asarray(layer.kernel[...], np.float64) + 0.7 * a @ b
-    adapters.module("lora").merge(backbone)
+    adapters.merge(backbone, "lora")
     found = {"qkv": host, "proj": backbone.blocks[1].attn.proj, "fc2": backbone.blocks[1].mlp.fc2}
     for name, layer in found.items():
         np.testing.assert_allclose(layer.kernel[...], wanted[name], rtol=1e-6, atol=1e-6)
@@ -433,7 +556,7 @@ def test_lora_on_a_fused_layer_is_lora_on_each_slice():
 def test_lora_touches_its_targets_alone(targets):
     network = stirred("lora", targets=targets)
     before = values(nnx.state(network.backbone))
-    adapters.module("lora").merge(network.backbone)
+    adapters.merge(network.backbone, "lora")
     after = values(nnx.state(network.backbone))
     moved = {p for p, x in after.items() if (x != before[p]).any()}
     layer = "attn/qkv" if targets[0] in "qkv" else "mlp/fc1"
@@ -442,6 +565,137 @@ def test_lora_touches_its_targets_alone(targets):
         change = after["blocks/0/attn/qkv/kernel"] - before["blocks/0/attn/qkv/kernel"]
         slices = np.abs(change).reshape(16, 3, 16).max((0, 2)) > 0
         assert slices.tolist() == [name in targets for name in "qkv"]
+
+
+# What stands before or after a layer, and what all layers share
+
+
+def layer_values(host):
+    """The adapter's and the host's own leaves in float64."""
+    found = {k: np.asarray(v, np.float64) for k, v in tree.leaves(nnx.state(host.adapter)).items()}
+    return found, np.asarray(host.kernel[...], np.float64), np.asarray(host.bias[...], np.float64)
+
+
+def tokens(d=16):
+    return np.random.default_rng(8).normal(size=(2, 5, d))
+
+
+def check_host(host, wanted, x=None, ctx=None):
+    x = tokens() if x is None else x
+    found = host(jnp.asarray(x, jnp.float32), ctx or Context())
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_dora_turns_the_weight_and_learns_its_length():
+    network = stirred("dora", targets=("q", "v", "fc1"), scale=0.7)
+    host, x = network.backbone.blocks[1].attn.qkv, tokens()
+    w, kernel, bias = layer_values(host)
+    for i, name in ((0, "q"), (2, "v")):
+        cut = slice(16 * i, 16 * (i + 1))
+        turned = kernel[:, cut] + 0.7 * w[f"{name}/a"] @ w[f"{name}/b"]
+        kernel[:, cut] = turned / np.linalg.norm(turned, axis=0) * w[f"{name}/magnitude"]
+    check_host(host, x @ kernel + bias)
+
+
+def test_dora_stays_finite_where_a_channel_is_zero():
+    backbone = build(settings("linear")).backbone
+    host = backbone.blocks[0].mlp.fc1
+    host.kernel[...] = host.kernel[...].at[:, 3].set(0.0)
+    adapters.adapt(backbone, "dora", rngs=nnx.Rngs(0), targets=("fc1",))
+
+    def loss(network):
+        return jnp.square(network(images(2), Context()).maps[-1] - 1.0).mean()
+
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(loss)(backbone)))
+
+
+def test_arc_bends_what_the_layer_sees_by_one_projection():
+    backbone = stirred("arc").backbone
+    shared = backbone.adapter.module
+    assert sorted(tree.leaves(nnx.state(shared))) == ["attn_16", "mlp_16"]
+    ctx = Context(shared=shared)
+    for block in backbone.blocks:
+        for host, both in ((block.attn.qkv, shared.attn_16), (block.mlp.fc1, shared.mlp_16)):
+            x, (w, kernel, bias) = tokens(), layer_values(host)
+            both = np.asarray(both[...], np.float64)
+            x = x + (x @ both * w["scale"]) @ both.T + w["shift"]
+            check_host(host, x @ kernel + bias, ctx=ctx)
+
+
+def test_repadapter_maps_each_group_of_channels_apart():
+    host = stirred("repadapter", scale=0.7).backbone.blocks[1].mlp.fc1
+    x, (w, kernel, bias) = tokens(), layer_values(host)
+    h = x @ w["down/kernel"] + w["down/bias"]
+    groups = [h[..., :2] @ w["up/kernel"][0], h[..., 2:] @ w["up/kernel"][1]]
+    x = x + 0.7 * (np.concatenate(groups, -1) + w["up/bias"])
+    check_host(host, x @ kernel + bias)
+
+
+@pytest.mark.parametrize("form", ["tt", "tk"])
+def test_fact_on_a_wide_layer_is_fact_on_each_matrix(form):
+    backbone = stirred("fact", form=form, scale=0.7).backbone
+    shared = {k: np.asarray(v) for k, v in tree.leaves(nnx.state(backbone.adapter.module)).items()}
+    ctx = Context(shared=backbone.adapter.module)
+
+    def change(s):
+        return 0.7 * shared["u"] @ s @ shared["v"]
+
+    def inner(host, cut):
+        """All S_j of a host."""
+        if form == "tt":
+            return cut(layer_values(host)[0]["s"])
+        parts = layer_values(host)[0]["p"].T
+        return [np.einsum("abk,k->ab", shared["core"], p) for p in parts]
+
+    block = backbone.blocks[1]
+    qkv = inner(block.attn.qkv, lambda s: np.split(s, 3, 1))
+    x, (_, kernel, bias) = tokens(), layer_values(block.attn.qkv)
+    wanted = x @ (kernel + np.concatenate([change(s) for s in qkv], 1)) + bias
+    check_host(block.attn.qkv, wanted, ctx=ctx)
+    if form == "tt":
+        x, (w, kernel, bias) = tokens(64), layer_values(block.mlp.fc2)
+        wide = np.concatenate([change(s) for s in np.split(w["s"], 4, 0)], 0)
+        check_host(block.mlp.fc2, x @ (kernel + wide) + bias, x, ctx)
+
+
+@pytest.mark.parametrize("name", ["arc", "fact"])
+def test_what_is_shared_must_be_lent(name):
+    backbone = build(settings(name)).backbone
+    with pytest.raises(AttachError, match="call it as a whole"):
+        backbone.blocks[0](jnp.zeros((1, 5, 16)), Context(grid=(2, 2), prefix=1))
+
+
+def small_swin():
+    """Maps of 6x6 and 3x3 tokens in windows of 4: both are padded."""
+    sizes = dict(dim=8, depths=(2, 2), heads=(2, 4), window=4, image_size=24, small="never")
+    backbone = backbones.create("swin_t", rngs=nnx.Rngs(3), **sizes)
+    return stir(backbone, lambda path: path.endswith(("bias", "bias_table")))
+
+
+@pytest.mark.parametrize("name", ["arc", "dora", "lora", "repadapter", "ssf"])
+def test_windows_and_stages_merge_where_biases_are(name):
+    backbone = small_swin()
+    adapters.adapt(backbone, name, rngs=nnx.Rngs(0), **METHODS[name].settings)
+    stir(backbone, in_adapter)
+    x = np.random.default_rng(9).normal(size=(2, 24, 24, 3)).astype(np.float32)
+    before = backbone(x, Context()).maps
+    if name == "ssf":
+        with pytest.raises(NotMergeable, match="'stages/0/merge/reduction', which has no bias"):
+            adapters.merge(backbone, name)
+        return
+    adapters.merge(backbone, name)
+    for found, wanted in zip(backbone(x, Context()).maps, before, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_fact_wants_one_width():
+    backbone = small_swin()
+    with pytest.raises(ConfigError, match="'stages/0/.*' of 8 x 8 is no row of 16 x 16"):
+        adapters.adapt(backbone, "fact", rngs=nnx.Rngs(0))
+    odd = build(settings("linear", backbone=dict(mlp_ratio=2.5))).backbone
+    with pytest.raises(ConfigError, match="'blocks/0/mlp/fc1' of 16 x 40 is no row of 16 x 16"):
+        adapters.adapt(odd, "fact", rngs=nnx.Rngs(0))
+    assert not attach.adapted(backbone) and not attach.adapted(odd)
 
 
 def masks(network, kind):
@@ -665,3 +919,10 @@ def test_each_option_keeps_zero_effect_and_trains(given):
     norm = sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(gradient))
     smaller = jax.tree.map(lambda x, g: x - 1e-3 / norm * g, stirred_train, gradient)
     assert run(smaller)[0][0] < before
+
+
+def test_statistics_never_train():
+    network = nnx.eval_shape(backbones.of("point_mae", dim=24, depth=1, heads=2), nnx.Rngs(0))
+    _, train, frozen = nnx.split(network, adapters.trainable((".*",)), ...)
+    names = {"embed/norm1/mean", "embed/norm1/var", "embed/norm2/mean", "embed/norm2/var"}
+    assert set(tree.leaves(frozen)) == names and "norm/scale" in tree.leaves(train)

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from dynadapt import adapters, backbones, config, data, tasks
 from dynadapt.errors import ConfigError
-from dynadapt.main import main, read_config
+from dynadapt.config_file import read_config
+from dynadapt.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))

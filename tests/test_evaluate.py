@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from dynadapt import adapters, evaluate, files, model, sharding, tree
 from dynadapt.errors import CheckpointError
-from dynadapt.main import main, read_config
+from dynadapt.config_file import read_config
+from dynadapt.main import main
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 ROOT = Path(__file__).resolve().parents[1]

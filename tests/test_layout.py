@@ -17,6 +17,7 @@ PACKAGE = ROOT / "dynadapt"
 ROOMS = (
     {"__main__"},
     {"main"},
+    {"commands"},
     {"<jobs>"},
     {"model"},
     {"config"},

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dynadapt import files
-from dynadapt.main import COMMANDS, main, read_config
+from dynadapt.commands import COMMANDS
+from dynadapt.config_file import read_config
+from dynadapt.main import main
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import json
 import os
+import types
 from pathlib import Path
 
 import jax
@@ -17,21 +18,19 @@ import pytest
 from flax import nnx
 
 from dynadapt import adapters, attach, files, tree, weights
+from dynadapt.backbones.point_mae import group
 from dynadapt.context import Context
 from dynadapt.weights import published
 
 FOLDER = Path(os.environ["DYNADAPT_ORACLES"])
 # Cases of families and methods that are not built yet; the list only shrinks.
 NOT_YET = (
-    *("adaptformer_sequential_ln", "arc", "convpass", "convpass_attn", "fact_tk", "fact_tt"),
-    *("lora_hf_all_linear", "lora_hf_attention", "lora_hf_dora", "lora_hf_rslora"),
-    *("lorand_module", "mona_module", "mona_swin", "ssf"),
     *("tadformer_dynamic_filter", "tadformer_dynamic_filter_reinterpreted_skip"),
-    *("tadformer_static_filter", "vpt_deep", "vpt_deep_projected", "vpt_shallow"),
+    "tadformer_static_filter",
     *("atss_head", "coco_ap", "depth", "detection_losses", "matrix_nms", "multitask_meters"),
     *("semseg_iou", "solo_head"),
 )
-# Half of the bits of a mantissa are gone in bfloat16: what may differ, in standard deviations.
+# Root of the mean squared deviation in bfloat16, over the output's standard deviation.
 BFLOAT16 = 3e-2
 
 
@@ -50,6 +49,7 @@ def of_kind(kind: str) -> list[Path]:
 
 BACKBONES = of_kind("backbone")
 METHODS = of_kind("peft")
+MODULES = of_kind("peft_module")
 
 
 class Check:
@@ -105,12 +105,16 @@ class Case:
             if config.get("small_stage_rule", "").startswith("none"):
                 known["small"] = "never"
         if family == "point_mae":
-            known |= dict(groups=config["num_group"], group_size=config["group_size"])
+            known |= dict(zip(("groups", "group_size"), self.group(), strict=True))
         return known
 
-    def backbone(self) -> nnx.Module:
+    def group(self) -> tuple[int, int]:
+        """Number and size of the groups of points."""
+        return self.meta["config"]["num_group"], self.meta["config"]["group_size"]
+
+    def backbone(self, **options) -> nnx.Module:
         path = self.folder / self.meta["checkpoint"]
-        backbone = weights.from_checkpoint(path, **self.known())
+        backbone = weights.from_checkpoint(path, **self.known(), **options)
         wanted = self.meta["config"]
         epsilon = wanted.get("norm_eps", wanted.get("layer_norm_eps"))
         assert backbone.config.epsilon == epsilon
@@ -132,7 +136,9 @@ class Case:
             found = backbone(x, Context(tape=tape))
             return found.maps, found.tokens, tape
 
-        x = jnp.asarray(next(iter(self.inputs.values())), dtype)
+        x = jnp.asarray(next(iter(self.inputs.values())))
+        # Points stay as they are: rounded coordinates are other groups.
+        x = x if self.checkpoint.family == "point_mae" else x.astype(dtype)
         maps, tokens, tape = run(backbone, x)
         found = FAMILIES[self.checkpoint.family](self, backbone, x, maps, tokens, tape)
         return {k: np.asarray(v, np.float64) for k, v in found.items()}
@@ -174,7 +180,7 @@ def vit(case, backbone, x, maps, tokens, tape):
 def swin(case, backbone, x, maps, tokens, tape):
     stages = [tape[n] for n in ("block", *(f"block.{i}" for i in range(2, 9))) if n in tape]
     pooled = maps[-1].mean((1, 2))
-    found = {f"stage{i}": s.reshape(m.shape) for i, (s, m) in enumerate(zip(stages, maps))}
+    found = {f"stage{i}": s.reshape(m.shape) for i, (s, m) in enumerate(zip(stages, maps, strict=True))}
     shape = case.expected["tokens"].shape if "tokens" in case.expected else maps[-1].shape
     return found | dict(tokens=maps[-1].reshape(shape), pooled=pooled, logits=case.logits(pooled))
 
@@ -186,7 +192,30 @@ def sam(case, backbone, x, maps, tokens, tape):
     return dict(blocks=blocks, embeddings=embeddings, features=maps[-1])
 
 
-FAMILIES = {"vit": vit, "swin": swin, "sam": sam}
+def point_mae(case, backbone, x, maps, tokens, tape):
+    centers, groups = jax.vmap(lambda cloud: group(cloud, *case.group()))(x)
+    everything = jnp.concatenate([tokens, maps[-1]], axis=1)
+    found = dict(
+        centers=centers,
+        neighborhoods_sorted=jnp.sort(jnp.square(groups).sum(-1), axis=-1),
+        group_tokens=backbone.embed(groups, Context()),
+        blocks=tape["block"],
+        tokens=everything,
+    )
+    if not backbone.prefix:
+        return found
+    y = features = jnp.concatenate([tokens[:, 0], maps[-1].max(1)], axis=-1)
+    head = {k.removeprefix("cls_head_finetune."): v for k, v in case.checkpoint.rest.items()}
+    for linear, norm in ((0, 1), (4, 5)):
+        y = y @ head[f"{linear}.weight"].T + head[f"{linear}.bias"][None]
+        scale = head[f"{norm}.weight"] / np.sqrt(head[f"{norm}.running_var"] + 1e-5)
+        y = (y - head[f"{norm}.running_mean"][None]) * scale[None] + head[f"{norm}.bias"][None]
+        y = jax.nn.relu(y)
+    logits = y @ head["8.weight"].T + head["8.bias"][None]
+    return found | dict(features=features, logits=logits)
+
+
+FAMILIES = {"point_mae": point_mae, "vit": vit, "swin": swin, "sam": sam}
 
 
 def test_there_are_cases():
@@ -211,14 +240,14 @@ def test_backbone(folder):
 @pytest.mark.parametrize("folder", BACKBONES, ids=named)
 def test_backbone_in_bfloat16(folder):
     case = Case(folder)
-    found = case.outputs(case.backbone(), jnp.bfloat16)
-    for name in ("tokens", "features"):
-        if name in case.expected:
-            wanted = case.expected[name]
-            gap = np.abs(found[name] - wanted)
-            rms = np.sqrt(np.square(gap).mean()) / wanted.std()
-            print(f"{named(folder)} {name}: rms {rms:.1e} max {gap.max() / wanted.std():.1e}")
-            assert rms < BFLOAT16
+    options = dict(dtype="bfloat16") if case.checkpoint.family == "point_mae" else {}
+    found = case.outputs(case.backbone(**options), jnp.bfloat16)
+    last = [n for n in ("tokens", "features") if n in case.expected]
+    for name in last or sorted(case.expected)[-1:]:
+        wanted = case.expected[name]
+        gap = np.sqrt(np.square(found[name] - wanted).mean()) / wanted.std()
+        print(f"{named(folder)} {name}: {gap:.1e} of {BFLOAT16}")
+        assert gap < BFLOAT16
 
 
 def published_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -232,9 +261,14 @@ def translator(method: str):
     """The module of `peft_cases` that knows a method's published names.
 
     It has `settings(meta)`, the keywords of our `adapt`, and `ours(published)`, which takes tensors
-    (or gradients) by published name to our adapter leaves by path.
+    (or gradients) by published name to our adapter leaves by path. Where it differs: `method(meta)`,
+    our name of the method; `loss(case, features)`; `INSIDE`, whether a block's adapter sees more of
+    the sequence than leaves it; and `adapter(meta, rngs)`, for cases of one module alone.
     """
-    path = Path(__file__).parent / "peft_cases" / f"{method}.py"
+    folder = Path(__file__).parent / "peft_cases"
+    path = folder / f"{method}.py"
+    if not path.exists():
+        path = folder / f"{method.split('_')[0]}.py"
     spec = importlib.util.spec_from_file_location(f"peft_cases_{method}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -288,9 +322,10 @@ def test_method(folder):
     for path, value in tree.leaves(gradient).items():
         check(f"grad/{path}", value, wanted[path], allowed[path])
     if "blocks" in case.expected:
-        found["blocks"] = blocks(backbone, image)
+        inside = getattr(names, "INSIDE", False)
+        found["blocks"] = blocks(nnx.clone(backbone), image, inside)
     if any(k.startswith("merged") for k in case.expected):
-        adapters.module(method).merge(backbone)
+        adapters.merge(backbone, method)
         found["merged_logits"] = cross_entropy(case, backbone(image, Context()))[1]["logits"]
         plain = {k: np.asarray(v) for k, v in tree.leaves(nnx.state(backbone)).items()}
         layout, prefix = case.checkpoint.layout, case.checkpoint.prefix
@@ -302,13 +337,32 @@ def test_method(folder):
     check.done()
 
 
-def blocks(backbone, image):
-    """What every block gives, `depth b n d`, whatever adapter it has."""
+def blocks(backbone, image, inside):
+    """What every block gives, `depth b n d`, behind its adapter or, `inside`, before it."""
     for _, host in attach.sites(backbone, r"blocks/\d+"):
         if isinstance(host, attach.Adapted):
-            host.adapter = attach.Chain(Recorder(1), host.adapter)
+            chain = (Recorder(1), host.adapter)
+            host.adapter = attach.Chain(*(chain[::-1] if inside else chain))
         else:
             attach.attach(host, "", lambda host: Recorder(1))
     tape = {}
     backbone(image, Context(tape=tape))
     return tape["block"]
+
+
+@pytest.mark.parametrize("folder", MODULES, ids=named)
+def test_module(folder):
+    """An adapter alone: what it makes of tokens when its branch adds to them."""
+    meta = json.loads((folder / "meta.json").read_text())
+    names = translator(meta["method"])
+    adapter = names.adapter(meta, nnx.Rngs(0))
+    given, state = ours_of(names, published_tensors(folder)), nnx.state(adapter)
+    shapes = {path: x.shape for path, x in tree.leaves(state).items()}
+    assert {path: x.shape for path, x in given.items()} == shapes
+    nnx.update(adapter, tree.replace(state, jax.tree.map(jnp.asarray, given)))
+    inputs, expected = (dict(np.load(folder / f"{n}.npz")) for n in ("inputs", "expected"))
+    x = jnp.asarray(inputs["x"])
+    ctx = Context(grid=tuple(map(int, inputs.get("hw", (0, 0)))))
+    check = Check(types.SimpleNamespace(folder=folder, meta=meta))
+    check("y", x + adapter.branch(x, ctx), expected["y"])
+    check.done()

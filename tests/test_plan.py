@@ -11,7 +11,8 @@ import pytest
 
 from dynadapt import plan
 from dynadapt.errors import ConfigError, MachineError
-from dynadapt.main import main, read_config
+from dynadapt.config_file import read_config
+from dynadapt.main import main
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 ROOT = Path(__file__).resolve().parents[1]

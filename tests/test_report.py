@@ -7,7 +7,7 @@ import pytest
 
 from dynadapt import config, report
 from dynadapt.errors import ConfigError
-from dynadapt.main import COMMANDS
+from dynadapt.commands import COMMANDS
 
 
 def result(method, **changes):

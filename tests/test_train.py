@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from dynadapt import checkpoint, files, train, workdir
-from dynadapt.main import main, read_config
+from dynadapt.config_file import read_config
+from dynadapt.main import main
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,36 +1,53 @@
-"""AdaptFormer (Chen et al., arXiv 2205.13535): a bottleneck beside the MLP.
+"""AdaptFormer (Chen et al., arXiv 2205.13535): a bottleneck beside the MLP, or after it.
 
-    x <- x + MLP(LN(x)) + s * Up(dropout(relu(Down(x))))
+    parallel:    x <- x + m + s * Up(dropout(relu(Down(LN?(x)))))        m = MLP(LN(x))
+    sequential:  x <- x + m + s * Up(dropout(relu(Down(LN?(m)))))
 
-The bottleneck sees the un-normed tokens. Count at rank r on a ViT: L (2 d r + r + d).
+The parallel bottleneck sees the un-normed tokens. At the start Down is Kaiming uniform, Up and the
+biases are zero, as published. Count at rank r: L (2 d r + r + d), with `norm` 2 d L more, with
+`learn_scale` L more.
 """
 
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout
-from dynadapt.errors import ConfigError
-from dynadapt.layers import Linear
+from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.layers import LayerNorm, Linear
 
 Array = jax.Array
 TRAINS = ()
+
+FORMS = ("parallel", "sequential")
 
 
 class Bottleneck(nnx.Module):
     """Host: a residual branch over tokens `b n d`; zero effect at the start."""
 
-    def __init__(self, host, *, rank: int, scale: float, rate: float, rngs: nnx.Rngs):
-        self.scale, self.rate = scale, rate
+    def __init__(self, host, *, rank, form, scale, learn_scale, norm, rate, rngs: nnx.Rngs):
+        self.sequential, self.normed, self.rate = form == "sequential", norm, rate
+        if norm:
+            self.norm = LayerNorm(host.dim, epsilon=1e-5, rngs=rngs)
         kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.down = Linear(host.dim, rank, kernel_init=kaiming, rngs=rngs)
         self.up = Linear(rank, host.dim, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.learn_scale = learn_scale
+        self.scale = nnx.Param(jnp.asarray(scale, jnp.float32)) if learn_scale else scale
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
-        h = dropout(jax.nn.relu(self.down(x)), self.rate, ctx, "adaptformer")
-        return host.bare(x, ctx) + self.scale * self.up(h)
+        y = host.bare(x, ctx)
+        return y + self.branch(y if self.sequential else x, ctx)
+
+    def branch(self, x: Array, ctx: Context) -> Array:
+        """The adapter alone, `b n d`."""
+        u = self.norm(x, ctx) if self.normed else x
+        h = dropout(jax.nn.relu(self.down(u)), self.rate, ctx, "adaptformer")
+        scale = self.scale[...].astype(x.dtype) if self.learn_scale else self.scale
+        return scale * self.up(h)
 
 
 def adapt(
@@ -38,21 +55,32 @@ def adapt(
     *,
     rngs: nnx.Rngs,
     rank: int = 64,
+    form: str = "parallel",
     scale: float = 0.1,
+    learn_scale: bool = False,
+    norm: bool = False,
     dropout: float = 0.1,
 ) -> None:
     """Attaches a bottleneck to the MLP of every block.
 
     Args:
-        backbone: a plain transformer.
+        backbone: a transformer, plain or in stages.
         rngs: source of the random weights.
         rank: r.
-        scale: s, fixed.
+        form: "parallel" or "sequential".
+        scale: s; its start where `learn_scale` is on (published: 1).
+        learn_scale: train s.
+        norm: normalise the bottleneck's input.
         dropout: rate after the activation.
     """
     if rank < 1:
         raise ConfigError(f"rank must be at least 1, not {rank}")
+    if form not in FORMS:
+        raise UnknownName("form", form, FORMS)
     if not 0.0 <= dropout < 1.0:
         raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
-    make = functools.partial(Bottleneck, rank=rank, scale=scale, rate=dropout, rngs=rngs)
-    attach(backbone, r"blocks/\d+/mlp", make)
+    make = functools.partial(
+        Bottleneck, rank=rank, form=form, scale=scale, learn_scale=learn_scale, norm=norm,
+        rate=dropout, rngs=rngs,
+    )  # fmt: skip
+    attach(backbone, r"(?:stages/\d+/)?blocks/\d+/mlp", make)

@@ -7,7 +7,3 @@ TRAINS = (".*",)
 
 def adapt(backbone: nnx.Module, *, rngs: nnx.Rngs) -> None:
     """Attaches nothing."""
-
-
-def merge(backbone: nnx.Module) -> None:
-    """Nothing to fold."""

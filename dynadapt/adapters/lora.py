@@ -1,29 +1,33 @@
 """LoRA (Hu et al., arXiv 2106.09685): `y = W x + b + s B A x` on chosen linear layers.
 
 On a fused qkv layer each of q, k and v is a target of its own: its A and B act on that slice of the
-output. Count for q and v at rank r on a ViT: 4 d r L.
+output. The target `qkv` is the layer as a whole, A of `d r` and B of `r 3d`, as Hugging Face's peft
+adapts it. Count for q and v at rank r on a ViT: 4 d r L; also for `qkv`.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.attach import adapted, attach, detach
+from dynadapt.attach import attach
 from dynadapt.context import Context, dropout
 from dynadapt.errors import ConfigError, UnknownName
 
 Array = jax.Array
 TRAINS = ()
 
+_BLOCK = r"(?:stages/\d+/)?blocks/\d+"
 _SITES = {
-    "q": r"blocks/\d+/attn/qkv",
-    "k": r"blocks/\d+/attn/qkv",
-    "v": r"blocks/\d+/attn/qkv",
-    "proj": r"blocks/\d+/attn/proj",
-    "fc1": r"blocks/\d+/mlp/fc1",
-    "fc2": r"blocks/\d+/mlp/fc2",
+    "q": rf"{_BLOCK}/attn/qkv",
+    "k": rf"{_BLOCK}/attn/qkv",
+    "v": rf"{_BLOCK}/attn/qkv",
+    "qkv": rf"{_BLOCK}/attn/qkv",
+    "proj": rf"{_BLOCK}/attn/proj",
+    "fc1": rf"{_BLOCK}/mlp/fc1",
+    "fc2": rf"{_BLOCK}/mlp/fc2",
 }
 
 
@@ -58,19 +62,26 @@ class Lora(nnx.Module):
             setattr(self, name, Factors(host.in_features, width, rank, rngs=rngs))
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
-        y = host.bare(x, ctx)
-        x = dropout(x, self.rate, ctx, self.site)
-        return y + self.scale * self.joined({n: getattr(self, n)(x) for n, _ in self.targets})
+        return host.bare(x, ctx) + self.branch(x, ctx)
 
-    def joined(self, increments: dict[str, Array]) -> Array:
-        """Puts the targets' slices at their places, zeros elsewhere."""
-        by_slice = {i: increments[name] for name, i in self.targets}
-        empty = jnp.zeros_like(next(iter(by_slice.values())))
+    def branch(self, x: Array, ctx: Context) -> Array:
+        """`s B A x` of all targets, `... d_out`."""
+        x = dropout(x, self.rate, ctx, self.site)
+        return self.scale * self.joined({n: getattr(self, n)(x) for n, _ in self.targets})
+
+    def joined(self, values: dict[str, Array], fill: float = 0.0) -> Array:
+        """Puts the targets' slices at their places on the last axis, `fill` elsewhere."""
+        by_slice = {i: values[name] for name, i in self.targets}
+        empty = jnp.full_like(next(iter(by_slice.values())), fill)
         return jnp.concatenate([by_slice.get(i, empty) for i in range(self.parts)], axis=-1)
 
     def increment(self) -> Array:
         """What merging adds to the host's kernel, `d_in d_out`."""
         return self.scale * self.joined({n: getattr(self, n).product() for n, _ in self.targets})
+
+    def merged(self, host: nnx.Module, shared: None) -> dict[str, Array]:
+        """The host's parameters with the increments in them, float32."""
+        return {"kernel": host.kernel[...].astype(jnp.float32) + self.increment()}
 
 
 def adapt(
@@ -85,42 +96,50 @@ def adapt(
     """Attaches LoRA.
 
     Args:
-        backbone: a plain transformer.
+        backbone: a transformer.
         rngs: source of the random factors.
         rank: r.
-        targets: among q, k, v, proj, fc1, fc2.
-        scale: s, multiplied directly (no division by r; ours).
+        targets: among q, k, v, qkv (the fused layer as one), proj, fc1, fc2.
+        scale: s, multiplied directly (ours). Where a recipe has an alpha it is alpha / r, or
+            alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732).
         dropout: rate on the input of A.
     """
+    place(backbone, Lora, rank=rank, targets=targets, scale=scale, rate=dropout, rngs=rngs)
+
+
+def place(
+    backbone: nnx.Module,
+    kind: Callable[..., nnx.Module],
+    *,
+    rank: int,
+    targets: tuple[str, ...],
+    scale: float,
+    rate: float,
+    rngs: nnx.Rngs,
+) -> None:
+    """Checks the settings and attaches an adapter of this kind to every layer with a target."""
     if rank < 1:
         raise ConfigError(f"rank must be at least 1, not {rank}")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    if not 0.0 <= rate < 1.0:
+        raise ConfigError(f"dropout must be in [0, 1), not {rate}")
     if not targets:
         raise ConfigError(f"LoRA needs at least one target of {', '.join(_SITES)}")
     for target in targets:
         if target not in _SITES:
             raise UnknownName("LoRA target", target, _SITES)
+    both = [t for t in targets if t in ("q", "k", "v")]
+    if "qkv" in targets and both:
+        raise ConfigError(f"the target 'qkv' holds {both[0]!r} already; choose one of the two")
     for where in dict.fromkeys(_SITES[t] for t in targets):
         here = [t for t in targets if _SITES[t] == where]
-        fused = where.endswith("qkv")
-        slices = {t: "qkv".index(t) if fused else 0 for t in here}
+        apart = where == _SITES["q"] and "qkv" not in here
         make = functools.partial(
-            Lora,
-            targets=slices,
-            parts=3 if fused else 1,
+            kind,
+            targets={t: "qkv".index(t) if apart else 0 for t in here},
+            parts=3 if apart else 1,
             rank=rank,
             scale=scale,
-            rate=dropout,
+            rate=rate,
             rngs=rngs,
         )
         attach(backbone, where, make)
-
-
-def merge(backbone: nnx.Module) -> None:
-    """Adds the increments to the kernels, in float32, and detaches."""
-    for _, host in adapted(backbone):
-        kernel = host.kernel[...]
-        merged = kernel.astype(jnp.float32) + host.adapter.increment()
-        host.kernel[...] = merged.astype(kernel.dtype)
-    detach(backbone)

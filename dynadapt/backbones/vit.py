@@ -109,6 +109,16 @@ def block(c: Config, rngs: nnx.Rngs) -> Block:
     return Block(attn, Mlp(c.dim, hidden, act=c.act, gated=c.gated, **both))
 
 
+class Entrance(nnx.Module):
+    """Where tokens `b n d` enter the blocks; an adapter here may add leading tokens of its own."""
+
+    def __init__(self, dim: int):
+        self.dim = dim
+
+    def __call__(self, x: Array, ctx: Context) -> Array:
+        return x
+
+
 class Backbone(nnx.Module):
     """A ViT, called on images `b h w 3` normalised as its checkpoint wants.
 
@@ -136,6 +146,7 @@ class Backbone(nnx.Module):
         if c.sincos:
             position = position.at[:, -side * side :].set(c.sincos * sincos(side, c.dim))
         self.position = nnx.Param(position)
+        self.enter = Entrance(c.dim)
         self.blocks = nnx.List([block(c, rngs) for _ in range(c.depth)])
         if c.final_norm:
             self.norm = LayerNorm(c.dim, epsilon=c.epsilon, rngs=rngs)
@@ -147,7 +158,9 @@ class Backbone(nnx.Module):
             raise ConfigError(f"image size {height}x{width} is not divisible by patch {c.patch}")
         grid = (height // c.patch, width // c.patch)
         x = self.with_tokens(self.embed(images, ctx), grid)
-        ctx = ctx.replace(grid=grid, prefix=ctx.prefix + self.prefix)
+        ctx = ctx.replace(grid=grid, prefix=self.prefix)
+        x = self.enter(x, ctx)
+        ctx = ctx.replace(prefix=x.shape[1] - grid[0] * grid[1])
         maps, first = [], 0
         for level in self.levels:
             blocks = self.blocks[first : level + 1]

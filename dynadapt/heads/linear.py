@@ -31,4 +31,5 @@ class LinearHead(nnx.Module):
         if self.pool == "cls":
             return features.tokens[:, 0]
         last = features.maps[-1].astype(jnp.float32)
-        return last.mean((1, 2)) if self.pool == "mean" else last.max((1, 2))
+        between = tuple(range(1, last.ndim - 1))
+        return last.mean(between) if self.pool == "mean" else last.max(between)

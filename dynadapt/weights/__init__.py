@@ -99,16 +99,23 @@ def load(backbone: nnx.Module, path: str | Path) -> None:
 
 def fill(backbone: nnx.Module, checkpoint: Checkpoint) -> None:
     """Copies a checkpoint's values into a backbone; the same errors as `load`."""
-    bad = source.not_finite(checkpoint.values)
-    if bad:
-        raise CheckpointError(
-            f"weights {str(checkpoint.path)!r} are damaged: {checkpoint.called(bad)} is not finite"
-        )
+    given = check(backbone, checkpoint)
     state = nnx.state(backbone)
     own = tree.leaves(state)
+    values = own | {k: jnp.asarray(v, own[k].dtype) for k, v in given.items()}
+    nnx.update(backbone, tree.replace(state, values))
+
+
+def check(backbone: nnx.Module, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """A checkpoint's values at the backbone's sizes; the same errors as `load`."""
+    path, name = str(checkpoint.path), checkpoint.called
+    bad = source.not_finite(checkpoint.values)
+    if bad:
+        raise CheckpointError(f"weights {path!r} are damaged: {name(bad)} is not finite")
+    own = tree.leaves(nnx.state(backbone))
     given = {k: _fitted(backbone, k, v) for k, v in checkpoint.values.items()}
-    name = checkpoint.called
-    faults = [f"- {name(k)} {tuple(own[k].shape)}" for k in own if k not in given]
+    needed = [k for k in own if k not in getattr(backbone, "fresh", ())]
+    faults = [f"- {name(k)} {tuple(own[k].shape)}" for k in needed if k not in given]
     faults += [f"+ {name(k)} {v.shape}" for k, v in given.items() if k not in own]
     faults += [f"+ {strange}" for strange in checkpoint.strange]
     faults += [
@@ -118,10 +125,8 @@ def fill(backbone: nnx.Module, checkpoint: Checkpoint) -> None:
     ]
     if faults:
         shown = "\n".join(faults[:20]) + ("\n…" if len(faults) > 20 else "")
-        path = str(checkpoint.path)
         raise CheckpointError(f"weights {path!r} do not fit the backbone:\n{shown}")
-    values = {k: jnp.asarray(given[k], own[k].dtype) for k in own}
-    nnx.update(backbone, tree.replace(state, values))
+    return given
 
 
 def options(checkpoint: Checkpoint, name: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,13 +48,6 @@ def read(path: str | Path) -> Any:
         if not isinstance(error, Damaged | ValueError | OSError | zipfile.BadZipFile):
             reason = f"it is damaged ({reason})"
         raise CheckpointError(f"cannot read weights {str(path)!r}: {reason}") from error
-
-
-def check_finite(tensors: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Raises a CheckpointError that names the first tensor with a value that is not finite."""
-    for name, value in tensors.items():
-        if value.dtype.kind not in "biuSU" and not np.isfinite(value).all():
-            raise CheckpointError(f"weights {str(path)!r} hold values that are not finite: {name}")
 
 
 def _line(error: Exception) -> str:

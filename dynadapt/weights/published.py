@@ -65,6 +65,8 @@ def read(path: str | Path) -> Checkpoint:
 
 def _layout(found: source.Source) -> tuple[Layout | None, str]:
     """The layout that the names are of, None for our own; and the prefix."""
+    if METADATA in found.metadata:
+        return None, ""
     for layout in LAYOUTS:
         prefix = layout.prefix(found.tensors)
         if prefix is not None:

@@ -113,6 +113,7 @@ class Layout:
         serves: whether a backbone with this config can be written in the layout.
         marks: patterns of further names, of which each must be there for the layout to be meant.
         extras: patterns of names that a backbone does not need.
+        before: prefix that the publisher's own files have, without and with a classifier.
     """
 
     name: str
@@ -123,6 +124,11 @@ class Layout:
     serves: Callable[[Any], bool] = lambda config: True
     marks: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
+    before: tuple[str, str] = ("", "")
+
+    def usual(self, head: bool) -> str:
+        """The prefix that the publisher's own files have."""
+        return self.before[head]
 
     def prefix(self, names: Iterable[str]) -> str | None:
         """What stands before the anchor, or None where these names are of another layout."""

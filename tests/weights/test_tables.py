@@ -18,8 +18,9 @@ LAYOUT = Layout(
 
 def source():
     rng = np.random.default_rng(0)
-    names = ("layers.0.blocks.12.w", "layers.1.merge", "q.3", "k.3", "v.3", "buffer", "odd")
+    names = ("layers.0.blocks.12.w", "layers.1.merge", "buffer", "odd")
     found = {f"net.{n}": rng.normal(size=(2, 3)).astype(np.float32) for n in names}
+    found |= {f"net.{n}.3": rng.normal(size=2).astype(np.float32) for n in "qkv"}
     return found | {"outside": np.ones(2), "elsewhere": np.zeros(1)}
 
 

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from dynadapt import adapters, backbones, files, tree, weights
-from dynadapt.resample import resample
 from dynadapt.errors import CheckpointError
+from dynadapt.resample import resample
 
 SMALL = dict(dim=16, heads=2, depth=2, image_size=16)
 

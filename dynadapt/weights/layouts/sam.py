@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dynadapt.weights.tables import CONV, POINT, Layout, Row, Shapes, count
 from dynadapt.weights.layouts.vit import BLOCK, FC, HEADS, embed, linear, norm, told
+from dynadapt.weights.tables import CONV, POINT, Layout, Row, Shapes, count
 
 _META = (
     *embed("patch_embed.proj"),
@@ -74,6 +74,7 @@ LAYOUTS = (
         *("meta", "sam", _ANCHOR, (*_META, *_LIN)),
         _config("patch_embed.proj.weight", "blocks", "lin1", "neck.0.weight"),
         marks=(r"blocks\.0\.mlp\.lin1\.weight",),
+        before=("image_encoder.",) * 2,
     ),
     Layout(
         *("timm", "sam", _ANCHOR, (*_META, *FC, *linear("head.fc", "head/linear"))),
@@ -84,5 +85,6 @@ LAYOUTS = (
     Layout(
         *("hf", "sam", "layers.0.attn.rel_pos_h", _HF),
         _config("patch_embed.projection.weight", "layers", "lin1", "neck.conv1.weight"),
+        before=("vision_encoder.",) * 2,
     ),
 )

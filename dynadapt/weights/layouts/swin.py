@@ -1,11 +1,11 @@
-"""Where the publishers of Swin keep their tensors: Microsoft, detection code, Hugging Face, timm."""
+"""Where publishers of Swin keep their tensors: Microsoft, detection code, Hugging Face, timm."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from dynadapt.weights.tables import LINEAR, How, Layout, Row, Shapes, count
 from dynadapt.weights.layouts.vit import ACTS, embed, linear, norm, qkv, told
+from dynadapt.weights.tables import LINEAR, How, Layout, Row, Shapes, count
 
 # OpenMMLab's merging unfolds: its inputs are ordered channel, row, column; ours column, row,
 # channel.
@@ -182,6 +182,7 @@ LAYOUTS = (
         ),
         serves=_one_norm,
         extras=_BUFFERS,
+        before=("", "swin."),
     ),
     Layout(
         "openmmlab",
@@ -191,5 +192,6 @@ LAYOUTS = (
         _config("patch_embed.projection.weight", "stages", "mm", _MM_TABLE, "ffn.layers.0.0"),
         serves=lambda c: c.level_norms,
         extras=_BUFFERS,
+        before=("backbone.",) * 2,
     ),
 )

@@ -292,18 +292,21 @@ LAYOUTS = (
         serves=lambda c: _dinov2(c) and c.gated,
         marks=(_LAYER + r"mlp\.weights_in\.weight",),
         extras=(r"embeddings\.mask_token",),
+        before=("", "dinov2."),
     ),
     Layout(
         *("hf", "vit", _HF_ANCHOR, (*_HF, *_HF_DINOV2, *_HF_FC), _hf_config),
         serves=lambda c: _dinov2(c) and not c.gated,
         marks=(_LAYER + r"layer_scale1\.lambda1",),
         extras=(r"embeddings\.mask_token",),
+        before=("", "dinov2."),
     ),
     Layout(
         *("hf", "vit", _HF_ANCHOR, (*_HF, *_HF_VIT), _hf_config),
         serves=_plain,
         marks=(_LAYER + r"layernorm_before\.weight",),
         extras=(r"embeddings\.mask_token", r"decoder\..*", r"pooler\..*"),
+        before=("", "vit."),
     ),
     Layout(
         "google",
@@ -328,6 +331,7 @@ LAYOUTS = (
         _google_config,
         serves=_plain,
         marks=(r"pos_embedding",),
+        before=("params/",) * 2,
         extras=(r"pre_logits/.*", r"MAPHead_0/.*"),
     ),
 )

@@ -1,0 +1,111 @@
+"""ARC (Dong et al., arXiv 2310.10700): linear bottlenecks whose projections all blocks share.
+
+    x' = x + (x (D * c)) D^T + b
+
+before qkv and before fc1, with one D, `d r`, for all qkv layers and one for all fc1; c, `r`, and b,
+`d`, are each layer's own. Where widths differ, as between Swin's stages, each width has its D.
+Count on a ViT: 2 d r + 2 L (r + d); half of it with `positions=("attn",)`.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt.attach import Shared, attach, sites
+from dynadapt.context import Context, dropout
+from dynadapt.errors import AttachError, ConfigError, UnknownName
+
+Array = jax.Array
+TRAINS = ()
+
+POSITIONS = {
+    "attn": r"(?:stages/\d+/)?blocks/\d+/attn/qkv",
+    "mlp": r"(?:stages/\d+/)?blocks/\d+/mlp/fc1",
+}
+
+
+class Projections(nnx.Module):
+    """One D, `d r`, for each position and width, such as `attn_768`."""
+
+    def __init__(self, dims: dict[str, int], rank: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.xavier_uniform()
+        for name, dim in dims.items():
+            setattr(self, name, nnx.Param(init(rngs.params(), (dim, rank))))
+
+
+class Rescale(nnx.Module):
+    """Host: a linear layer; what it sees goes through the shared projection first."""
+
+    def __init__(self, host, *, position: str, rank: int, rate: float, rngs: nnx.Rngs):
+        self.site, self.rate = f"arc/{position}", rate
+        self.name = _name(position, host)
+        # As the published code: nothing at attention, xavier of `1 r` at the MLP.
+        bound = math.sqrt(6 / (1 + rank)) if position == "mlp" else 0.0
+        self.scale = nnx.Param(jax.random.uniform(rngs.params(), rank, minval=-bound, maxval=bound))
+        self.shift = nnx.Param(jnp.zeros(host.in_features))
+
+    def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
+        if not isinstance(ctx.shared, Projections):
+            raise AttachError("ARC's layers use what the backbone lends them; call it as a whole")
+        down, up, shift = (v.astype(x.dtype) for v in self.weights(ctx.shared))
+        h = 1.01 * dropout(x @ down, self.rate, ctx, self.site)
+        return host.bare(x + h @ up + shift.reshape((1,) * (x.ndim - 1) + (-1,)), ctx)
+
+    def weights(self, shared: Projections) -> tuple[Array, Array, Array]:
+        """`D * c`, `d r`; `D^T`, `r d`; b, `d`."""
+        both = getattr(shared, self.name)[...]
+        return both * self.scale[...][None], both.T, self.shift[...]
+
+    def merged(self, host: nnx.Module, shared: Projections) -> dict[str, Array]:
+        """The host's parameters with the bottleneck before them, float32."""
+        kernel = host.kernel[...].astype(jnp.float32)
+        down, up, shift = self.weights(shared)
+        times = functools.partial(jnp.matmul, precision="highest")
+        bias = 0.0 if host.bias is None else host.bias[...].astype(jnp.float32)
+        return {"kernel": kernel + times(down, times(up, kernel)), "bias": bias + times(shift, kernel)}
+
+
+def _name(position: str, host: nnx.Module) -> str:
+    return f"{position}_{host.in_features}"
+
+
+def adapt(
+    backbone: nnx.Module,
+    *,
+    rngs: nnx.Rngs,
+    rank: int = 50,
+    positions: tuple[str, ...] = ("attn", "mlp"),
+    dropout: float = 0.1,
+) -> None:
+    """Attaches a rescaled bottleneck to qkv and fc1 of every block, and their D to the root.
+
+    The published code places them between norm and qkv or fc1. Standing before qkv itself, they
+    also act on the zeros with which windows are padded, which is what makes merging exact (ours).
+
+    Args:
+        backbone: a transformer.
+        rngs: source of the random weights.
+        rank: r.
+        positions: "attn", "mlp" or both.
+        dropout: rate between the two projections.
+    """
+    if rank < 1:
+        raise ConfigError(f"rank must be at least 1, not {rank}")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    if not positions:
+        raise ConfigError(f"ARC needs at least one position of {', '.join(POSITIONS)}")
+    for position in positions:
+        if position not in POSITIONS:
+            raise UnknownName("ARC position", position, POSITIONS)
+    dims = {}
+    for position in positions:
+        make = functools.partial(Rescale, position=position, rank=rank, rate=dropout, rngs=rngs)
+        attach(backbone, POSITIONS[position], make)
+        for _, host in sites(backbone, POSITIONS[position]):
+            dims[_name(position, host)] = host.in_features
+    projections = Projections(dims, rank, rngs=rngs)
+    attach(backbone, "", lambda host: Shared(host, projections))

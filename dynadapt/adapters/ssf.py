@@ -1,0 +1,69 @@
+"""SSF (Lian et al., arXiv 2210.08823): scale and shift of what every operation answers.
+
+    y = gamma * op(x) + beta
+
+after the patch embedding, every norm and every linear layer; fc1's before the activation. Count on
+a ViT of width d and L blocks: 22 d L + 4 d.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt.attach import attach, sites
+from dynadapt.context import Context
+
+Array = jax.Array
+TRAINS = ()
+
+# Where a norm ends the patch embedding, as in Swin, its scale and shift serve both (ours).
+_EMBED = ("embed/norm", "embed")
+_SITES = (
+    r"(?:stages/\d+/)?blocks/\d+/(attn/(norm|qkv|proj)|mlp/(norm|fc1|fc2))",
+    r"stages/\d+/merge/(norm|reduction)",
+    r"norm|norms/\d+",
+)
+
+
+class Affine(nnx.Module):
+    """Host: a linear layer, norm or patch embedding of `d` channels."""
+
+    def __init__(self, host, *, rngs: nnx.Rngs):
+        dim = host.kernel.shape[-1] if hasattr(host, "kernel") else host.scale.shape[0]
+        # As the published code: normal around the identity.
+        draw = functools.partial(jax.random.normal, shape=(dim,))
+        self.scale = nnx.Param(1.0 + 0.02 * draw(rngs.params()))
+        self.shift = nnx.Param(0.02 * draw(rngs.params()))
+
+    def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
+        y = host.bare(x, ctx)
+        row = (1,) * (y.ndim - 1) + (-1,)
+        scale, shift = (v[...].astype(y.dtype).reshape(row) for v in (self.scale, self.shift))
+        return y * scale + shift
+
+    def merged(self, host: nnx.Module, shared: None) -> dict[str, Array]:
+        """The host's parameters, scaled and shifted, float32."""
+        name = "kernel" if hasattr(host, "kernel") else "scale"
+        weight = getattr(host, name)[...].astype(jnp.float32)
+        row = (1,) * (weight.ndim - 1) + (-1,)
+        bias = 0.0 if host.bias is None else host.bias[...].astype(jnp.float32)
+        return {
+            name: weight * self.scale[...].reshape(row),
+            "bias": bias * self.scale[...] + self.shift[...],
+        }
+
+
+def adapt(backbone: nnx.Module, *, rngs: nnx.Rngs) -> None:
+    """Attaches a scale and a shift to every operation of a transformer.
+
+    A layer without bias, such as the reduction between Swin's stages, has no place for the shift:
+    with one the model runs, but does not merge.
+    """
+    embed = next((where for where in _EMBED if sites(backbone, where)), _EMBED[-1])
+    make = functools.partial(Affine, rngs=rngs)
+    attach(backbone, _SITES[0], make)
+    for where in (embed, *_SITES[1:]):
+        if sites(backbone, where):
+            attach(backbone, where, make)

@@ -1,0 +1,107 @@
+"""Visual prompt tuning (Jia et al., arXiv 2203.12119): learned tokens among those of the image.
+
+    [leading tokens, p prompts, patches]
+
+"shallow": the prompts join once, before the first block, and run through all. "deep": each block
+gets prompts of its own, and what it makes of them is dropped. With `project` the prompts are
+narrower and one linear layer, shared by all blocks, widens them. They start uniform within
+sqrt(6 / (3 patch^2 + width of a prompt)), the projection normal with variance 2 / d and zero bias
+(published: PyTorch's uniform bias). Prompts act from the start. Count for p prompts: p d, deep
+p d L; projected from w: p w or p w L, plus w d + d.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt.attach import Shared, attach
+from dynadapt.context import Context, dropout
+from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.layers import Linear
+
+Array = jax.Array
+TRAINS = ()
+
+FORMS = ("shallow", "deep")
+
+
+class Prompts(nnx.Module):
+    """Prompts `p w` that join tokens `b n d` behind the leading ones."""
+
+    def __init__(self, host, *, prompts: int, width: int, bound: float, rate: float, rngs):
+        self.rate = rate
+        value = jax.random.uniform(
+            rngs.params(), (prompts, width), jnp.float32, minval=-bound, maxval=bound
+        )
+        self.prompts = nnx.Param(value)
+
+    def join(self, x: Array, ctx: Context) -> Array:
+        """Tokens and prompts, `b n+p d`."""
+        prompts = self.prompts[...].astype(x.dtype)
+        if ctx.shared is not None:
+            prompts = ctx.shared(prompts)
+        prompts = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape))
+        prompts = dropout(prompts, self.rate, ctx, "vpt")
+        lead = ctx.prefix
+        return jnp.concatenate([x[:, :lead], prompts, x[:, lead:]], axis=1)
+
+
+class Shallow(Prompts):
+    """Host: the place where the tokens enter the blocks."""
+
+    def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
+        return self.join(host.bare(x, ctx), ctx)
+
+
+class Deep(Prompts):
+    """Host: a block. Outside of it the tokens stay `b n d`, as a scan over blocks wants."""
+
+    def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
+        first, last = ctx.prefix, ctx.prefix + self.prompts.shape[0]
+        y = host.bare(self.join(x, ctx), ctx.replace(prefix=last))
+        return jnp.concatenate([y[:, :first], y[:, last:]], axis=1)
+
+
+def adapt(
+    backbone: nnx.Module,
+    *,
+    rngs: nnx.Rngs,
+    prompts: int = 50,
+    form: str = "deep",
+    project: int = 0,
+    dropout: float = 0.0,
+) -> None:
+    """Attaches prompts before the first block, or to every block.
+
+    Args:
+        backbone: a ViT.
+        rngs: source of the random prompts.
+        prompts: p; the default is ours, the paper chooses it for each data set.
+        form: "shallow" or "deep".
+        project: width of the prompts before a projection, or 0 for prompts of full width.
+        dropout: rate on the prompts.
+    """
+    if prompts < 1:
+        raise ConfigError(f"prompts must be at least 1, not {prompts}")
+    if form not in FORMS:
+        raise UnknownName("form", form, FORMS)
+    if project < 0:
+        raise ConfigError(f"project must be a width or 0, not {project}")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    if not hasattr(backbone, "enter"):
+        raise ConfigError("VPT needs a ViT: other backbones have no place for tokens off the map")
+    width = project or backbone.dim
+    bound = math.sqrt(6 / (3 * backbone.patch**2 + width))
+    given = dict(prompts=prompts, width=width, bound=bound, rate=dropout, rngs=rngs)
+    if form == "deep":
+        attach(backbone, r"blocks/\d+", functools.partial(Deep, **given))
+    else:
+        attach(backbone, "enter", functools.partial(Shallow, **given))
+    if project:
+        init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+        layer = Linear(project, backbone.dim, kernel_init=init, rngs=rngs)
+        attach(backbone, "", functools.partial(Shared, module=layer))

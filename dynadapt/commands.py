@@ -1,0 +1,217 @@
+"""What each command of `dynadapt` is given, does and answers.
+
+Jobs are imported when their command runs: `dynadapt --help` starts no JAX.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from dynadapt.errors import ConfigError
+
+
+class Answer:
+    """What a command came to: JSON values, how to show them, and the exit code.
+
+    Of several processes the first one answers; the others have no values.
+    """
+
+    def __init__(self, values: Any, show: Callable[[], None] | None = None, code: int = 0):
+        self.values, self.show, self.code = values, show, code
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        help: what it does, in a line.
+        example: a command line that parses.
+        run: gets the options and the `--config.…` overrides.
+        define: adds the command's options.
+        arguments: names of what is given without `--`, in order; they become options too.
+    """
+
+    help: str
+    example: str
+    run: Callable[[flags.FlagValues, list[str]], Answer]
+    define: Callable[[flags.FlagValues], None]
+    arguments: tuple[str, ...] = ()
+
+
+def _config_options(options: flags.FlagValues) -> None:
+    text = "FILE.py:ARG, a module with get_config(arg); override fields with --config.a.b=value"
+    flags.DEFINE_string("config", None, text, flag_values=options)
+
+
+def _config(options: flags.FlagValues, overrides: list[str], arg: str | None = None) -> Any:
+    from dynadapt import config_file
+
+    return config_file.load(options.config, overrides, arg)
+
+
+def _train_options(options: flags.FlagValues) -> None:
+    _config_options(options)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=options)
+
+
+def _plan_options(options: flags.FlagValues) -> None:
+    _config_options(options)
+    text = "machine to compile for that isn't here: a TPU topology such as v5e:4x4, h100 or h200"
+    flags.DEFINE_string("topology", None, text, flag_values=options)
+
+
+def _workdir_options(options: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=options)
+
+
+def _eval_options(options: flags.FlagValues) -> None:
+    _workdir_options(options)
+    text = "CSV file for the predictions; by default none is written"
+    flags.DEFINE_string("out", None, text, flag_values=options)
+
+
+def _export_options(options: flags.FlagValues) -> None:
+    _workdir_options(options)
+    flags.DEFINE_string("out", None, "the file to write", flag_values=options)
+    flags.DEFINE_string("dtype", "float16", "float16, bfloat16 or float32", flag_values=options)
+
+
+def need(options: flags.FlagValues, name: str) -> Path:
+    """The path given with an option that must be there."""
+    if not options[name].value:
+        raise ConfigError(f"give --{name}=…")
+    return Path(options[name].value)
+
+
+def out_file(options: flags.FlagValues) -> Path | None:
+    """The file given with `--out`, whose folder must be there; None without the option."""
+    if not options.out:
+        return None
+    out = Path(options.out)
+    if not out.parent.is_dir() or out.is_dir():
+        raise ConfigError(f"--out={out} must be a file in a folder that exists")
+    return out
+
+
+def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    import jax
+
+    from dynadapt import report, train
+
+    folder = need(options, "workdir")
+    config = _config(options, overrides)
+    try:
+        if not config.compare:
+            result = train.run(config, folder)
+            if jax.process_index():
+                return Answer(None)
+            return Answer(result, lambda: report.show([result], folder, options.config))
+        runs = [_config(options, overrides, f"method={m}") for m in config.compare]
+        report.check_all(runs)
+        results = []
+        for one in runs:
+            print(f"method {one.adapter.name}", file=sys.stderr)
+            results.append(train.run(one, folder / one.adapter.name))
+        if jax.process_index():
+            return Answer(None)
+        return Answer(results, lambda: report.show(results, folder, options.config))
+    except train.Preempted:
+        again = " ".join([report.command(), *sys.argv[1:]])
+        print(f"dynadapt: stopped and saved; go on with: {again}", file=sys.stderr)
+        return Answer({"stopped": True}, code=143)
+
+
+def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import evaluate, report
+
+    out = out_file(options)
+    result = evaluate.run(need(options, "workdir") / "adapter", out)
+    return Answer(result, lambda: report.show_metrics(result))
+
+
+def _plan(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import plan
+
+    result = plan.run(_config(options, overrides), options.topology)
+    return Answer(result, lambda: plan.show(result), code=0 if result["fits"] is not False else 2)
+
+
+def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import verify
+
+    rows = verify.run(need(options, "workdir"))
+    bad = any(row["fault"] for row in rows)
+    return Answer(rows, lambda: verify.show(rows), code=2 if bad else 0)
+
+
+def _export(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import export
+
+    need(options, "out")
+    result = export.run(need(options, "workdir"), out_file(options), options.dtype)
+    return Answer(result, lambda: print(f"wrote {result['file']}  sha256 {result['sha256']}"))
+
+
+def _convert_options(options: flags.FlagValues) -> None:
+    text = "layout to write: safetensors (our own), timm, hf, meta, microsoft, google, …"
+    flags.DEFINE_string("to", "safetensors", text, flag_values=options)
+    text = "attention heads, where the file can't tell"
+    flags.DEFINE_integer("heads", None, text, flag_values=options)
+    text = "side of the images that the weights are made for, where the file can't tell"
+    flags.DEFINE_integer("image_size", None, text, flag_values=options)
+
+
+def _convert(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import convert
+
+    need(options, "out")
+    source, out = need(options, "in"), out_file(options)
+    known = {k: options[k].value for k in ("heads", "image_size") if options[k].value}
+    result = convert.run(source, out, options.to, **known)
+    return Answer(result, lambda: convert.show(result))
+
+
+COMMANDS = {
+    "train": Command(
+        "train an adapter and evaluate it; started again, it goes on where it was",
+        "dynadapt train --config=configs/quickstart.py --workdir=runs/quickstart",
+        _train,
+        _train_options,
+    ),
+    "eval": Command(
+        "evaluate a run's adapter in a fresh process",
+        "dynadapt eval --workdir=runs/quickstart",
+        _eval,
+        _eval_options,
+    ),
+    "plan": Command(
+        "show sites, trainable parameters, memory and FLOPs before anything runs",
+        "dynadapt plan --config=configs/quickstart.py",
+        _plan,
+        _plan_options,
+    ),
+    "verify": Command(
+        "compare all that a run wrote, and its backbone, with their hashes",
+        "dynadapt verify --workdir=runs/quickstart",
+        _verify,
+        _workdir_options,
+    ),
+    "export": Command(
+        "write the backbone of a run with method full as a weights file",
+        "dynadapt export --workdir=runs/pretrain_mini --out=vit_mini.safetensors",
+        _export,
+        _export_options,
+    ),
+    "convert": Command(
+        "write weights, or a run with its adapter merged, in another layout",
+        "dynadapt convert mae_pretrain_vit_base.pth vit.safetensors --to=timm",
+        _convert,
+        _convert_options,
+        ("in", "out"),
+    ),
+}

@@ -1,0 +1,156 @@
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dynadapt import convert, evaluate, files, tree, weights
+from dynadapt.context import Context
+from dynadapt.errors import CheckpointError, ConfigError, UnknownName
+from dynadapt.main import main
+from dynadapt.weights import source
+
+TINY = Path(__file__).with_name("configs_tiny.py")
+
+
+def known(folder):
+    config = json.loads((folder / "meta.json").read_text())["config"]
+    if "num_attention_heads" in config:
+        return dict(heads=config["num_attention_heads"])
+    heads = config["num_heads"]
+    return dict(image_size=config["image_size"]) if isinstance(heads, list) else dict(heads=heads)
+
+
+def cases(oracles):
+    return sorted(p.parent for p in (oracles / "backbones").glob("*/meta.json"))
+
+
+def test_source_to_ours_and_back_is_bit_equal(oracles, tmp_path):
+    """Every publisher's file, all its tensors and dtypes, also what the backbone does not need."""
+    seen = set()
+    for folder in cases(oracles):
+        file = next(folder.glob("checkpoint.*"))
+        found = weights.read(file)
+        seen.add((found.family, found.publisher))
+        own = tmp_path / f"{folder.name}.safetensors"
+        convert.run(file, own, **known(folder))
+        back = tmp_path / f"back{'.npz' if found.publisher in convert.NPZ else '.safetensors'}"
+        told = convert.run(own, back, found.publisher)
+        assert told["left"] == []
+        first, last = source.read(file).tensors, source.read(back).tensors
+        assert first.keys() == last.keys(), folder.name
+        for name, value in first.items():
+            assert value.dtype == last[name].dtype and value.shape == last[name].shape, name
+            assert value.tobytes() == last[name].tobytes(), (folder.name, name)
+    assert len(seen) >= 11
+
+
+def test_one_publisher_to_another(oracles, tmp_path):
+    """The same features, whoever's names the file has."""
+    folder = oracles / "backbones" / "vit_hf"
+    image = jnp.asarray(np.load(folder / "inputs.npz")["image"])
+    first = weights.from_checkpoint(folder / "checkpoint.safetensors", heads=2)
+    wanted = first(image, Context()).tokens
+    for to in ("timm", "google", "big_vision"):
+        out = tmp_path / f"{to}{'.npz' if to in convert.NPZ else '.safetensors'}"
+        told = convert.run(folder / "checkpoint.safetensors", out, to, heads=2)
+        assert told["left"] == []
+        again = weights.from_checkpoint(out, heads=2, epsilon=1e-12)
+        np.testing.assert_array_equal(again(image, Context()).tokens, wanted)
+        assert weights.read(out).head.keys() == {"head/linear/kernel", "head/linear/bias"}
+
+
+def test_what_has_no_place_is_named(oracles, tmp_path):
+    file = oracles / "backbones" / "mae_hf" / "checkpoint.safetensors"
+    told = convert.run(file, tmp_path / "out.safetensors", "timm", heads=2)
+    assert "decoder.mask_token" in told["left"]
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "linear"])
+def test_a_merged_run_is_a_file_of_its_publisher(oracles, tmp_path, method):
+    """Names and shapes are those of the publisher's own file; features are the adapted ones."""
+    file = oracles / "backbones" / "vit_timm_safetensors" / "checkpoint.safetensors"
+    sizes = "dim=24 depth=2 heads=2 patch=8 image_size=32".split()
+    work = tmp_path / "run"
+    argv = [f"--config={TINY}:method={method},steps=2,weights={file}", f"--workdir={work}"]
+    argv += ["--config.input.train=resize(32)", "--config.input.eval=resize(32)"]
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"import runpy\nmake = runpy.run_path({str(TINY)!r})['get_config']\n"
+        f"def get_config(arg=None):\n    c = make(arg)\n"
+        f"    c.backbone.update(dict({', '.join(sizes)}))\n    return c\n"
+    )
+    argv[0] = argv[0].replace(str(TINY), str(config))
+    assert main(["train", *argv]) == 0
+    out = tmp_path / "merged.safetensors"
+    assert main(["convert", str(work), str(out), "--to=timm"]) == 0
+    first, last = files.read_tensors(file), files.read_tensors(out)
+    assert first.keys() == last.keys()
+    for name, value in first.items():
+        wanted = (10, 24) if name == "head.weight" else (10,) if name == "head.bias" else None
+        assert last[name].shape == (wanted or value.shape)
+    plain = weights.from_checkpoint(out, heads=2)
+    network = evaluate.load(work / "adapter")[-1]
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+    wanted = network.backbone(image, Context()).tokens
+    np.testing.assert_allclose(plain(image, Context()).tokens, wanted, rtol=2e-5, atol=2e-5)
+    before = weights.from_checkpoint(file, heads=2)(image, Context()).tokens
+    assert (method == "linear") == bool(np.allclose(before, wanted, atol=1e-4))
+
+
+def test_a_dynamic_run_is_not_mergeable(tmp_path, capsys):
+    work = tmp_path / "run"
+    assert main(["train", f"--config={TINY}:steps=1", f"--workdir={work}"]) == 0
+    out = tmp_path / "out.safetensors"
+    assert main(["convert", str(work), str(out), "--to=timm"]) == 2
+    assert "iconformer can't be merged" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_mistakes(oracles, tmp_path):
+    file = oracles / "backbones" / "vit_hf" / "checkpoint.safetensors"
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UnknownName, match="unknown layout 'tim'; did you mean 'timm'"):
+        convert.run(file, out, "tim")
+    with pytest.raises(UnknownName, match="unknown layout of a vit 'microsoft'"):
+        convert.run(file, out, "microsoft", heads=2)
+    with pytest.raises(ConfigError, match=r"google weights are \.npz"):
+        convert.run(file, out, "google", heads=2)
+    with pytest.raises(CheckpointError, match="how many heads they have; say heads=…"):
+        convert.run(file, out, "timm")
+    with pytest.raises(CheckpointError, match="no weights at"):
+        convert.run(tmp_path / "none", out)
+    given = files.read_tensors(file)
+    del given["vit.encoder.layer.1.output.dense.bias"]
+    given["vit.encoder.layer.1.strange"] = np.zeros(3, np.float32)
+    broken = tmp_path / "broken.safetensors"
+    files.write_tensors(broken, given)
+    with pytest.raises(CheckpointError) as caught:
+        convert.run(broken, out, heads=2)
+    assert str(caught.value).splitlines()[1:] == [
+        "- vit.encoder.layer.1.output.dense.bias (24,)",
+        "+ vit.encoder.layer.1.strange",
+    ]
+    assert not out.exists()
+
+
+def test_our_layout_says_what_it_is_of(oracles, tmp_path):
+    """A backbone is built from the file alone."""
+    for name, told in (("swin_timm_padded", dict(image_size=64)), ("dinov2_hf_swiglu", {})):
+        folder = oracles / "backbones" / name
+        heads = {} if told else dict(heads=2)
+        out = tmp_path / f"{name}.safetensors"
+        convert.run(folder / "checkpoint.safetensors", out, **told, **heads)
+        first = weights.from_checkpoint(folder / "checkpoint.safetensors", **told, **heads)
+        again = weights.from_checkpoint(out)
+        assert again.config == first.config
+        for path, value in tree.leaves(nnx.state(first)).items():
+            np.testing.assert_array_equal(value, tree.leaves(nnx.state(again))[path])
+
+
+def test_show(capsys):
+    convert.show(dict(file="x", tensors=3, sha256="ab", left=list("abcdefg")))
+    out = capsys.readouterr().out
+    assert "x: 3 tensors, sha256 ab" in out and "left behind 7" in out and "a, b, c, d, e, …" in out
