@@ -63,6 +63,18 @@ class Context:
         self.tape[free] = value
 
 
+def split_map(x: Array, ctx: Context) -> tuple[Array, Array]:
+    """The leading tokens `b p d` of `b n d`, and the patch tokens as a map `b h w d`."""
+    h, w = ctx.grid
+    first = x.shape[1] - h * w
+    return x[:, :first], x[:, first:].reshape(x.shape[0], h, w, x.shape[2])
+
+
+def join_map(leading: Array, m: Array) -> Array:
+    """Undoes `split_map`."""
+    return jnp.concatenate([leading, m.reshape(m.shape[0], -1, m.shape[-1])], axis=1)
+
+
 def drop_path(x: Array, ctx: Context, name: str) -> Array:
     """Drops the residual branch `x` of whole examples, `b n d` (stochastic depth)."""
     if not ctx.train or ctx.drop_path is None or ctx.key is None:

@@ -1,8 +1,8 @@
 """Kernels of their own for each instance, as pure functions.
 
 The definition of each operation is written for one instance and vmapped; it is what tests compare
-with.
-The default is the fastest equal form. Letters: `b` batch, `h w` map, `r` channels, `k` kernel side.
+with. The default is the fastest equal form: on CPU by time, on TPU and GPU by what their compilers
+say (`dynadapt bench dynamic`). Letters: `b` batch, `h w` map, `r` channels, `k` kernel side.
 """
 
 import jax
@@ -46,15 +46,15 @@ def depthwise(x: Array, kernel: Array) -> Array:
 
     Shifted slices of the padded map are multiplied and added; XLA fuses them to one pass.
     """
-    taps = (s * kernel[:, i, j, None, None].astype(jnp.float32) for i, j, s in _shifts(x, kernel))
-    return sum(taps).astype(x.dtype)
+    wide, taps = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    views = _views(wide, kernel.shape[1])
+    return sum(view * taps[:, i, j, None, None] for i, j, view in views).astype(x.dtype)
 
 
-def _shifts(x: Array, kernel: Array) -> list[tuple[int, int, Array]]:
-    """The k*k views of the zero-padded map, `(i, j, b h w r)` in float32."""
-    k, (h, w) = kernel.shape[1], x.shape[1:3]
-    padding = ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))
-    padded = jnp.pad(x, padding).astype(jnp.float32)
+def _views(x: Array, k: int) -> list[tuple[int, int, Array]]:
+    """The k*k views of the zero-padded map, `(i, j, b h w r)`."""
+    h, w = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
     return [(i, j, padded[:, i : i + h, j : j + w]) for i in range(k) for j in range(k)]
 
 
@@ -64,7 +64,8 @@ def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arr
 
 def _depthwise_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    products = tuple(s * g.astype(jnp.float32) for _, _, s in _shifts(x, kernel))
+    wide, slope = x.astype(jnp.float32), g.astype(jnp.float32)
+    products = tuple(view * slope for _, _, view in _views(wide, kernel.shape[1]))
     taps = lax.platform_dependent(*products, cpu=_sums_in_one_pass, default=_sums)
     dkernel = taps.reshape(kernel.shape).astype(kernel.dtype)
     return depthwise(g, kernel[:, ::-1, ::-1]), dkernel
@@ -87,9 +88,123 @@ def _sums_in_one_pass(*products: Array) -> Array:
 depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+def full_one(x: Array, kernel: Array) -> Array:
+    """Convolution of one map `h w r` with a kernel `k k r s`, zero padded: `h w s`."""
+    return lax.conv_general_dilated(
+        x[None],
+        kernel,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=jnp.float32,
+    )[0].astype(x.dtype)
+
+
+def full_reference(x: Array, kernel: Array) -> Array:
+    """The definition of `full`: one convolution for each instance, vmapped.
+
+    Its backward pass costs the square of the batch on CPU.
+    """
+    return jax.vmap(full_one)(x, kernel)
+
+
+@jax.custom_vjp
+def full(x: Array, kernel: Array) -> Array:
+    """Convolution of each map with its own full kernel, stride 1, zero padding.
+
+    Args:
+        x: maps `b h w r`.
+        kernel: kernels `b k k r s`, odd k.
+
+    Returns:
+        `b h w s` in the dtype of `x`, summed in float32.
+    """
+    return lax.platform_dependent(x, kernel, cpu=_full_products, default=full_reference)
+
+
+def _full_products(x: Array, kernel: Array) -> Array:
+    """One batched matrix product for each of the k*k taps, on shifted views of the padded map."""
+    taps = (
+        jnp.einsum("bhwr,brs->bhws", view, kernel[:, i, j], preferred_element_type=jnp.float32)
+        for i, j, view in _views(x, kernel.shape[1])
+    )
+    return sum(taps).astype(x.dtype)
+
+
+def _full_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return full(x, kernel), (x, kernel)
+
+
+def _full_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    turned = kernel[:, ::-1, ::-1].swapaxes(3, 4)
+    dkernel = lax.platform_dependent(x, kernel, g, cpu=_full_taps, default=_full_kernel_gradient)
+    return full(g, turned), dkernel.astype(kernel.dtype)
+
+
+def _full_taps(x: Array, kernel: Array, g: Array) -> Array:
+    """The kernel's gradient, one batched matrix product a tap."""
+    k = kernel.shape[1]
+    taps = [
+        jnp.einsum("bhwr,bhws->brs", view, g, preferred_element_type=jnp.float32)
+        for _, _, view in _views(x, k)
+    ]
+    return jnp.stack(taps, 1).reshape(kernel.shape)
+
+
+def _full_kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
+    """The same by differentiating the definition, one instance at a time."""
+
+    def one(x: Array, kernel: Array, g: Array) -> Array:
+        return jax.vjp(lambda kernel: full_one(x, kernel), kernel)[1](g)[0]
+
+    return jax.vmap(one)(x, kernel, g).astype(jnp.float32)
+
+
+full.defvjp(_full_forward, _full_backward)
+
+
+def hypernetwork(
+    embedding: Array, hidden: Array, hidden_bias: Array, out: Array, out_bias: Array
+) -> Array:
+    """Two-layer hypernetwork (Ha et al., arXiv 1609.09106): a kernel from an embedding, float32.
+
+    a_c = W1_c H + b1_c for each input channel c, then kernel[c] = W2 a_c + b2 with one W2 for all.
+
+    Args:
+        embedding: H, `b z`.
+        hidden: W1, `z r z`: input, channel, output.
+        hidden_bias: b1, `r z`.
+        out: W2, `z k k s`.
+        out_bias: b2, `k k s`.
+
+    Returns:
+        Kernels `b k k r s`.
+    """
+    a = jnp.einsum("bz,zry->bry", embedding.astype(jnp.float32), hidden) + hidden_bias[None]
+    return jnp.einsum("bry,yijs->bijrs", a, out) + out_bias[None, :, :, None]
+
+
+def pool_by_prompts(features: Array, prompts: Array, scale: float = 1.0) -> Array:
+    """The mean over prompts of features averaged by softmax over positions, `b d`, in float32.
+
+    M_t = softmax over positions of scale F . E_t;  H = 1/T sum_t sum_p F_p M_tp
+
+    Args:
+        features: F, `b n d`.
+        prompts: E, `t d`.
+        scale: of the scores; the paper has none (1).
+
+    Source: VFM-Adapter, equations 6 and 7.
+    """
+    features = features.astype(jnp.float32)
+    scores = scale * jnp.einsum("bnd,td->bnt", features, prompts.astype(jnp.float32))
+    weights = jax.nn.softmax(scores, axis=1).mean(-1)
+    return jnp.einsum("bn,bnd->bd", weights, features)
+
+
 def filter_norm(kernel: Array, scale: Array, shift: Array, epsilon: float = 1e-10) -> Array:
-    """Normalises each channel's taps to mean 0 and unbiased standard deviation 1, then scales
-    and shifts.
+    """Normalises each channel's taps to mean 0 and unbiased deviation 1, then scales and shifts.
 
     Args:
         kernel: generated kernels `b kk r`, float32.
@@ -98,8 +213,7 @@ def filter_norm(kernel: Array, scale: Array, shift: Array, epsilon: float = 1e-1
         epsilon: added to the standard deviation.
 
     Source: the channel-wise FilterNorm of decoupled dynamic filters, as in TADFormer's task
-        filter. The
-    gradient is zero, not NaN, where all taps of a channel are equal.
+    filter. The gradient is zero, not NaN, where all taps of a channel are equal.
     """
     kernel = kernel.astype(jnp.float32)
     centred = kernel - kernel.mean(1, keepdims=True)

@@ -51,6 +51,7 @@ def in_adapter(path):
 
 
 METHODS = {
+    "adapter": Method(dict(rank=3), {}, in_adapter),
     "adaptformer": Method(dict(rank=3, dropout=0.0), dict(dropout=0.2), in_adapter),
     "arc": Method(
         dict(rank=3, dropout=0.0),
@@ -60,14 +61,19 @@ METHODS = {
         merges=True,
     ),
     "bitfit": Method({}, {}, lambda path: path.split("/")[-1] == "bias", merges=True),
+    "convpass": Method(dict(rank=3, dropout=0.0), dict(dropout=0.2), in_adapter),
     "dora": Method(dict(rank=2, targets=TARGETS), dict(dropout=0.2), in_adapter, merges=True),
     "fact": Method(dict(rank=3, dropout=0.0), dict(dropout=0.2), in_adapter, merges=True),
     "full": Method({}, {}, lambda path: True, merges=True),
     "iconformer": Method(dict(rank=3), dict(dropout=0.2, filter_norm=True), in_adapter),
     "linear": Method({}, {}, lambda path: False, merges=True),
     "lora": Method(dict(rank=2, targets=TARGETS), dict(dropout=0.2), in_adapter, merges=True),
+    "lorand": Method(dict(rank=2, branches=3), {}, in_adapter, neutral=None),
+    "mona": Method(dict(rank=3, dropout=0.0), dict(dropout=0.2), in_adapter, neutral=None),
+    "norm_tune": Method({}, {}, lambda path: "norm" in path.split("/"), merges=True),
     "repadapter": Method(dict(rank=4, dropout=0.0), dict(dropout=0.2), in_adapter, merges=True),
     "ssf": Method({}, {}, in_adapter, neutral=None, merges=True),
+    "vpt": Method(dict(prompts=3), dict(dropout=0.2, project=4), in_adapter, neutral=None),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 folding = [(name, {}) for name, method in METHODS.items() if method.merges]
@@ -300,7 +306,8 @@ def test_bfloat16_is_close(name):
         ("dora", dict(targets=("qkv",), scale=0.7)),
         ("fact", dict(form="tk", scale=0.7)),
         ("lora", dict(targets=("qkv", "fc1"), scale=0.7)),
-        ("repadapter", dict(bias=False, groups=4, scale=0.7)),
+        ("repadapter", dict(bias=False, groups=4)),
+        ("repadapter", dict(scale=0.7)),
     ],
 )
 def test_a_merged_model_is_equal_and_bare(name, given):
@@ -424,6 +431,21 @@ def test_a_wrong_method_tells_the_nearest():
         ("repadapter", dict(positions=("att",)), "did you mean 'attn'"),
         ("adaptformer", dict(rank=-1), "rank must be at least 1"),
         ("adaptformer", dict(dropout=-0.1), "dropout must be in"),
+        ("adaptformer", dict(form="paralel"), "did you mean 'parallel'"),
+        ("adapter", dict(rank=0), "rank must be at least 1"),
+        ("adapter", dict(form="pfeifer"), "did you mean 'pfeiffer'"),
+        ("convpass", dict(rank=0), "rank must be at least 1"),
+        ("convpass", dict(placement="atn"), "did you mean 'attn'"),
+        ("convpass", dict(conv="xaver"), "did you mean 'xavier'"),
+        ("convpass", dict(dropout=1.0), "dropout must be in"),
+        ("lorand", dict(branches=0), "branches must be at least 1"),
+        ("lorand", dict(factor=17), "factor must be at most the width 16, not 17"),
+        ("mona", dict(rank=0), "rank must be at least 1"),
+        ("mona", dict(dropout=-1.0), "dropout must be in"),
+        ("vpt", dict(prompts=0), "prompts must be at least 1"),
+        ("vpt", dict(form="depe"), "did you mean 'deep'"),
+        ("vpt", dict(project=-1), "project must be a width or 0"),
+        ("vpt", dict(dropout=1.0), "dropout must be in"),
         ("iconformer", dict(rank=0), "rank must be at least 1"),
         ("iconformer", dict(kernel=4), "kernel odd"),
         ("iconformer", dict(dropout=1.5), "dropout must be in"),
@@ -475,6 +497,40 @@ COUNTS = [
         ("vit_b16", "adaptformer", dict(rank=r), n)
         for r, n in ((8, 156_768), (16, 304_320), (32, 599_424), (64, 1_189_632))
     ),
+    ("vit_b16", "adaptformer", dict(norm=True, learn_scale=True), 1_189_632 + 18_432 + 12),
+    ("swin_b", "adaptformer", {}, 1_553_664),
+    *(
+        ("vit_b16", "adapter", dict(form=f, rank=r), n)
+        for f, r, n in (
+            ("pfeiffer", 8, 156_768),
+            ("pfeiffer", 64, 1_189_632),
+            ("houlsby", 8, 313_536),
+            ("houlsby", 64, 2_379_264),
+        )
+    ),
+    ("vit_b16", "convpass", {}, 327_552),
+    ("vit_b16", "convpass", dict(placement="attn"), 163_776),
+    *(
+        ("vit_b16", "lorand", dict(branches=a, rank=k, bias=False), n)
+        for a, k, n in ((2, 8, 890_880), (4, 8, 1_781_760), (4, 16, 3_588_096))
+    ),
+    ("vit_b16", "lorand", {}, 1_781_760 + 27_648),
+    ("vit_b16", "mona", {}, 2_684_928),
+    ("swin_b", "mona", {}, 3_667_456),
+    ("vit_b16", "norm_tune", {}, 38_400),
+    *(
+        ("vit_b16", "vpt", dict(form=f, prompts=p), n)
+        for f, p, n in (
+            ("shallow", 10, 7_680),
+            ("shallow", 50, 38_400),
+            ("shallow", 100, 76_800),
+            ("deep", 10, 92_160),
+            ("deep", 50, 460_800),
+            ("deep", 60, 552_960),
+            ("deep", 100, 921_600),
+        )
+    ),
+    ("vit_b16", "vpt", dict(prompts=10, project=32), 12 * 320 + 33 * 768),
     *(
         ("vit_b16", "iconformer", dict(rank=r), n)
         for r, n in ((8, 164_544), (16, 333_696), (32, 713_472), (64, 1_638_912))
@@ -712,10 +768,15 @@ def masks(network, kind):
 
 def test_the_sites_of_a_block_drop_apart():
     """All sites of a block share a key; with one mask for all, their noise would be one."""
-    for name, given in (("lora", {}), ("iconformer", dict(placement="both"))):
+    for name, given in (
+        ("lora", {}),
+        ("iconformer", dict(placement="both")),
+        ("convpass", {}),
+        ("mona", {}),
+    ):
         network = build(settings(name, dropout=0.5, **given))
         kept = masks(network, lambda a, x, ctx: np.asarray(dropout(x, 0.5, ctx, a.site)) > 0)
-        assert len(kept) == {"lora": 4, "iconformer": 2}[name]
+        assert len(kept) == (4 if name == "lora" else 2)
         for i, one in enumerate(kept):
             assert all((one == other).mean() < 0.6 for other in kept[:i])
 

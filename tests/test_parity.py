@@ -180,7 +180,9 @@ def vit(case, backbone, x, maps, tokens, tape):
 def swin(case, backbone, x, maps, tokens, tape):
     stages = [tape[n] for n in ("block", *(f"block.{i}" for i in range(2, 9))) if n in tape]
     pooled = maps[-1].mean((1, 2))
-    found = {f"stage{i}": s.reshape(m.shape) for i, (s, m) in enumerate(zip(stages, maps, strict=True))}
+    found = {
+        f"stage{i}": s.reshape(m.shape) for i, (s, m) in enumerate(zip(stages, maps, strict=True))
+    }
     shape = case.expected["tokens"].shape if "tokens" in case.expected else maps[-1].shape
     return found | dict(tokens=maps[-1].reshape(shape), pooled=pooled, logits=case.logits(pooled))
 
@@ -261,9 +263,9 @@ def translator(method: str):
     """The module of `peft_cases` that knows a method's published names.
 
     It has `settings(meta)`, the keywords of our `adapt`, and `ours(published)`, which takes tensors
-    (or gradients) by published name to our adapter leaves by path. Where it differs: `method(meta)`,
-    our name of the method; `loss(case, features)`; `INSIDE`, whether a block's adapter sees more of
-    the sequence than leaves it; and `adapter(meta, rngs)`, for cases of one module alone.
+    (or gradients) by published name to our adapter leaves by path. Where it differs, also:
+    `method(meta)`, our name of the method; `loss(case, features)`; `INSIDE`, whether a block's
+    adapter sees more of the sequence than leaves it; `adapter(meta, rngs)`, for one module.
     """
     folder = Path(__file__).parent / "peft_cases"
     path = folder / f"{method}.py"

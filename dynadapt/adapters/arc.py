@@ -51,7 +51,7 @@ class Rescale(nnx.Module):
         if not isinstance(ctx.shared, Projections):
             raise AttachError("ARC's layers use what the backbone lends them; call it as a whole")
         down, up, shift = (v.astype(x.dtype) for v in self.weights(ctx.shared))
-        h = 1.01 * dropout(x @ down, self.rate, ctx, self.site)
+        h = dropout(x @ down, self.rate, ctx, self.site)
         return host.bare(x + h @ up + shift.reshape((1,) * (x.ndim - 1) + (-1,)), ctx)
 
     def weights(self, shared: Projections) -> tuple[Array, Array, Array]:
@@ -65,7 +65,10 @@ class Rescale(nnx.Module):
         down, up, shift = self.weights(shared)
         times = functools.partial(jnp.matmul, precision="highest")
         bias = 0.0 if host.bias is None else host.bias[...].astype(jnp.float32)
-        return {"kernel": kernel + times(down, times(up, kernel)), "bias": bias + times(shift, kernel)}
+        return {
+            "kernel": kernel + times(down, times(up, kernel)),
+            "bias": bias + times(shift, kernel),
+        }
 
 
 def _name(position: str, host: nnx.Module) -> str:

@@ -11,7 +11,6 @@ Count on a ViT at k = 3: L (2 d r + r + d + 9 r^2 + 9 r), plus 18 r L with Filte
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from flax import nnx
 
 from dynadapt import dynamic
 from dynadapt.attach import attach
-from dynadapt.context import Context, dropout
+from dynadapt.context import Context, dropout, join_map, split_map
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
 
@@ -128,9 +127,7 @@ class DynamicAdapter(nnx.Module):
 
     def convolve(self, h: Array, ctx: Context) -> Array:
         """Convolves the patch tokens of `b n r` as a map, each instance with its own kernels."""
-        b, n, r = h.shape
-        patches = math.prod(ctx.grid)
-        leading, m = h[:, : n - patches], h[:, n - patches :].reshape(b, *ctx.grid, r)
+        leading, m = split_map(h, ctx)
         kernel = self.icon(m)
         ctx.record("kernel", kernel)
         m = dynamic.depthwise(m, kernel)
@@ -139,7 +136,7 @@ class DynamicAdapter(nnx.Module):
         elif self.prefix == "center":
             middle = kernel.shape[1] // 2
             leading = leading * kernel[:, middle, middle, None].astype(h.dtype)
-        return jnp.concatenate([leading, m.reshape(b, patches, r)], axis=1)
+        return join_map(leading, m)
 
 
 def adapt(

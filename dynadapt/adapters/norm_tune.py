@@ -10,7 +10,3 @@ TRAINS = (r"(.*/)?norms?(/\d+)?/(scale|bias)",)
 
 def adapt(backbone: nnx.Module, *, rngs: nnx.Rngs) -> None:
     """Attaches nothing."""
-
-
-def merge(backbone: nnx.Module) -> None:
-    """Nothing to fold."""

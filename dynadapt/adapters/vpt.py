@@ -24,6 +24,7 @@ from dynadapt.layers import Linear
 
 Array = jax.Array
 TRAINS = ()
+NOT_MERGEABLE = "prompts are tokens of their own"
 
 FORMS = ("shallow", "deep")
 

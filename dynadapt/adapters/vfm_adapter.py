@@ -1,0 +1,182 @@
+"""VFM-Adapter (AAAI 2025): hybrid operation mapping beside attention and MLP of every block.
+
+    out = ReLU(x W_d) C W_u s                      x: the branch's normed tokens, W_d: d r, W_u: r d
+    M_t = softmax over positions of x . E_t        E: T prompts
+    H   = 1/T sum_t sum_p x_p M_tp                 projected from d to z
+    C   = hypernetwork(H)                          a full k x k convolution r -> r for each image
+
+One hypernetwork for all attention branches and one for all MLPs, lent by an adapter on the root;
+E and the projection are shared by both (one for each width where a backbone has several).
+Equations 5 to 8 of the paper; equations 9 and 10 are `static_count` and `dynamic_count`.
+
+The rank, z, T, s, biases, the projection d -> z and `scale_logits` are ours: the paper does not
+give them. The defaults give the paper's 2.78 M on ViT-B; ViT-H's 27.8 M is rank 160, z 64.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt import dynamic
+from dynadapt.attach import Shared, attach, sites
+from dynadapt.context import Context, join_map, split_map
+from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.layers import Linear
+
+Array = jax.Array
+TRAINS = ()
+NOT_MERGEABLE = "its convolution kernels are generated from each input"
+
+KERNELS = ("input", "layer", "static", "none")
+_SITES = r"(?:stages/\d+/)?blocks/\d+/(attn|mlp)"
+
+
+def static_count(depth: int, dim: int, rank: int) -> int:
+    """Equation 9: parameters with a convolution of its own for each site, without biases."""
+    return 2 * depth * (2 * dim * rank + 9 * rank**2)
+
+
+def dynamic_count(depth: int, dim: int, rank: int, z: int) -> int:
+    """Equation 10: parameters with shared hypernetworks, without biases, E and projection."""
+    return 2 * (2 * depth * dim * rank + 9 * z * rank + z**2 * rank)
+
+
+class Hypernetwork(nnx.Module):
+    """Kernels `b k k r r` from embeddings `b z` (`dynamic.hypernetwork`).
+
+    Kernels start with variance 1 / (k k r) where embeddings have variance 1.
+    """
+
+    def __init__(self, rank: int, z: int, kernel: int, *, bias: bool, rngs: nnx.Rngs):
+        shape = (z, kernel, kernel, rank)
+        spread = (z * kernel * kernel * rank) ** -0.5
+        self.hidden = nnx.Param(jax.random.normal(rngs.params(), (z, rank, z)) * z**-0.5)
+        self.out = nnx.Param(jax.random.normal(rngs.params(), shape) * spread)
+        self.has_bias = bias
+        if bias:
+            self.hidden_bias = nnx.Param(jnp.zeros((rank, z)))
+            self.out_bias = nnx.Param(jnp.zeros(shape[1:]))
+
+    def __call__(self, embedding: Array) -> Array:
+        hidden, out = self.hidden[...], self.out[...]
+        if self.has_bias:
+            biases = self.hidden_bias[...], self.out_bias[...]
+        else:
+            biases = jnp.zeros(hidden.shape[1:]), jnp.zeros(out.shape[1:])
+        return dynamic.hypernetwork(embedding, hidden, biases[0], out, biases[1])
+
+
+class Common(nnx.Module):
+    """What all sites share: a hypernetwork a side, and prompts and a projection for each width."""
+
+    def __init__(
+        self, dims: tuple[int, ...], rank, z, kernel, prompts, *, kernels, scale_logits, bias, rngs
+    ):
+        self.scale_logits = scale_logits
+        make = functools.partial(Hypernetwork, rank, z, kernel, bias=bias, rngs=rngs)
+        self.attn, self.mlp = make(), make()
+        if kernels == "input":
+            draw = nnx.initializers.normal(0.02)
+            self.prompts = nnx.Dict(
+                {f"d{d}": nnx.Param(draw(rngs.params(), (prompts, d))) for d in dims}
+            )
+            self.project = nnx.Dict(
+                {f"d{d}": Linear(d, z, use_bias=False, rngs=rngs) for d in dims}
+            )
+
+    def embedding(self, x: Array) -> Array:
+        """The embedding `b z` of patch tokens `b n d`."""
+        d = x.shape[-1]
+        scale = d**-0.5 if self.scale_logits else 1.0
+        pooled = dynamic.pool_by_prompts(x, self.prompts[f"d{d}"][...], scale)
+        return self.project[f"d{d}"](pooled)
+
+
+class Hom(nnx.Module):
+    """Host: a residual branch over tokens `b n d` with `ctx.grid` patch tokens at the end."""
+
+    def __init__(self, host, *, rank, z, kernel, kernels, scale, bias, rngs):
+        self.kernels, self.scale, self.side = kernels, scale, host.name
+        kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        both = dict(use_bias=bias, rngs=rngs)
+        self.down = Linear(host.dim, rank, kernel_init=kaiming, **both)
+        self.up = Linear(rank, host.dim, kernel_init=nnx.initializers.zeros, **both)
+        if kernels == "layer":
+            self.embedding = nnx.Param(jax.random.normal(rngs.params(), (1, z)))
+        if kernels == "static":
+            draw = jax.random.normal(rngs.params(), (kernel, kernel, rank, rank))
+            self.taps = nnx.Param(draw * (kernel * kernel * rank) ** -0.5)
+
+    def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
+        normed = host.norm(x, ctx)
+        h = jax.nn.relu(self.down(normed, ctx))
+        if self.kernels != "none":
+            leading, m = split_map(h, ctx)
+            kernel = self.kernel(normed, ctx)
+            ctx.record("kernel", kernel)
+            h = join_map(leading, dynamic.full(m, kernel))
+        return host.bare(x, ctx) + self.scale * self.up(h, ctx)
+
+    def kernel(self, x: Array, ctx: Context) -> Array:
+        """The kernels `b k k r r` for normed tokens `b n d`."""
+        if self.kernels == "static":
+            return jnp.broadcast_to(self.taps[...], (x.shape[0], *self.taps.shape))
+        if self.kernels == "layer":
+            embedding = jnp.broadcast_to(self.embedding[...], (x.shape[0], self.embedding.shape[1]))
+        else:
+            embedding = ctx.shared.embedding(x[:, x.shape[1] - math.prod(ctx.grid) :])
+        return getattr(ctx.shared, self.side)(embedding)
+
+
+def adapt(
+    backbone: nnx.Module,
+    *,
+    rngs: nnx.Rngs,
+    rank: int = 64,
+    z: int = 48,
+    prompts: int = 8,
+    kernel: int = 3,
+    kernels: str = "input",
+    scale: float = 0.1,
+    scale_logits: bool = True,
+    bias: bool = True,
+) -> None:
+    """Attaches HOM to the attention and the MLP of every block.
+
+    Args:
+        backbone: a transformer with a grid of patch tokens: ViT, DINOv2, SAM or Swin.
+        rngs: source of the random weights.
+        rank: r.
+        z: width of the embedding that kernels are generated from.
+        prompts: T.
+        kernel: side k of the generated kernels, odd.
+        kernels: "input"; the ablations of the paper's table are "layer" (a learned embedding of
+            each site instead of the input's), "static" (a learned convolution of each site) and
+            "none" (no convolution).
+        scale: s.
+        scale_logits: divide the prompts' scores by sqrt(d).
+        bias: whether down, up and the hypernetworks have biases.
+    """
+    if kernels not in KERNELS:
+        raise UnknownName("kind of kernels", kernels, KERNELS)
+    if kernel < 1 or kernel % 2 == 0:
+        raise ConfigError(f"kernel must be odd, such as {max(kernel, 0) + 1}, not {kernel}")
+    for name, value in (("rank", rank), ("z", z), ("prompts", prompts)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
+    dims = tuple(dict.fromkeys(host.dim for _, host in sites(backbone, _SITES)))
+    if rank > min(dims, default=rank):
+        raise ConfigError(f"rank must be at most the width {min(dims)}, not {rank}")
+    make = functools.partial(
+        Hom, rank=rank, z=z, kernel=kernel, kernels=kernels, scale=scale, bias=bias, rngs=rngs
+    )
+    attach(backbone, _SITES, make)
+    if kernels in ("input", "layer"):
+        common = Common(
+            *(dims, rank, z, kernel, prompts),
+            **dict(kernels=kernels, scale_logits=scale_logits, bias=bias, rngs=rngs),
+        )
+        attach(backbone, "", lambda host: Shared(host, common))
