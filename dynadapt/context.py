@@ -111,6 +111,7 @@ def fold(
             new tape.
         scan: compiles each kind of block once, where kinds alternate regularly (windowed and
             shifted, windowed and global); the parameters are stacked inside the compiled function.
+            Blocks that change the number of tokens are not scanned.
         remat: recomputes each block in the backward pass instead of saving its intermediates.
         first: number of the first block within a network of `depth` blocks, where only a
             part is run.
@@ -128,6 +129,8 @@ def fold(
         return sharding.whole(block)(x, inner), inner.tape
 
     numbers = range(first, first + len(blocks))
+    # A scan carries one shape: blocks that lengthen the sequence run one after another.
+    scan = scan and jax.eval_shape(lambda: step(x, blocks[0], 0)[0]).shape == x.shape
     if remat:
         step = jax.checkpoint(step, prevent_cse=not scan)
     if scan:

@@ -92,7 +92,7 @@ def full_one(x: Array, kernel: Array) -> Array:
     """Convolution of one map `h w r` with a kernel `k k r s`, zero padded: `h w s`."""
     return lax.conv_general_dilated(
         x[None],
-        kernel,
+        kernel.astype(x.dtype),
         window_strides=(1, 1),
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -114,7 +114,7 @@ def full(x: Array, kernel: Array) -> Array:
 
     Args:
         x: maps `b h w r`.
-        kernel: kernels `b k k r s`, odd k.
+        kernel: kernels `b k k r s`, odd k; multiplied in the dtype of `x`.
 
     Returns:
         `b h w s` in the dtype of `x`, summed in float32.
@@ -124,6 +124,7 @@ def full(x: Array, kernel: Array) -> Array:
 
 def _full_products(x: Array, kernel: Array) -> Array:
     """One batched matrix product for each of the k*k taps, on shifted views of the padded map."""
+    kernel = kernel.astype(x.dtype)
     taps = (
         jnp.einsum("bhwr,brs->bhws", view, kernel[:, i, j], preferred_element_type=jnp.float32)
         for i, j, view in _views(x, kernel.shape[1])

@@ -4,6 +4,8 @@ Letters: `n` tokens of any shape before the last axis, `d` width, `e` experts, `
 expert, `k` width of the routing space.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -71,17 +73,24 @@ def experts_one(x: Array, gate: Array, down: Array, down_bias: Array, up: Array,
 
 
 def experts(
-    x: Array, gate: Array, down: Array, down_bias: Array, up: Array, up_bias: Array
+    x: Array,
+    gate: Array,
+    down: Array,
+    down_bias: Array,
+    up: Array,
+    up_bias: Array,
+    thin: Callable[[Array], Array] = lambda code: code,
 ) -> Array:
     """The same for tokens `... d`: all experts as one wide bottleneck whose code the gate masks.
 
-    With few narrow experts this beats sorting or gathering tokens, and it is exact.
+    With few narrow experts this beats sorting or gathering tokens, and it is exact. `thin` acts on
+    the code after its activation (dropout).
     """
     (e, d, r), dtype = down.shape, x.dtype
     lead = x.shape[:-1]
     x, gate = x.reshape(-1, d), gate.reshape(-1, e)
     wide = down.transpose(1, 0, 2).reshape(d, e * r).astype(dtype)
     code = jax.nn.relu(x @ wide + down_bias.reshape(1, e * r).astype(dtype))
-    code = code * jnp.repeat(gate, r, axis=1).astype(dtype)
+    code = thin(code) * jnp.repeat(gate, r, axis=1).astype(dtype)
     y = code @ up.reshape(e * r, d).astype(dtype) + (gate @ up_bias).astype(dtype)
     return y.reshape(*lead, d)

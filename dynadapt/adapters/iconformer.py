@@ -11,6 +11,7 @@ Count on a ViT at k = 3: L (2 d r + r + d + 9 r^2 + 9 r), plus 18 r L with Filte
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +26,12 @@ from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
 Array = jax.Array
 TRAINS = ()
 
+_BLOCK = r"(?:stages/\d+/)?blocks/\d+/"
 PLACEMENTS = {
-    "parallel_mlp": r"blocks/\d+/mlp",
-    "sequential_mlp": r"blocks/\d+/mlp",
-    "parallel_attn": r"blocks/\d+/attn",
-    "both": r"blocks/\d+/(attn|mlp)",
+    "parallel_mlp": _BLOCK + "mlp",
+    "sequential_mlp": _BLOCK + "mlp",
+    "parallel_attn": _BLOCK + "attn",
+    "both": _BLOCK + "(attn|mlp)",
 }
 KERNELS = ("dynamic", "static", "none")
 PREFIXES = ("identity", "center", "drop")

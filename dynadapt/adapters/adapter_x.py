@@ -1,0 +1,148 @@
+"""Adapter-X (arXiv 2406.03051): a mixture of adapters shared by all blocks, routed token by token.
+
+    z_j = sub-token j of norm2(x), width d / h
+    P   = softmax over experts of cos(R z_j, e_i) / tau;   i* = argmax P
+    o_j = P_i* Up_i*(relu(Down_i* z_j));   SMoA = s concat_j o_j
+    y   = x + MLP(norm2 x) + SMoA(norm2 x)          parallel: AdaptFormer-X
+    y   = x + f + SMoA(f), f = MLP(norm2 x)         sequential: Adapter-X
+    p   = gamma mean_n SMoA + beta                  one prompt a block, seen by all later blocks
+
+Experts and router are lent by an adapter on the root; norm2 and the class token train. The figures
+give four experts and three sub-tokens; r, k, tau, s, the loss's factor and dropout are ours, r and
+k such that the count is the paper's 0.17 M. With prompts the sequence grows by one token a block,
+so blocks run one after another even where a scan is asked for. The last block's prompt reaches
+only heads that read prompts.
+
+Count on ViT: 4 d L + d + E (2 d_h r + r + d_h) + d_h k + E k + 1, d_h = d / h.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt import mixture
+from dynadapt.attach import Shared, attach, sites
+from dynadapt.context import Context, dropout, join_map, split_map
+from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.layers import Linear
+
+Array = jax.Array
+TRAINS = (r"blocks/\d+/mlp/norm/(scale|bias)", "class_token", "class_position")
+NOT_MERGEABLE = "its experts are chosen for each token"
+
+FORMS = ("parallel", "sequential")
+
+
+class Mixture(nnx.Module):
+    """Experts and their router, for tokens `b n d` cut into h sub-tokens each."""
+
+    def __init__(self, dim: int, *, heads, rank, experts, width, scale, rate, rngs):
+        d = dim // heads
+        self.heads, self.scale, self.rate = heads, scale, rate
+        kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        self.down = nnx.Param(
+            jnp.stack([kaiming(rngs.params(), (d, rank)) for _ in range(experts)])
+        )
+        self.down_bias = nnx.Param(jnp.zeros((experts, rank)))
+        self.up = nnx.Param(jnp.zeros((experts, rank, d)))
+        self.up_bias = nnx.Param(jnp.zeros((experts, d)))
+        self.router = Linear(d, width, use_bias=False, rngs=rngs)
+        self.embeddings = nnx.Param(jax.random.normal(rngs.params(), (experts, width)))
+        self.temperature = nnx.Param(jnp.asarray(0.07))
+
+    def __call__(self, x: Array, ctx: Context) -> tuple[Array, Array]:
+        """The mixture of tokens `b n d`, and the load-balance loss."""
+        b, n, d = x.shape
+        z = x.reshape(b, n, self.heads, d // self.heads)
+        tau = jnp.maximum(self.temperature[...], 0.01)
+        chances = mixture.route(self.router(z.astype(jnp.float32)), self.embeddings[...], tau)
+        gate = mixture.top1(chances)
+        ctx.record("router/load", (gate > 0).astype(jnp.float32).mean((0, 1, 2)))
+        ctx.record("router/probability", chances.mean((0, 1, 2)))
+        weights = (v[...] for v in (self.down, self.down_bias, self.up, self.up_bias))
+        thin = functools.partial(dropout, rate=self.rate, ctx=ctx, name="adapter_x")
+        y = mixture.experts(z, gate, *weights, thin)
+        return self.scale * y.reshape(b, n, d), mixture.balance(chances, gate)
+
+
+class Mixed(nnx.Module):
+    """Host: a block; its MLP gains the mixture, and the tokens gain a prompt where asked for."""
+
+    def __init__(self, host, *, form: str, prompt: bool, loss: float, rngs: nnx.Rngs):
+        self.form, self.prompt, self.loss = form, prompt, loss
+        if prompt:
+            draw = 0.02 * jax.random.normal(rngs.params(), (2, host.dim))
+            self.gamma, self.beta = nnx.Param(1.0 + draw[0]), nnx.Param(draw[1])
+
+    def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
+        x = x + host.attn(x, ctx)
+        y = host.mlp(x, ctx)
+        seen = y if self.form == "sequential" else host.mlp.norm(x, ctx)
+        extra, balance = ctx.shared(seen, ctx)
+        ctx.record("loss/balance", self.loss * balance)
+        x = x + y + extra
+        if not self.prompt:
+            return x
+        mean = extra.astype(jnp.float32).mean(1)
+        prompt = self.gamma[...][None] * mean + self.beta[...][None]
+        ctx.record("prompt", prompt)
+        leading, m = split_map(x, ctx)
+        return join_map(jnp.concatenate([leading, prompt.astype(x.dtype)[:, None]], axis=1), m)
+
+
+def adapt(
+    backbone: nnx.Module,
+    *,
+    rngs: nnx.Rngs,
+    form: str = "parallel",
+    experts: int = 4,
+    heads: int = 3,
+    rank: int = 64,
+    width: int = 8,
+    scale: float = 0.1,
+    prompt: bool = True,
+    balance: float = 0.01,
+    dropout: float = 0.1,
+) -> None:
+    """Attaches the mixture to every block.
+
+    Args:
+        backbone: a plain transformer.
+        rngs: source of the random weights.
+        form: "parallel" to the MLP (AdaptFormer-X) or "sequential" after it (Adapter-X).
+        experts: E.
+        heads: h, sub-tokens of a token.
+        rank: r of an expert.
+        width: k of the space in which tokens and experts are compared.
+        scale: s.
+        prompt: whether every block adds a prompt.
+        balance: factor of the load-balance loss, which is averaged over blocks.
+        dropout: rate after the experts' activation.
+    """
+    if form not in FORMS:
+        raise UnknownName("form", form, FORMS)
+    for name, value in (("experts", experts), ("rank", rank), ("width", width)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    blocks = sites(backbone, r"blocks/\d+")
+    if not blocks:
+        raise ConfigError("Adapter-X needs a plain transformer: its experts have one width")
+    dim = blocks[0][1].dim
+    if heads < 1 or dim % heads:
+        near = min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: abs(h - heads))
+        raise ConfigError(f"{heads} heads do not divide the width {dim}; the nearest is {near}")
+    if rank > dim // heads:
+        raise ConfigError(f"rank must be at most the sub-tokens' width {dim // heads}, not {rank}")
+    loss = balance / len(blocks)
+    attach(
+        backbone,
+        r"blocks/\d+",
+        lambda host: Mixed(host, form=form, prompt=prompt, loss=loss, rngs=rngs),
+    )
+    sizes = dict(heads=heads, rank=rank, experts=experts, width=width)
+    common = Mixture(dim, **sizes, scale=scale, rate=dropout, rngs=rngs)
+    attach(backbone, "", lambda host: Shared(host, common))
