@@ -119,11 +119,17 @@ def full(x: Array, kernel: Array) -> Array:
     Returns:
         `b h w s` in the dtype of `x`, summed in float32.
     """
-    return lax.platform_dependent(x, kernel, cpu=_full_products, default=full_reference)
+    return lax.platform_dependent(x, kernel, cpu=_full_on_cpu, default=full_reference)
 
 
-def _full_products(x: Array, kernel: Array) -> Array:
-    """One batched matrix product for each of the k*k taps, on shifted views of the padded map."""
+# Positions of a map from which on a CPU works faster through one instance after another.
+LARGE = 32 * 32
+
+
+def _full_on_cpu(x: Array, kernel: Array) -> Array:
+    """One convolution after another on large maps; else a batched product for each tap."""
+    if x.shape[1] * x.shape[2] >= LARGE:
+        return lax.map(lambda pair: full_one(*pair), (x, kernel))
     kernel = kernel.astype(x.dtype)
     taps = (
         jnp.einsum("bhwr,brs->bhws", view, kernel[:, i, j], preferred_element_type=jnp.float32)
@@ -139,18 +145,33 @@ def _full_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _full_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     turned = kernel[:, ::-1, ::-1].swapaxes(3, 4)
-    dkernel = lax.platform_dependent(x, kernel, g, cpu=_full_taps, default=_full_kernel_gradient)
+    dkernel = lax.platform_dependent(
+        x, kernel, g, cpu=_full_taps_on_cpu, default=_full_kernel_gradient
+    )
     return full(g, turned), dkernel.astype(kernel.dtype)
 
 
-def _full_taps(x: Array, kernel: Array, g: Array) -> Array:
-    """The kernel's gradient, one batched matrix product a tap."""
-    k = kernel.shape[1]
-    taps = [
-        jnp.einsum("bhwr,bhws->brs", view, g, preferred_element_type=jnp.float32)
-        for _, _, view in _views(x, k)
-    ]
-    return jnp.stack(taps, 1).reshape(kernel.shape)
+def _full_taps_on_cpu(x: Array, kernel: Array, g: Array) -> Array:
+    """The kernel's gradient, one instance after another.
+
+    The map is convolved with the slope as kernel, its channels as a batch: `r h w 1` with
+    `h w 1 s`, padded by k // 2, is `r k k s`.
+    """
+    margin = kernel.shape[1] // 2
+
+    def one(pair: tuple[Array, Array]) -> Array:
+        x, g = pair
+        taps = lax.conv_general_dilated(
+            x.transpose(2, 0, 1)[..., None],
+            g[:, :, None],
+            window_strides=(1, 1),
+            padding=[(margin, margin)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            preferred_element_type=jnp.float32,
+        )
+        return taps.transpose(1, 2, 0, 3)
+
+    return lax.map(one, (x, g))
 
 
 def _full_kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:

@@ -153,13 +153,18 @@ def load(folder: Path) -> tuple[Any, Any, Any, Any, Any]:
     task = tasks.from_config(config.task, source.info)
     network = model.build(config, task)
     expected = nnx.state(network, adapters.trainable(model.patterns(config)))
+    nnx.update(network, filled(expected, leaves, folder))
+    return config, task, source, transform, network
+
+
+def filled(expected: Any, leaves: dict[str, Any], folder: Path) -> Any:
+    """The tree of trained leaves with the values of an adapter's folder, which must fit."""
     own = tree.leaves(expected)
     wrong = [k for k in {*own, *leaves} if k not in own or k not in leaves]
     wrong += [k for k in own if k in leaves and own[k].shape != leaves[k].shape]
     if wrong:
         raise CheckpointError(f"the adapter in {folder} does not fit its model at {sorted(wrong)}")
-    nnx.update(network, tree.replace(expected, {k: jnp.asarray(v) for k, v in leaves.items()}))
-    return config, task, source, transform, network
+    return tree.replace(expected, {k: jnp.asarray(v) for k, v in leaves.items()})
 
 
 def check_backbone(config: Any, card: dict[str, Any]) -> None:

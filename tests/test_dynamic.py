@@ -129,6 +129,83 @@ def test_cost_is_linear_in_the_batch():
     assert two / one <= 2.1 and four / two <= 2.1
 
 
+def draw_full(seed, b=2, h=5, w=4, r=3, out=2, k=3):
+    rng = np.random.default_rng(seed)
+    shapes = ((b, h, w, r), (b, k, k, r, out), (b, h, w, out))
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def full_loop(x, kernel, g):
+    """y[b, i, j] = sum over u, v of x[b, i + u - k//2, j + v - k//2] kernel[b, u, v]; gradients."""
+    (b, h, w, _), k = x.shape, kernel.shape[1]
+    x, kernel, g = (v.astype(np.float64) for v in (x, kernel, g))
+    y, dx, dkernel = np.zeros(g.shape), np.zeros(x.shape), np.zeros(kernel.shape)
+    for n, i, j, u, v in np.ndindex(b, h, w, k, k):
+        a, c = i + u - k // 2, j + v - k // 2
+        if 0 <= a < h and 0 <= c < w:
+            y[n, i, j] += x[n, a, c] @ kernel[n, u, v]
+            dx[n, a, c] += kernel[n, u, v] @ g[n, i, j]
+            dkernel[n, u, v] += np.outer(x[n, a, c], g[n, i, j])
+    return y, dx, dkernel
+
+
+@pytest.mark.parametrize("form", [dynamic.full, dynamic.full_reference])
+@pytest.mark.parametrize(("k", "h", "w"), [(1, 4, 3), (3, 5, 4), (5, 3, 1), (3, 33, 32)])
+def test_full_convolution_equals_a_loop(form, k, h, w):
+    """The last map is so large that it takes the other way on CPU."""
+    given = draw_full(k * h, h=h, w=w, k=k)
+    assert (h * w >= dynamic.LARGE) == (h == 33)
+    found = value_and_gradients(form, *given)
+    for own, wanted in zip(found, full_loop(*given), strict=True):
+        np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("side", [6, 32])
+def test_full_convolution_in_bfloat16(side):
+    x, kernel, g = draw_full(3, h=side, w=side, r=16, out=16)
+    half = value_and_gradients(dynamic.full, jnp.asarray(x, jnp.bfloat16), kernel, g)
+    assert [v.dtype for v in half] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+    for own, exact in zip(half, value_and_gradients(dynamic.full, x, kernel, g), strict=True):
+        assert relative(own, exact) < 5e-3
+
+
+def test_cost_of_full_convolution_is_linear_in_the_batch():
+    def flops(b):
+        given = draw_full(1, b=b)
+        return value_and_gradients.lower(dynamic.full, *given).compile().cost_analysis()["flops"]
+
+    one, two, four = (flops(b) for b in (4, 8, 16))
+    assert two / one <= 2.1 and four / two <= 2.1
+
+
+def test_hypernetwork_by_hand():
+    rng = np.random.default_rng(5)
+    z, r, k, out = 3, 4, 3, 2
+    shapes = ((2, z), (z, r, z), (r, z), (z, k, k, out), (k, k, out))
+    given = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    embedding, hidden, hidden_bias, last, last_bias = (v.astype(np.float64) for v in given)
+    found = dynamic.hypernetwork(*given)
+    assert found.shape == (2, k, k, r, out) and found.dtype == jnp.float32
+    for b, c in np.ndindex(2, r):
+        a = embedding[b] @ hidden[:, c] + hidden_bias[c]
+        wanted = np.tensordot(a, last, 1) + last_bias
+        np.testing.assert_allclose(found[b, :, :, c], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_pooling_by_prompts():
+    rng = np.random.default_rng(6)
+    f, e = (rng.normal(size=s).astype(np.float32) for s in ((2, 7, 4), (3, 4)))
+    found = dynamic.pool_by_prompts(f, e, 0.5)
+    for b in range(2):
+        m = np.exp(0.5 * f[b].astype(np.float64) @ e.T)
+        m = m / m.sum(0)  # over positions: every prompt's map sums to 1
+        np.testing.assert_allclose(found[b], (f[b].T @ m).mean(1), rtol=1e-5, atol=1e-6)
+    order = rng.permutation(7)
+    np.testing.assert_allclose(dynamic.pool_by_prompts(f[:, order], e, 0.5), found, atol=1e-6)
+    flat = dynamic.pool_by_prompts(f, np.zeros((1, 4), np.float32))
+    np.testing.assert_allclose(flat, f.mean(1), rtol=1e-5, atol=1e-6)
+
+
 def norm_loop(kernel, scale, shift):
     out = np.zeros(kernel.shape, np.float64)
     for b in range(kernel.shape[0]):

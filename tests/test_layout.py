@@ -18,6 +18,7 @@ ROOMS = (
     {"__main__"},
     {"main"},
     {"commands"},
+    {"bench"},
     {"<jobs>"},
     {"model"},
     {"config"},

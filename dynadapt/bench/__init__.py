@@ -1,0 +1,119 @@
+"""Benchmarks: candidates asked in turn in one run, as commands and never as tests.
+
+Machines are noisy, so what is printed is the ratio of neighbouring readings: median and range.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dynadapt.errors import ConfigError, MachineError
+
+# What every worker does: a first call, then one timed call for each line that it reads.
+_WORKER = """
+import json, sys, time
+def answer(call):
+    call(); call()
+    print(json.dumps("ready"), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        call()
+        print(json.dumps(time.perf_counter() - start), flush=True)
+"""
+
+
+class Worker:
+    """A process that times one call whenever it is asked."""
+
+    def __init__(self, python: str, code: str, *arguments: str):
+        # The worker's own piece arrives under a module's name, without a file.
+        own = f"import sys, types\nm = types.ModuleType('dynadapt_bench')\nexec({_WORKER!r}, "
+        own += f"m.__dict__)\nsys.modules['dynadapt_bench'] = m\n{code}"
+        try:
+            self.process = subprocess.Popen(
+                [python, "-c", own, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        except OSError as error:
+            raise ConfigError(f"cannot run {python!r}: {error.strerror}") from error
+        self.answer()
+
+    def answer(self) -> Any:
+        """What the process says next."""
+        line = self.process.stdout.readline()
+        if not line:
+            lines = self.process.stderr.read().strip().splitlines() or ["no message"]
+            raise MachineError(f"a benchmark's process ended: {lines[-1]}")
+        return json.loads(line)
+
+    def ask(self) -> float:
+        """Seconds of one call."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            stream.close()
+
+
+def timed(call: Callable[[], Any]) -> Callable[[], float]:
+    """A function that makes the call, waits for its arrays and answers with the seconds."""
+    import jax
+
+    def ask() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        return time.perf_counter() - start
+
+    ask(), ask()
+    return ask
+
+
+def interleaved(asks: list[Callable[[], float]], rounds: int) -> list[list[float]]:
+    """Readings of each, asked in turn; every second round goes the other way."""
+    readings: list[list[float]] = [[] for _ in asks]
+    for number in range(rounds):
+        order = range(len(asks)) if number % 2 else reversed(range(len(asks)))
+        for i in order:
+            readings[i].append(asks[i]())
+    return readings
+
+
+def ratio(ours: list[float], other: list[float]) -> dict[str, float]:
+    """Our time over another's, pair by pair: median, range, and the ratio of the best times."""
+    pairs = sorted(a / b for a, b in zip(ours, other, strict=True))
+    return dict(
+        ratio=round(statistics.median(pairs), 3),
+        lowest=round(pairs[0], 3),
+        highest=round(pairs[-1], 3),
+        minima=round(min(ours) / min(other), 3),
+    )
+
+
+def milliseconds(readings: list[float]) -> float:
+    """The median of the readings."""
+    return round(1e3 * statistics.median(readings), 2)
+
+
+def machine() -> str:
+    """The processor, its cores, and how busy it was."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            name = next(line for line in file if line.startswith("model name")).split(": ")[1]
+    except (OSError, StopIteration):
+        pass
+    load = os.getloadavg()[0]
+    return f"{name.strip()}, {os.cpu_count()} cores, load {load:.1f}, {time.strftime('%Y-%m-%d')}"

@@ -1,0 +1,90 @@
+"""Forward passes of backbones beside timm's on PyTorch."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from dynadapt.bench import Worker, interleaved, machine, milliseconds, ratio
+from dynadapt.errors import ConfigError
+
+# The reference's name of each backbone that is compared.
+REFERENCES = {
+    "vit_b16": "vit_base_patch16_224",
+    "vit_s16": "vit_small_patch16_224",
+    "swin_t": "swin_tiny_patch4_window7_224",
+    "swin_s": "swin_small_patch4_window7_224",
+}
+# Runs under another Python, which has torch and timm: nothing here imports them. A torchvision
+# without its compiled part fails to import unless its operators are declared.
+_TIMM = """
+import os, sys, torch
+from dynadapt_bench import answer
+library = torch.library.Library("torchvision", "DEF")
+try:
+    import torchvision
+except (ImportError, RuntimeError):
+    for name in ("nms", "qnms"):
+        library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import timm
+torch.set_num_threads(os.cpu_count())
+network = timm.create_model(sys.argv[1], num_classes=0).eval()
+images = torch.randn(int(sys.argv[2]), 3, 224, 224)
+with torch.inference_mode():
+    answer(lambda: network(images))
+"""
+_OURS = """
+import sys
+from dynadapt.bench.forward import forward_pass
+from dynadapt_bench import answer
+answer(forward_pass(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+def forward_pass(name: str, batch: int) -> Callable[[], Any]:
+    """A compiled forward pass of a backbone in float32, with random weights and images."""
+    import jax
+    from flax import nnx
+
+    from dynadapt import backbones
+    from dynadapt.context import Context
+
+    graph, state = nnx.split(backbones.create(name, rngs=nnx.Rngs(0)))
+    size = backbones.config(name).image_size
+    images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
+
+    @jax.jit
+    def forward(state: Any, images: Any) -> Any:
+        return nnx.merge(graph, state)(images, Context()).maps[-1]
+
+    return lambda: jax.block_until_ready(forward(state, images))
+
+
+def run(reference: str | None, names: list[str], batch: int, rounds: int) -> dict[str, Any]:
+    """Times forward passes against timm's on PyTorch, with the same threads and batch.
+
+    Args:
+        reference: a Python that has torch and timm, or None to time ours alone.
+        names: backbones, among `REFERENCES` where there is a reference.
+        batch: images in a pass.
+        rounds: readings of each.
+    """
+    rows = []
+    for name in names:
+        if reference and name not in REFERENCES:
+            raise ConfigError(
+                f"there is no reference of {name!r}; choose of {', '.join(REFERENCES)}"
+            )
+        workers = [Worker(sys.executable, _OURS, name, str(batch))]
+        try:
+            if reference:
+                workers.append(Worker(reference, _TIMM, REFERENCES[name], str(batch)))
+            readings = interleaved([worker.ask for worker in workers], rounds)
+        finally:
+            for worker in workers:
+                worker.stop()
+        row = dict(backbone=name, batch=batch, ms=milliseconds(readings[0]))
+        row["images_per_second"] = round(1e3 * batch / row["ms"], 2)
+        if reference:
+            row |= dict(reference_ms=milliseconds(readings[1]), **ratio(*readings))
+        rows.append(row)
+    return dict(machine=machine(), rows=rows)

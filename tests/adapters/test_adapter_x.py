@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dynadapt import adapters, backbones, mixture
+from dynadapt.context import Context
+from dynadapt.errors import ConfigError, UnknownName
+
+SMALL = dict(dim=12, depth=3, heads=2, image_size=8)
+
+
+def make(seed=0, scan=False, **settings):
+    network = backbones.create("vit_mini", rngs=nnx.Rngs(seed), scan=scan, **SMALL)
+    given = dict(rank=3, heads=2, width=4, dropout=0.0) | settings
+    adapters.adapt(network, "adapter_x", rngs=nnx.Rngs(seed + 1), **given)
+    shared = network.adapter.module
+    rng = np.random.default_rng(seed)
+    for leaf in (shared.up, shared.up_bias):
+        leaf[...] = jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+    return network
+
+
+def images(b=2, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(b, 8, 8, 3)), jnp.float32)
+
+
+def run(network, x):
+    tape = {}
+    return network(x, Context(tape=tape)), tape
+
+
+@pytest.mark.parametrize("form", ["parallel", "sequential"])
+def test_by_hand(form):
+    """Every block: attention, MLP and mixture, then one prompt that later blocks see."""
+    network, ctx = make(form=form, scale=0.7), Context(grid=(2, 2))
+    found, tape = run(network, images())
+    shared = network.adapter.module
+    x = network.with_tokens(network.embed(images(), ctx), (2, 2))
+    for block in network.blocks:
+        x = x + type(block.attn).__call__(block.attn, x, ctx)
+        f = type(block.mlp).__call__(block.mlp, x, ctx)
+        seen = f if form == "sequential" else block.mlp.norm(x)
+        z = seen.reshape(*seen.shape[:2], 2, 6)
+        gate = mixture.top1(mixture.route(shared.router(z), shared.embeddings[...], 0.07))
+        parts = [shared.down, shared.down_bias, shared.up, shared.up_bias]
+        one = lambda z, g: mixture.experts_one(z, g, *(p[...] for p in parts))  # noqa: E731, B023
+        extra = 0.7 * jax.vmap(jax.vmap(jax.vmap(one)))(z, gate).reshape(seen.shape)
+        prompt = block.adapter.gamma[...][None] * extra.mean(1) + block.adapter.beta[...][None]
+        x = x + f + extra
+        x = jnp.concatenate([x[:, :-4], prompt[:, None], x[:, -4:]], axis=1)
+    x = network.norm(x)
+    np.testing.assert_allclose(found.tokens[:, 0], x[:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.maps[0].reshape(2, 4, 12), x[:, -4:], rtol=1e-4, atol=1e-5)
+    assert tape["prompt"].shape == (3, 2, 12)
+
+
+def test_what_is_recorded():
+    _, tape = run(make(balance=0.3), images())
+    np.testing.assert_allclose(tape["router/load"].sum(1), np.ones(3), rtol=1e-5)
+    np.testing.assert_allclose(tape["router/probability"].sum(1), np.ones(3), rtol=1e-5)
+    balance = 4 * (tape["router/load"] * tape["router/probability"]).sum(1)
+    np.testing.assert_allclose(tape["loss/balance"], 0.3 * balance.mean(), rtol=1e-5)
+
+
+def test_a_scan_is_the_same_with_and_without_prompts():
+    for prompt in (True, False):
+        plain, scanned = (make(prompt=prompt, scan=scan) for scan in (False, True))
+        wanted, found = run(plain, images())[0], run(scanned, images())[0]
+        np.testing.assert_allclose(found.maps[0], wanted.maps[0], rtol=1e-5, atol=1e-5)
+
+
+def test_one_expert_without_prompts_is_a_shared_adaptformer():
+    network = make(experts=1, heads=1, prompt=False, scale=0.1)
+    found = run(network, images())[0]
+    plain = backbones.create("vit_mini", rngs=nnx.Rngs(0), **SMALL)
+    adapters.adapt(
+        plain, "adaptformer", rngs=nnx.Rngs(0), rank=3, dropout=0.0, scale=0.1, norm=False
+    )
+    shared = network.adapter.module
+    for block in plain.blocks:
+        own = block.mlp.adapter
+        # AdaptFormer sees un-normed tokens; here the norm is folded into what it sees.
+        own.down.kernel[...], own.down.bias[...] = shared.down[0], shared.down_bias[0]
+        own.up.kernel[...], own.up.bias[...] = shared.up[0], shared.up_bias[0]
+        down = own.down
+        own.down = _Normed(block.mlp.norm, down)
+    np.testing.assert_allclose(
+        run(plain, images())[0].maps[0], found.maps[0], rtol=1e-4, atol=1e-5
+    )
+
+
+class _Normed(nnx.Module):
+    def __init__(self, norm, layer):
+        self.norm, self.layer = nnx.clone(norm), layer
+
+    def __call__(self, x, ctx=None):
+        return self.layer(self.norm(x))
+
+
+def test_the_router_learns_once_experts_differ():
+    network = make()
+
+    @jax.grad
+    def gradient(network):
+        return jnp.sin(network(images(), Context()).tokens).sum()
+
+    shared = gradient(network).adapter.module
+    assert np.abs(shared.router.kernel[...]).max() > 0
+    assert np.abs(shared.embeddings[...]).max() > 0
+    assert np.isfinite(shared.temperature[...])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "problem"),
+    [
+        (dict(heads=5), ConfigError, "5 heads do not divide the width 12; the nearest is 4"),
+        (dict(heads=0), ConfigError, "0 heads do not divide the width 12; the nearest is 1"),
+        (dict(rank=0), ConfigError, "rank must be at least 1, not 0"),
+        (dict(rank=7), ConfigError, "rank must be at most the sub-tokens' width 6, not 7"),
+        (dict(experts=0), ConfigError, "experts must be at least 1"),
+        (dict(form="serial"), UnknownName, "unknown form 'serial'"),
+        (dict(dropout=1.0), ConfigError, "dropout must be in"),
+    ],
+)
+def test_mistakes(given, error, problem):
+    with pytest.raises(error, match=problem):
+        make(**given)
+
+
+def test_backbones_of_several_widths_are_refused():
+    network = nnx.eval_shape(
+        backbones.of("swin", dim=8, depths=(2,), heads=(2,), window=4, image_size=16), nnx.Rngs(0)
+    )
+    with pytest.raises(ConfigError, match="needs a plain transformer"):
+        adapters.adapt(network, "adapter_x", rngs=nnx.Rngs(0))
