@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from dynadapt.errors import ConfigError
+from dynadapt.errors import ConfigError, UnknownName
 
 
 class Answer:
@@ -98,6 +98,14 @@ def out_file(options: flags.FlagValues) -> Path | None:
     return out
 
 
+def out_folder(options: flags.FlagValues) -> Path:
+    """The folder given with `--out`, which is there or can be made in one that is."""
+    out = need(options, "out")
+    if out.exists() and not out.is_dir() or not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out={out} must be a folder, in a folder that exists")
+    return out
+
+
 def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
     import jax
 
@@ -158,10 +166,13 @@ def _export(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
 
 def _convert_options(options: flags.FlagValues) -> None:
-    text = "layout to write: safetensors (our own), timm, hf, meta, microsoft, google, …"
+    text = "layout to write: safetensors (our own), timm, hf, meta, microsoft, google, …; peft: "
+    text += "the LoRA or DoRA of a run alone, as a folder"
     flags.DEFINE_string("to", "safetensors", text, flag_values=options)
     text = "attention heads, where the file can't tell"
     flags.DEFINE_integer("heads", None, text, flag_values=options)
+    text = "the weights that a folder of Hugging Face's peft adapts"
+    flags.DEFINE_string("base", None, text, flag_values=options)
     text = "side of the images that the weights are made for, where the file can't tell"
     flags.DEFINE_integer("image_size", None, text, flag_values=options)
 
@@ -170,10 +181,40 @@ def _convert(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import convert
 
     need(options, "out")
-    source, out = need(options, "in"), out_file(options)
+    out = out_folder(options) if options.to == convert.PEFT else out_file(options)
     known = {k: options[k].value for k in ("heads", "image_size") if options[k].value}
-    result = convert.run(source, out, options.to, **known)
+    result = convert.run(need(options, "in"), out, options.to, options.base, **known)
     return Answer(result, lambda: convert.show(result))
+
+
+def _bench_options(options: flags.FlagValues) -> None:
+    text = "a Python with torch and timm to compare with; without one, ours alone"
+    flags.DEFINE_string("reference", None, text, flag_values=options)
+    text = "backbones of forward, or the one of step"
+    flags.DEFINE_list("backbone", ["vit_b16", "swin_t"], text, flag_values=options)
+    text = "methods of step; ratios are to the first"
+    methods = ["adaptformer", "iconformer", "adapter_x", "vfm_adapter"]
+    flags.DEFINE_list("methods", methods, text, flag_values=options)
+    flags.DEFINE_integer("batch", 8, "images in a pass or a step", flag_values=options)
+    flags.DEFINE_integer("rounds", 7, "readings of each", flag_values=options)
+    text = "machine that isn't here, as of plan: dynamic compiles for it and times nothing"
+    flags.DEFINE_string("topology", None, text, flag_values=options)
+
+
+def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import bench
+    from dynadapt.bench import dynamic, forward, step
+
+    what, names = options["what"].value, options.backbone
+    if what == "forward":
+        result = forward.run(options.reference, names, options.batch, options.rounds)
+    elif what == "dynamic":
+        result = dynamic.run(options.reference, options.rounds, options.topology)
+    elif what == "step":
+        result = step.run(names[0], options.methods, options.batch, options.rounds)
+    else:
+        raise UnknownName("benchmark", str(what), ("dynamic", "forward", "step"))
+    return Answer(result, lambda: bench.show(result))
 
 
 COMMANDS = {
@@ -213,5 +254,12 @@ COMMANDS = {
         _convert,
         _convert_options,
         ("in", "out"),
+    ),
+    "bench": Command(
+        "time forward passes, dynamic primitives or training steps, candidates in turn",
+        "dynadapt bench forward --backbone=vit_b16,swin_t --batch=8",
+        _bench,
+        _bench_options,
+        ("what",),
     ),
 }

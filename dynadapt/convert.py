@@ -1,4 +1,7 @@
-"""Weights from one publisher's layout to another's or to our own, also those of a merged run."""
+"""Weights from one publisher's layout to another's or to our own, also those of a merged run.
+
+LoRA and DoRA come from, and go to, the folders of Hugging Face's peft.
+"""
 
 import dataclasses
 import json
@@ -11,29 +14,35 @@ from flax import nnx
 
 from dynadapt import adapters, backbones, checkpoint, evaluate, files, model, tree, weights
 from dynadapt import config as configs
-from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.errors import CheckpointError, ConfigError, UnknownName
+from dynadapt.weights import peft
 from dynadapt.weights.layouts import LAYOUTS
 from dynadapt.weights.published import METADATA, layout_for
 
 OWN = "safetensors"
+# Adapters alone, as a folder.
+PEFT = "peft"
 # Their files are .npz; all others are written as safetensors, with the publisher's names.
 NPZ = ("google", "big_vision")
 
 
 def targets() -> list[str]:
-    """What can be written: our own layout, and those of all publishers."""
-    return [OWN, *sorted({layout.name for layout in LAYOUTS})]
+    """What can be written: our own layout, those of all publishers, and peft's adapters."""
+    return [OWN, PEFT, *sorted({layout.name for layout in LAYOUTS})]
 
 
-def run(source: Path, out: Path, to: str = OWN, **known: Any) -> dict[str, Any]:
+def run(
+    source: Path, out: Path, to: str = OWN, base: str | None = None, **known: Any
+) -> dict[str, Any]:
     """Writes the weights of a file, a folder or a run in another layout.
 
     A run's adapter is merged into its backbone, and its head goes along as classifier.
 
     Args:
-        source: weights of any known source, or the folder of a run.
-        out: the file to write.
+        source: weights of any known source, the folder of a run, or a folder of peft.
+        out: the file to write, or with `to="peft"` the folder.
         to: one of `targets()`.
+        base: the weights that a folder of peft adapts, of any known source.
         **known: config fields that the file can't tell, such as `heads=4`.
 
     Returns:
@@ -46,10 +55,16 @@ def run(source: Path, out: Path, to: str = OWN, **known: Any) -> dict[str, Any]:
     """
     if to not in targets():
         raise UnknownName("layout", to, targets())
+    if base and not peft.is_folder(source):
+        raise ConfigError(f"--base is for a folder of peft, with {peft.CONFIG}; {source} is none")
+    if to == PEFT:
+        return to_peft(source, out)
     if (out.suffix == ".npz") != (to in NPZ):
         raise ConfigError(f"{to} weights are {'.npz' if to in NPZ else 'safetensors'}, not {out}")
     if (source / "adapter" / "adapter.json").is_file():
         found, backbone = merged(source / "adapter")
+    elif peft.is_folder(source):
+        found, backbone = merged_peft(source, base, **known)
     else:
         found = weights.read(weights.locate(str(source)))
         backbone = weights.build(found, **known)
@@ -99,6 +114,74 @@ def merged(folder: Path) -> tuple[weights.Checkpoint, nnx.Module]:
     head = {k: v for k, v in leaves.items() if k.startswith("head/")}
     family = backbones.family(config.backbone.name)
     return weights.Checkpoint(folder, family=family, values=plain, head=head), backbone
+
+
+def merged_peft(
+    folder: Path, base: str | None, **known: Any
+) -> tuple[weights.Checkpoint, nnx.Module]:
+    """The base weights with a folder of peft folded in, in the dtypes of the base."""
+    if not base:
+        raise ConfigError(
+            f"{folder} holds an adapter alone; give the weights it adapts as --base=…"
+        )
+    adapter, found = peft.read(folder), weights.read(weights.locate(base))
+    backbone = weights.build(found, **known)
+    _serves_peft(backbone, found.family)
+    backbone = weights.from_checkpoint(base, **known)
+    adapters.adapt(backbone, adapter.method, rngs=nnx.Rngs(0), **adapter.settings)
+    state = nnx.state(backbone)
+    own = tree.leaves(state)
+    given = {k: v for k, v in adapter.leaves.items() if not k.startswith("head/")}
+    for path, value in given.items():
+        if path not in own or own[path].shape != value.shape:
+            raise CheckpointError(f"the adapter in {folder} does not fit {base!r} at {path}")
+    # A layer of a target that the folder leaves out starts without effect and stays so.
+    values = own | {k: jnp.asarray(v, jnp.float32) for k, v in given.items()}
+    nnx.update(backbone, tree.replace(state, values))
+    adapters.merge(backbone, adapter.method)
+    new = tree.leaves(nnx.state(backbone))
+    changed = {f"{path.partition('/adapter/')[0]}/kernel" for path in given}
+    values = {
+        k: np.asarray(new[k]).astype(v.dtype) if k in changed else v
+        for k, v in found.values.items()
+    }
+    head = {k: v for k, v in adapter.leaves.items() if k.startswith("head/")}
+    return dataclasses.replace(found, values=values, head=found.head | head), backbone
+
+
+def to_peft(source: Path, out: Path) -> dict[str, Any]:
+    """Writes the LoRA or DoRA of a run, and its head, as a folder of peft for timm's ViT."""
+    if not (source / "adapter" / "adapter.json").is_file():
+        raise ConfigError(f"--to={PEFT} needs the folder of a run; {source} is none")
+    leaves, card = checkpoint.load_adapter(source / "adapter")
+    config = configs.from_plain(card["config"])
+    settings = dict(config.adapter)
+    method = settings.pop("name")
+    evaluate.check_backbone(config, card)
+    backbone = nnx.eval_shape(lambda: model.bare_backbone(config))
+    _serves_peft(backbone, backbones.family(config.backbone.name))
+    own = {k.removeprefix("backbone/"): v for k, v in leaves.items()}
+    kernels = {}
+    if method == "dora":
+        backbone = model.adapted_backbone(config)
+        kernels = {k: np.asarray(v) for k, v in tree.leaves(nnx.state(backbone)).items()}
+    name = config.backbone.weights or None
+    peft.write(out, method, settings, own, kernels=kernels, base=name)
+    file = out / peft.TENSORS
+    return {
+        "file": str(out),
+        "sha256": files.sha256(file),
+        "family": backbones.family(config.backbone.name),
+        "tensors": len(files.read_tensors(file)),
+        "left": [],
+    }
+
+
+def _serves_peft(backbone: Any, family: str) -> None:
+    """Raises a ConfigError for a backbone that has no layers of timm's ViT."""
+    if family != "vit" or backbone.config.gated:
+        what = "a ViT with a gated MLP" if family == "vit" else f"a {family}"
+        raise ConfigError(f"folders of peft are served for a plain ViT of timm, not for {what}")
 
 
 def show(result: dict[str, Any]) -> None:

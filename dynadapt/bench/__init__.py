@@ -44,7 +44,11 @@ class Worker:
             )
         except OSError as error:
             raise ConfigError(f"cannot run {python!r}: {error.strerror}") from error
-        self.answer()
+        try:
+            self.answer()
+        except MachineError:
+            self.stop()
+            raise
 
     def answer(self) -> Any:
         """What the process says next."""
@@ -117,3 +121,18 @@ def machine() -> str:
         pass
     load = os.getloadavg()[0]
     return f"{name.strip()}, {os.cpu_count()} cores, load {load:.1f}, {time.strftime('%Y-%m-%d')}"
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the rows as a table, ratios with their range."""
+    from dynadapt.journal import show_table
+
+    print(result["machine"])
+    columns = list(dict.fromkeys(key for row in result["rows"] for key in row))
+    show_table("", columns, [[_text(row.get(key)) for key in columns] for row in result["rows"]])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['ratio']} ({value['lowest']}..{value['highest']}; {value['minima']})"
+    return "" if value is None else str(value)

@@ -85,6 +85,7 @@ def run(reference: str | None, names: list[str], batch: int, rounds: int) -> dic
         row = dict(backbone=name, batch=batch, ms=milliseconds(readings[0]))
         row["images_per_second"] = round(1e3 * batch / row["ms"], 2)
         if reference:
-            row |= dict(reference_ms=milliseconds(readings[1]), **ratio(*readings))
+            row["reference_ms"] = milliseconds(readings[1])
+            row["over_reference"] = ratio(*readings)
         rows.append(row)
     return dict(machine=machine(), rows=rows)

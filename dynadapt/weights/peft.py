@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dynadapt import files
-from dynadapt.errors import CheckpointError, ConfigError, suggest
+from dynadapt.errors import CheckpointError, ConfigError
 from dynadapt.weights import source
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -274,9 +274,8 @@ def _fused(
     for number, target in enumerate(sorted(targets, key=slices.get)):
         rows = slice(number * own, (number + 1) * own)
         outs = slice(slices[target] * width, (slices[target] + 1) * width)
-        a[rows], b[outs, rows] = np.asarray(targets[target]["a"]).T, np.asarray(
-            targets[target]["b"]
-        ).T
+        a[rows] = np.asarray(targets[target]["a"]).T
+        b[outs, rows] = np.asarray(targets[target]["b"]).T
     if not lengths:
         return {"a": a, "b": b}
     if len(targets) == (3 if split else 1):
@@ -286,8 +285,7 @@ def _fused(
         length = np.sqrt(np.square(kernel).sum(0))
     else:
         raise ConfigError(
-            f"a DoRA of {' and '.join(targets)} apart needs the base's kernel of {site}; "
-            f"{suggest(f'{site}/kernel', kernels)}"
+            f"a DoRA of {' and '.join(targets)} at {site} needs the base's kernels; give them"
         )
     for target, i in slices.items():
         length[i * width : (i + 1) * width] = targets[target]["magnitude"]
