@@ -63,6 +63,12 @@ def _plan_options(options: flags.FlagValues) -> None:
     _config_options(options)
     text = "machine to compile for that isn't here: a TPU topology such as v5e:4x4, h100 or h200"
     flags.DEFINE_string("topology", None, text, flag_values=options)
+    text = "methods to compare at their default settings, or all; without --config"
+    flags.DEFINE_list("methods", None, text, flag_values=options)
+    text = "backbone of --methods; vit_b16 where none is given"
+    flags.DEFINE_string("backbone", None, text, flag_values=options)
+    text = "classes of the head of --methods; 10 where none are given"
+    flags.DEFINE_integer("classes", None, text, flag_values=options)
 
 
 def _workdir_options(options: flags.FlagValues) -> None:
@@ -145,8 +151,24 @@ def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
 def _plan(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import plan
 
+    if options.methods is not None:
+        return _compare(options, overrides)
+    for name in ("backbone", "classes"):
+        if options[name].value is not None:
+            raise ConfigError(f"--{name} goes with --methods; a config has its own")
     result = plan.run(_config(options, overrides), options.topology)
     return Answer(result, lambda: plan.show(result), code=0 if result["fits"] is not False else 2)
+
+
+def _compare(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import compare
+
+    given = [f"--{name}" for name in ("config", "topology") if options[name].value]
+    for other in given + overrides:
+        raise ConfigError(f"--methods compares default settings; it takes no {other}")
+    classes = 10 if options.classes is None else options.classes
+    result = compare.run(options.backbone or "vit_b16", options.methods, classes)
+    return Answer(result, lambda: compare.show(result))
 
 
 def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
@@ -185,6 +207,41 @@ def _convert(options: flags.FlagValues, overrides: list[str]) -> Answer:
     known = {k: options[k].value for k in ("heads", "image_size") if options[k].value}
     result = convert.run(need(options, "in"), out, options.to, options.base, **known)
     return Answer(result, lambda: convert.show(result))
+
+
+def _weights_options(options: flags.FlagValues) -> None:
+    text = "folder to bring the named weights to; nothing else is ever downloaded"
+    flags.DEFINE_string("download", None, text, flag_values=options)
+    text = "time forward passes of the smaller backbones here, too"
+    flags.DEFINE_bool("measure", False, text, flag_values=options)
+    flags.DEFINE_string("out", None, "Markdown file for the table", flag_values=options)
+
+
+def _weights(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import models
+    from dynadapt.bench import published
+    from dynadapt.weights import catalogue
+
+    name, out = options["name"].value, out_file(options)
+    if name:
+        found = catalogue.find(name)
+        if options.measure or out:
+            raise ConfigError(f"--measure and --out are for the whole table, without {name!r}")
+        if not options.download:
+            row = models.row(found)
+            return Answer(row, lambda: models.show_one(row))
+        result = models.download(found, need(options, "download"))
+        return Answer(result, lambda: print(f"wrote {result['file']}  sha256 {result['sha256']}"))
+    if options.download:
+        raise ConfigError("say which weights to download: dynadapt weights NAME --download=DIR")
+    table, measured = models.rows(), None
+    if options.measure:
+        measured = published.run(table, batch=4, rounds=5, limit=40)
+        for row in table:
+            row["images_per_second"] = measured["images_per_second"].get(published.label(row))
+    if out:
+        models.write_page(out, models.page(table, measured))
+    return Answer(table, lambda: models.show(table))
 
 
 def _bench_options(options: flags.FlagValues) -> None:
@@ -254,6 +311,13 @@ COMMANDS = {
         _convert,
         _convert_options,
         ("in", "out"),
+    ),
+    "weights": Command(
+        "list published weights, tell how to obtain and load them, or download one file",
+        "dynadapt weights vit_b16_augreg_in21k --download=weights",
+        _weights,
+        _weights_options,
+        ("name",),
     ),
     "bench": Command(
         "time forward passes, dynamic primitives or training steps, candidates in turn",

@@ -122,7 +122,7 @@ def merged_peft(
     """The base weights with a folder of peft folded in, in the dtypes of the base."""
     if not base:
         raise ConfigError(
-            f"{folder} holds an adapter alone; give the weights it adapts as --base=…"
+            f"{folder} is an adapter alone; give the weights that it adapts, --base=…"
         )
     adapter, found = peft.read(folder), weights.read(weights.locate(base))
     backbone = weights.build(found, **known)

@@ -120,13 +120,14 @@ def _duration(seconds: float) -> str:
 def show_table(
     title: str, columns: list[str], rows: list[list[Any]], *, file: Any = None, note: str = ""
 ) -> None:
-    """Prints a table; numbers stand right."""
+    """Prints a table; numbers stand right, None is an empty cell."""
     table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
     for number, name in enumerate(columns):
-        numeric = all(isinstance(r[number], int | float) for r in rows)
+        numeric = all(isinstance(r[number], int | float | None) for r in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row))
+        cells = ("" if v is None else f"{v:,}" if isinstance(v, int) else str(v) for v in row)
+        table.add_row(*cells)
     Console(file=file or sys.stdout, width=None if sys.stdout.isatty() else 140).print(table)
 
 

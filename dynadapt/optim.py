@@ -10,7 +10,7 @@ import optax
 from dynadapt import tree
 
 # Leaves that weight decay never touches.
-NO_DECAY = (r"(.*/)?(bias|scale|shift)", r"(.*/)?(class_token|position|registers|prompts)")
+NO_DECAY = (r"(.*/)?(\w+_)?(bias|scale|shift)", r"(.*/)?(class_token|position|registers|prompts)")
 
 
 def schedule(o: Any, steps: int) -> optax.Schedule:

@@ -189,8 +189,9 @@ def make_mixed(host: Host) -> Callable[[Any, Any, Array, Array], Any]:
                 f"{images.shape[0]} images need {images.shape[0]} adapter numbers, not an array "
                 f"of shape {which.shape}"
             )
-        # Filled, not clamped: a number that is too large must not get another's answer.
-        own = jax.tree.map(lambda x: x.at[which].get(mode="fill", fill_value=jnp.nan), bank)
+        # Filled, not clamped or wrapped: a wrong number must not get another adapter's answer.
+        fill = dict(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        own = jax.tree.map(lambda x: x.at[which].get(**fill), bank)
         return jax.vmap(one, in_axes=(0, None, 0))(own, frozen, images)
 
     return mixed

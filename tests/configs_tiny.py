@@ -18,6 +18,8 @@ def get_config(arg=None):
         c.data.path = arg.path
     if "rank" in c.adapter:
         c.adapter.rank = 4
+    if "heads" in c.adapter:
+        c.adapter.heads = 2
     c.input.train = c.input.eval = "resize(8)"
     c.input.normalise = "inception"
     c.input.batch_size = 16

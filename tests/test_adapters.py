@@ -269,6 +269,61 @@ def test_every_trained_leaf_gets_a_gradient_within_three_steps(name):
     assert [p for p in still if not tree.matches(METHODS[name].silent, p)] == []
 
 
+@every_method
+def test_weight_decay_spares_vectors_and_biases(name):
+    c = settings(name)
+    _, train, _ = model.split(build(c), c)
+    decayed = {p: x for p, x in tree.leaves(train).items() if optim.decays(c.optim, p, x)}
+    assert "head/linear/kernel" in decayed and all(x.ndim > 1 for x in decayed.values())
+    assert [path for path in decayed if path.endswith("bias")] == []
+
+
+# Methods that make kernels, and whether two images get kernels of their own.
+KERNELS = [
+    ("iconformer", dict(filter_norm=True), True),
+    ("iconformer", dict(placement="both"), True),
+    ("vfm_adapter", {}, True),
+    ("vfm_adapter", dict(kernels="layer"), False),
+    ("vfm_adapter", dict(kernels="static"), False),
+]
+
+
+@every_method
+def test_who_makes_kernels(name):
+    network = build(settings(name))
+    tape = jax.eval_shape(lambda x: records(network, x), images(2))
+    assert ("kernel" in tape) == (name in {row[0] for row in KERNELS})
+
+
+@pytest.mark.parametrize(("name", "given", "own"), KERNELS)
+def test_kernels_follow_the_image(name, given, own):
+    """In one batch as alone, at every site; permuting the images permutes them."""
+    network, x = stirred(name, **given), images(3)
+    found = records(network, x)
+    sites = [key for key in found if key.startswith("kernel")]
+    alone = records(network, x[1:2])
+    turned = records(network, x[::-1])
+    for key in sites:
+        kernels = np.asarray(found[key])  # layers b k k ...
+        gaps = [np.abs(kernels[:, 0] - kernels[:, i]).max((1, 2, 3)) for i in (1, 2)]
+        assert (np.stack(gaps) > 1e-6).all() if own else not np.any(gaps)
+        np.testing.assert_allclose(alone[key], kernels[:, 1:2], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(turned[key], kernels[:, ::-1], rtol=1e-4, atol=1e-5)
+    two = name == "vfm_adapter" or given.get("placement") == "both"
+    assert len(sites) == (2 if two else 1)
+
+
+def test_a_normalised_kernel_has_mean_zero_and_deviation_one():
+    """On the model: the affine of FilterNorm undone, each channel's taps are standard."""
+    network = stirred("iconformer", filter_norm=True)
+    kernels = np.asarray(records(network, images(3))["kernel"]).reshape(2, 3, 9, 3)
+    for block, taps in zip(network.backbone.blocks, kernels, strict=True):
+        icon = block.mlp.adapter.icon
+        plain = (taps - np.asarray(icon.shift[...])) / np.asarray(icon.scale[...])
+        np.testing.assert_allclose(plain.mean(1), 0, atol=1e-4)
+        np.testing.assert_allclose(plain.std(1, ddof=1), 1, rtol=1e-4)
+
+
 def quick(name, form):
     """Without `slow`, the forms run where adapters lie inside the fold."""
     return METHODS[name].trains is in_adapter and (form == "scan" or name == "iconformer")
@@ -378,7 +433,7 @@ def test_a_merged_weight_that_is_not_finite_is_refused(name, leaf, merged, value
 def test_merging_keeps_the_dtype_and_sums_in_float32():
     backbone = stirred("lora").backbone
     host = backbone.blocks[0].mlp.fc1
-    host.kernel[...] = host.kernel[...].astype(jnp.bfloat16)
+    host.kernel.set_value(host.kernel[...].astype(jnp.bfloat16))
     a, b = factors(host.adapter, "fc1")
     wanted = np.asarray(host.kernel[...], np.float64) + a @ b
     adapters.merge(backbone, "lora")
@@ -456,7 +511,7 @@ def test_a_wrong_method_tells_the_nearest():
         ("convpass", dict(conv="xaver"), "did you mean 'xavier'"),
         ("convpass", dict(dropout=1.0), "dropout must be in"),
         ("lorand", dict(branches=0), "branches must be at least 1"),
-        ("lorand", dict(factor=17), "factor must be at most the width 16, not 17"),
+        ("lorand", dict(factor=17), "factor must be at most the width 16 at .*, not 17"),
         ("mona", dict(rank=0), "rank must be at least 1"),
         ("mona", dict(dropout=-1.0), "dropout must be in"),
         ("vpt", dict(prompts=0), "prompts must be at least 1"),
@@ -464,10 +519,11 @@ def test_a_wrong_method_tells_the_nearest():
         ("vpt", dict(project=-1), "project must be a width or 0"),
         ("vpt", dict(dropout=1.0), "dropout must be in"),
         ("iconformer", dict(rank=0), "rank must be at least 1"),
-        ("iconformer", dict(kernel=4), "kernel odd"),
+        ("iconformer", dict(kernel=4), "kernel must be odd, such as 5, not 4"),
         ("iconformer", dict(dropout=1.5), "dropout must be in"),
         ("iconformer", dict(placement="parallel_mpl"), "did you mean 'parallel_mlp'"),
         ("iconformer", dict(act="gleu"), "did you mean 'gelu"),
+        ("iconformer", dict(kernel=1, filter_norm=True), "filter_norm needs kernel of at least 3"),
         ("iconformer", dict(prefix="centre"), "did you mean 'center'"),
         ("iconformer", dict(kernels="statc"), "did you mean 'static'"),
     ],
@@ -489,6 +545,9 @@ COUNTS = [
     ("vit_b16", "adapter_x", dict(heads=1, rank=16, width=16), 151_425),
     ("vit_b16", "vfm_adapter", {}, 2_779_776),
     ("vit_b16", "vfm_adapter", dict(kernels="static", bias=False), 3_244_032),
+    # Equation 10; prompts and projection join it.
+    ("vit_b16", "vfm_adapter", dict(bias=False), 2_709_504 + 8 * 768 + 768 * 48),
+    ("vit_b16", "vfm_adapter", dict(rank=60, z=64, bias=False), 2_772_480 + 8 * 768 + 768 * 64),
     # The paper's formula and biases give 27,824,960; prompts and projection join them here.
     ("vit_h14", "vfm_adapter", dict(rank=160, z=64), 27_824_960 + 8 * 1280 + 1280 * 64),
     ("swin_b", "iconformer", {}, 2_452_224),

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import convert, evaluate, files, tree, weights
+from dynadapt import backbones, convert, evaluate, files, tree, weights
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError, UnknownName
 from dynadapt.main import main
-from dynadapt.weights import source
+from dynadapt.weights import peft, source
 
 TINY = Path(__file__).with_name("configs_tiny.py")
 
@@ -98,6 +98,110 @@ def test_a_merged_run_is_a_file_of_its_publisher(oracles, tmp_path, method):
     np.testing.assert_allclose(plain(image, Context()).tokens, wanted, rtol=2e-5, atol=2e-5)
     before = weights.from_checkpoint(file, heads=2)(image, Context()).tokens
     assert (method == "linear") == bool(np.allclose(before, wanted, atol=1e-4))
+
+
+PEFT_CASES = ("attention", "all_linear", "rslora", "dora")
+
+
+@pytest.mark.parametrize("name", PEFT_CASES)
+def test_a_folder_of_peft_is_merged_into_its_base(oracles, tmp_path, name):
+    """The merged weights and logits are those of the publisher's own merge."""
+    case = oracles / "peft" / f"lora_hf_{name}"
+    base, out = case / "checkpoint.safetensors", tmp_path / "merged.safetensors"
+    argv = [str(case / "adapter"), str(out), f"--base={base}", "--heads=2", "--to=timm"]
+    assert main(["convert", *argv]) == 0
+    expected, found = np.load(case / "expected.npz"), files.read_tensors(out)
+    before = files.read_tensors(base)
+    assert found.keys() == before.keys()
+    merged = [k.removeprefix("merged/") for k in expected if k.startswith("merged/")]
+    assert merged
+    for layer in merged:
+        np.testing.assert_allclose(found[layer], expected[f"merged/{layer}"], atol=1e-6)
+    layers = {k.split(".", 2)[2] for k in merged}
+    for key, value in before.items():
+        same = np.array_equal(value, found[key])
+        assert same == (key.split(".", 2)[-1] not in layers or "blocks" not in key), key
+    image = jnp.asarray(np.load(case / "inputs.npz")["image"])
+    token = weights.from_checkpoint(out, heads=2)(image, Context()).tokens[:, 0]
+    logits = token @ found["head.weight"].T + found["head.bias"][None]
+    atol = json.loads((case / "meta.json").read_text())["atol"]["logits"]
+    np.testing.assert_allclose(logits, expected["merged_logits"], atol=atol)
+
+
+def test_the_base_keeps_its_dtype_and_its_size(oracles, tmp_path):
+    """Only the kernels of targets change, also where the backbone is built for other images."""
+    case, out = oracles / "peft" / "lora_hf_attention", tmp_path / "out.safetensors"
+    whole, base = files.read_tensors(case / "checkpoint.safetensors"), tmp_path / "half.safetensors"
+    files.write_tensors(base, {k: v.astype(np.float16) for k, v in whole.items()})
+    convert.run(case / "adapter", out, "timm", base=str(base), heads=2, image_size=64)
+    found, merged = files.read_tensors(out), np.load(case / "expected.npz")
+    for name, value in files.read_tensors(base).items():
+        assert found[name].dtype == np.float16 and found[name].shape == value.shape
+        if ".attn.qkv.weight" not in name and ".attn.proj.weight" not in name:
+            np.testing.assert_array_equal(found[name], value)
+    name = "blocks.0.attn.qkv.weight"
+    np.testing.assert_allclose(found[name], merged[f"merged/{name}"], atol=2e-3)
+
+
+def tiny_run(work, method, file="", **options):
+    argv = [f"--config={TINY}:method={method},steps=2,weights={file}", f"--workdir={work}"]
+    argv += [f"--config.{k}={v}" for k, v in options.items()]
+    assert main(["train", *argv, "--config.optim.lr=0.1"]) == 0
+    return work
+
+
+@pytest.mark.parametrize("method, targets", [("lora", "('q','v')"), ("dora", "('v','fc1')")])
+def test_a_run_to_peft_and_back(tmp_path, method, targets):
+    """Merged by way of peft, the weights are those that the run merges to."""
+    sizes = dict(dim=16, depth=2, heads=2, image_size=8)
+    base = tmp_path / "base.safetensors"
+    state = nnx.state(backbones.create("vit_mini", rngs=nnx.Rngs(3), **sizes))
+    # A file that names its family: our own layout is told by its metadata.
+    plain = tmp_path / "vit_mini.safetensors"
+    files.write_tensors(plain, tree.leaves(state))
+    own = json.dumps(dict(family="vit", config=dict(sizes, patch=4)))
+    files.write_tensors(base, tree.leaves(state), {"dynadapt": own})
+    work = tiny_run(tmp_path / "run", method, base, **{"adapter.targets": targets})
+    direct, folder = tmp_path / "direct.safetensors", tmp_path / "peft"
+    assert main(["convert", str(work), str(direct), "--to=timm"]) == 0
+    assert main(["convert", str(work), str(folder), "--to=peft"]) == 0
+    assert sorted(p.name for p in folder.iterdir()) == [peft.CONFIG, peft.TENSORS]
+    assert files.read_json(folder / peft.CONFIG)["r"] == (8 if method == "lora" else 4)
+    by_way = tmp_path / "by_way.safetensors"
+    assert main(["convert", str(folder), str(by_way), f"--base={base}", "--to=timm"]) == 0
+    first, last = files.read_tensors(direct), files.read_tensors(by_way)
+    assert first.keys() == last.keys() and "head.weight" in first
+    for name, value in first.items():
+        np.testing.assert_allclose(last[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+    kernel = np.asarray(tree.leaves(state)["blocks/0/attn/qkv/kernel"]).T
+    assert np.abs(first["blocks.0.attn.qkv.weight"] - kernel).max() > 1e-3
+
+
+def test_mistakes_with_peft(oracles, tmp_path, capsys):
+    case = oracles / "peft" / "lora_hf_attention"
+    base, out = case / "checkpoint.safetensors", tmp_path / "out.safetensors"
+    with pytest.raises(ConfigError, match="is an adapter alone; give the weights .* --base="):
+        convert.run(case / "adapter", out)
+    with pytest.raises(ConfigError, match="--base is for a folder of peft"):
+        convert.run(base, out, base=str(base), heads=2)
+    with pytest.raises(ConfigError, match="--to=peft needs the folder of a run"):
+        convert.run(base, tmp_path / "folder", "peft")
+    swin = oracles / "backbones" / "swin_timm_padded" / "checkpoint.safetensors"
+    with pytest.raises(ConfigError, match="plain ViT of timm, not for a swin"):
+        convert.run(case / "adapter", out, base=str(swin), image_size=64)
+    wide = tmp_path / "vit_mini.safetensors"
+    files.write_tensors(
+        wide, tree.leaves(nnx.state(backbones.create("vit_mini", rngs=nnx.Rngs(0))))
+    )
+    with pytest.raises(CheckpointError, match="does not fit .*vit_mini.* at blocks/0/attn/proj/"):
+        convert.run(case / "adapter", out, base=str(wide))
+    work = tiny_run(tmp_path / "run", "iconformer")
+    capsys.readouterr()
+    assert main(["convert", str(work), str(tmp_path / "folder"), "--to=peft"]) == 2
+    assert "peft has no 'iconformer' of ours; it has lora and dora" in capsys.readouterr().err
+    assert main(["convert", str(work), str(work / "config.json"), "--to=peft"]) == 2
+    assert "config.json must be a folder" in capsys.readouterr().err
+    assert not out.exists() and not (tmp_path / "folder").exists()
 
 
 def test_a_dynamic_run_is_not_mergeable(tmp_path, capsys):

@@ -107,3 +107,10 @@ def test_tables_keep_all_their_words():
     show_table("title", ["path", "count"], [[path, 1234567]], file=out, note="note")
     assert path in out.getvalue() and "1,234,567" in out.getvalue()
     assert "title" in out.getvalue() and "note" in out.getvalue()
+
+
+def test_a_missing_number_is_an_empty_cell():
+    out = io.StringIO()
+    show_table("title", ["count"], [[1234567], [None]], file=out)
+    assert "│ 1,234,567 │" in out.getvalue() and "│           │" in out.getvalue()
+    assert "None" not in out.getvalue()

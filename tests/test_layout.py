@@ -25,7 +25,7 @@ ROOMS = (
     {"tasks"},
     {"weights"},
     {"adapters", "backbones", "heads"},
-    {"attach", "context", "dynamic", "layers", "resample", "transformer", "windows"},
+    {"attach", "context", "dynamic", "layers", "mixture", "resample", "transformer", "windows"},
     {"data", "sharding", "optim", "checkpoint"},
     {"choices", "files", "tree"},
     {"errors"},
@@ -47,6 +47,13 @@ BANNED_IMPORTS = (
     "flax.nnx.scan",
     "flax.nnx.Optimizer",
 )
+# What opens connections, and who may: downloads are in one module, and the hosts of a run meet.
+NETWORK = {
+    **dict.fromkeys(("http", "urllib.request", "urllib.error"), {"models.py"}),
+    **dict.fromkeys(("socket", "socketserver"), {"sharding.py"}),
+    **dict.fromkeys(("aiohttp", "ftplib", "httpx", "huggingface_hub", "requests"), set()),
+    **dict.fromkeys(("smtplib", "ssl", "urllib3", "xmlrpc"), set()),
+}
 DRAWERS = {"util", "utils", "helper", "helpers", "misc"}
 LINES = 400
 
@@ -166,6 +173,17 @@ def test_nothing_banned_is_used():
             for banned in BANNED_IMPORTS:
                 if dotted == banned or dotted.startswith(f"{banned}."):
                     faults.add(f"{place(path, line)}: uses {banned}")
+    report(sorted(faults))
+
+
+def test_one_module_downloads():
+    faults = set()
+    for path in (*modules(), *modules(ROOT / "configs")):
+        for line, dotted in uses(path):
+            for name, allowed in NETWORK.items():
+                known = dotted == name or dotted.startswith(f"{name}.")
+                if known and path not in {PACKAGE / module for module in allowed}:
+                    faults.add(f"{place(path, line)}: may not use {dotted}")
     report(sorted(faults))
 
 

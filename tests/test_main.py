@@ -118,41 +118,6 @@ def test_plan_makes_the_same_checks(command):
     assert_sentence(answer, "13x13")
 
 
-BROKEN_FILES = {
-    "syntax": ("def get_config(arg=None:\n    pass\n", "broken.py, line 1"),
-    "nothing": ("x = 1\n", "get_config"),
-    "exception": ("def get_config(arg=None):\n    return 1 / 0\n", "broken.py, line 2",
-    "division by zero"),
-    "import": ("import dynadaptt\n", "broken.py, line 1", "dynadaptt"),
-    "field": (
-        "from dynadapt import config\n\n\ndef get_config(arg=None):\n"
-        "    c = config.default()\n    c.optim.lrr = 0.1\n    return c\n",
-        "'optim.lrr'", "'optim.lr'",
-    ),
-    "type": (
-        "from dynadapt import config\n\n\ndef get_config(arg=None):\n"
-        "    c = config.default()\n    c.optim.lr = 'fast'\n    return c\n",
-        "broken.py, line 6", "lr",
-    ),
-    "other value": ("def get_config(arg=None):\n    return dict(a=1)\n", "get_config"),
-    "incomplete": (
-        "from ml_collections import ConfigDict\n\n\ndef get_config(arg=None):\n"
-        "    return ConfigDict(dict(seed=1))\n",
-        "config.default",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BROKEN_FILES)
-def test_broken_config_files(name, command, tmp_path):
-    text, *parts = BROKEN_FILES[name]
-    file = tmp_path / "broken.py"
-    file.write_text(text)
-    work = tmp_path / "run"
-    assert_sentence(command("train", f"--config={file}", f"--workdir={work}"), *parts)
-    assert not work.exists()
-
-
 def test_all_problems_are_listed(command, tmp_path):
     work = tmp_path / "run"
     code, out, err = command(

@@ -289,12 +289,15 @@ def cross_entropy(case, features):
 
 
 @pytest.mark.parametrize("folder", METHODS, ids=named)
-def test_method(folder):
+def test_method(folder, monkeypatch):
     """Features, logits, loss, every gradient of the adapter, and what merging makes of it."""
     case = Case(folder)
     names = translator(case.meta["method"])
     method = getattr(names, "method", lambda meta: meta["method"])(case.meta)
     backbone = case.backbone()
+    # Some cases have published ranks on backbones that are narrower, which we would refuse.
+    module = adapters.module(method)
+    monkeypatch.setattr(module, "check_rank", lambda *args, **kwargs: None, raising=False)
     adapters.adapt(backbone, method, rngs=nnx.Rngs(0), **names.settings(case.meta))
     given = ours_of(names, published_tensors(folder))
     state = nnx.state(backbone)

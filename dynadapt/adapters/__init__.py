@@ -4,9 +4,11 @@ A method file has `adapt(backbone, *, rngs, **settings)`, which attaches, and `T
 backbone parameters that it trains besides. Where the method folds into the base exactly, its
 adapters have `merged(host, shared)`: the host's parameters with the adapter in them, by name, in
 float32; `shared` is the module that the root lends. Where it does not, `NOT_MERGEABLE` may say why.
+`PRINTED` may give the count that the literature prints for the default settings, by backbone.
 """
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -14,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import choices, tree
-from dynadapt.attach import Shared, adapted, detach
-from dynadapt.errors import DynadaptError, NotMergeable
+from dynadapt.attach import Shared, adapted, detach, sites
+from dynadapt.errors import ConfigError, DynadaptError, NotMergeable
 
 _HERE = sys.modules[__name__]
 
@@ -50,25 +52,75 @@ def merge(backbone: nnx.Module, name: str) -> None:
         NotMergeable: for a method, or a layer, that can't take its adapter in.
         DynadaptError: for a merged weight that is not finite. Nothing is changed then.
     """
+    merged = []
+    for path, old, value in _merged(backbone, name):
+        value = value.astype(old.dtype)
+        if not jnp.isfinite(value).all():
+            raise DynadaptError(f"merged, {path} is not finite; nothing was changed")
+        merged.append((old, value))
+    for old, value in merged:
+        old[...] = value
+    detach(backbone)
+
+
+def obstacle(backbone: nnx.Module, name: str) -> str:
+    """Why the method can't be merged into this backbone, "" where it can; works on shapes too."""
+    try:
+        for _ in _merged(backbone, name):
+            pass
+    except NotMergeable as error:
+        return str(error)
+    return ""
+
+
+def _merged(backbone: nnx.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Path, parameter and float32 value with the adapter in it, of all that merging changes."""
     why = getattr(module(name), "NOT_MERGEABLE", "its effect depends on the input")
     hosts, shared = dict(adapted(backbone)), None
     if "" in hosts and isinstance(hosts[""].adapter, Shared):
         shared = hosts.pop("").adapter.module
-    merged = []
     for path, host in hosts.items():
         if not hasattr(host.adapter, "merged"):
             raise NotMergeable(f"{name} can't be merged into the weights: {why}")
         for leaf, value in host.adapter.merged(host, shared).items():
-            old = getattr(host, leaf)
-            if old is None:
+            if (old := getattr(host, leaf)) is None:
                 raise NotMergeable(f"{name} can't be merged into {path!r}, which has no {leaf}")
-            value = value.astype(old.dtype)
-            if not jnp.isfinite(value).all():
-                raise DynadaptError(f"merged, {path}/{leaf} is not finite; nothing was changed")
-            merged.append((old, value))
-    for old, value in merged:
-        old[...] = value
-    detach(backbone)
+            yield f"{path}/{leaf}", old, value
+
+
+def check_least(name: str, value: int) -> None:
+    """Raises a ConfigError for a count below 1."""
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, not {value}")
+
+
+def check_odd(name: str, value: int) -> None:
+    """Raises a ConfigError for a kernel's side that is even or below 1."""
+    if value < 1 or value % 2 == 0:
+        raise ConfigError(f"{name} must be odd, such as {max(value, 0) + 1}, not {value}")
+
+
+def check_rate(name: str, value: float) -> None:
+    """Raises a ConfigError for a rate outside of [0, 1)."""
+    if not 0.0 <= value < 1.0:
+        raise ConfigError(f"{name} must be in [0, 1), not {value}")
+
+
+def check_rank(
+    rank: int, backbone: nnx.Module, where: str, *, name: str = "rank", parts: int = 1
+) -> None:
+    """Raises a ConfigError for a rank that is not from 1 to the width of each host over `parts`."""
+    check_least(name, rank)
+    for path, host in sites(backbone, where):
+        width = (min(host.kernel.shape) if hasattr(host, "kernel") else host.dim) // parts
+        if rank > width:
+            raise ConfigError(f"{name} must be at most the width {width} at {path!r}, not {rank}")
+
+
+def check_map(name: str, backbone: nnx.Module) -> None:
+    """Raises a ConfigError for a backbone whose tokens are no map, such as groups of points."""
+    if not hasattr(backbone, "patch"):
+        raise ConfigError(f"{name} needs a backbone whose tokens are the patches of an image")
 
 
 def trains(name: str) -> tuple[str, ...]:

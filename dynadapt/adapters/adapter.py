@@ -13,9 +13,10 @@ import functools
 import jax
 from flax import nnx
 
+from dynadapt.adapters import check_rank
 from dynadapt.attach import attach
 from dynadapt.context import Context, drop_path
-from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.errors import UnknownName
 from dynadapt.layers import ACTIVATIONS, Linear
 
 Array = jax.Array
@@ -60,8 +61,7 @@ def adapt(
         rank: r; the default is ours.
         form: "houlsby" (after attention and MLP) or "pfeiffer" (after the MLP).
     """
-    if rank < 1:
-        raise ConfigError(f"rank must be at least 1, not {rank}")
     if form not in FORMS:
         raise UnknownName("form", form, FORMS)
+    check_rank(rank, backbone, FORMS[form])
     attach(backbone, FORMS[form], functools.partial(Bottleneck, rank=rank, rngs=rngs))

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import mixture
+from dynadapt.adapters import check_least, check_rank, check_rate
 from dynadapt.attach import Shared, attach, sites
 from dynadapt.context import Context, dropout, join_map, split_map
 from dynadapt.errors import ConfigError, UnknownName
@@ -30,6 +31,7 @@ from dynadapt.layers import Linear
 
 Array = jax.Array
 TRAINS = (r"blocks/\d+/mlp/norm/(scale|bias)", "class_token", "class_position")
+PRINTED = {"vit_b16": "0.17 M"}
 NOT_MERGEABLE = "its experts are chosen for each token"
 
 FORMS = ("parallel", "sequential")
@@ -123,20 +125,21 @@ def adapt(
     """
     if form not in FORMS:
         raise UnknownName("form", form, FORMS)
-    for name, value in (("experts", experts), ("rank", rank), ("width", width)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    check_least("experts", experts)
+    check_least("width", width)
+    check_rate("dropout", dropout)
+    if balance < 0:
+        raise ConfigError(f"balance must be at least 0, not {balance}")
     blocks = sites(backbone, r"blocks/\d+")
     if not blocks:
         raise ConfigError("Adapter-X needs a plain transformer: its experts have one width")
+    if prompt and not hasattr(backbone, "enter"):
+        raise ConfigError("Adapter-X's prompts need a ViT; other backbones take prompt=False")
     dim = blocks[0][1].dim
     if heads < 1 or dim % heads:
         near = min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: abs(h - heads))
         raise ConfigError(f"{heads} heads do not divide the width {dim}; the nearest is {near}")
-    if rank > dim // heads:
-        raise ConfigError(f"rank must be at most the sub-tokens' width {dim // heads}, not {rank}")
+    check_rank(rank, backbone, r"blocks/\d+", parts=heads)
     loss = balance / len(blocks)
     attach(
         backbone,

@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynadapt.adapters import check_rank, check_rate
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout
-from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.errors import UnknownName
 from dynadapt.layers import LayerNorm, Linear
 
 Array = jax.Array
 TRAINS = ()
+PRINTED = {"vit_b16": "1.19 M"}
 
+_SITES = r"(?:stages/\d+/)?blocks/\d+/mlp"
 FORMS = ("parallel", "sequential")
 
 
@@ -73,14 +76,12 @@ def adapt(
         norm: normalise the bottleneck's input.
         dropout: rate after the activation.
     """
-    if rank < 1:
-        raise ConfigError(f"rank must be at least 1, not {rank}")
     if form not in FORMS:
         raise UnknownName("form", form, FORMS)
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    check_rate("dropout", dropout)
+    check_rank(rank, backbone, _SITES)
     make = functools.partial(
         Bottleneck, rank=rank, form=form, scale=scale, learn_scale=learn_scale, norm=norm,
         rate=dropout, rngs=rngs,
     )  # fmt: skip
-    attach(backbone, r"(?:stages/\d+/)?blocks/\d+/mlp", make)
+    attach(backbone, _SITES, make)

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynadapt.adapters import check_rank, check_rate
 from dynadapt.attach import Shared, attach, sites
 from dynadapt.context import Context, dropout
 from dynadapt.errors import AttachError, ConfigError, UnknownName
 
 Array = jax.Array
 TRAINS = ()
+PRINTED = {"vit_b16": "0.13 M with head"}
 
 POSITIONS = {
     "attn": r"(?:stages/\d+/)?blocks/\d+/attn/qkv",
@@ -95,15 +97,13 @@ def adapt(
         positions: "attn", "mlp" or both.
         dropout: rate between the two projections.
     """
-    if rank < 1:
-        raise ConfigError(f"rank must be at least 1, not {rank}")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    check_rate("dropout", dropout)
     if not positions:
         raise ConfigError(f"ARC needs at least one position of {', '.join(POSITIONS)}")
     for position in positions:
         if position not in POSITIONS:
             raise UnknownName("ARC position", position, POSITIONS)
+        check_rank(rank, backbone, POSITIONS[position])
     dims = {}
     for position in positions:
         make = functools.partial(Rescale, position=position, rank=rank, rate=dropout, rngs=rngs)

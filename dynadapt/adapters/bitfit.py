@@ -6,6 +6,7 @@ Count on a ViT of width d and L blocks: 11 d L + 2 d.
 from flax import nnx
 
 TRAINS = (r"(.*/)?bias",)
+PRINTED = {"vit_b16": "0.10 M"}
 
 
 def adapt(backbone: nnx.Module, *, rngs: nnx.Rngs) -> None:

@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynadapt.adapters import check_map, check_rank, check_rate
 from dynadapt.attach import attach
 from dynadapt.context import Context, drop_path, dropout
-from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.errors import UnknownName
 from dynadapt.layers import Linear, quick_gelu
 
 Array = jax.Array
 TRAINS = ()
+PRINTED = {"vit_b16": "0.33 M"}
 
 PLACEMENTS = {
     "both": r"(?:stages/\d+/)?blocks/\d+/(?:attn|mlp)",
@@ -99,16 +101,13 @@ def adapt(
         conv: what the convolution starts from, "identity" or "xavier".
         dropout: rate before the up-projection.
     """
-    if rank < 1:
-        raise ConfigError(f"rank must be at least 1, not {rank}")
     if placement not in PLACEMENTS:
         raise UnknownName("placement", placement, PLACEMENTS)
     if conv not in CONVS:
         raise UnknownName("start of the convolution", conv, CONVS)
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
-    if not hasattr(backbone, "patch"):
-        raise ConfigError("convpass needs a backbone whose tokens are the patches of an image")
+    check_rate("dropout", dropout)
+    check_map("convpass", backbone)
+    check_rank(rank, backbone, PLACEMENTS[placement])
     make = functools.partial(
         ConvBottleneck, rank=rank, scale=scale, conv=conv, rate=dropout, rngs=rngs
     )

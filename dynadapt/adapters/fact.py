@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynadapt.adapters import check_rank, check_rate
 from dynadapt.attach import Shared, attach, sites
 from dynadapt.context import Context, dropout
 from dynadapt.errors import AttachError, ConfigError, UnknownName
@@ -124,10 +125,7 @@ def adapt(
     """
     if form not in FORMS:
         raise UnknownName("form of FacT", form, FORMS)
-    if rank < 1:
-        raise ConfigError(f"rank must be at least 1, not {rank}")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    check_rate("dropout", dropout)
     hosts = [found for where in _SITES.values() for found in sites(backbone, where)]
     dim, columns = getattr(backbone, "dim", 0), 0
     for path, host in hosts:
@@ -138,6 +136,8 @@ def adapt(
                 f"{narrow} x {wide} is no row of {dim} x {dim}"
             )
         columns += wide // dim
+    for where in _SITES.values():
+        check_rank(rank, backbone, where)
     for site, where in _SITES.items():
         make = functools.partial(
             Fact, site=site, dim=dim, rank=rank, form=form, columns=columns, scale=scale,

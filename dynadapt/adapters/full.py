@@ -3,6 +3,7 @@
 from flax import nnx
 
 TRAINS = (".*",)
+PRINTED = {"vit_b16": "85.8 M"}
 
 
 def adapt(backbone: nnx.Module, *, rngs: nnx.Rngs) -> None:

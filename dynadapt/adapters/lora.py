@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynadapt.adapters import check_rank, check_rate
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout
 from dynadapt.errors import ConfigError, UnknownName
 
 Array = jax.Array
 TRAINS = ()
+PRINTED = {"vit_b16": "0.29 M"}
 
 _BLOCK = r"(?:stages/\d+/)?blocks/\d+"
 _SITES = {
@@ -118,15 +120,13 @@ def place(
     rngs: nnx.Rngs,
 ) -> None:
     """Checks the settings and attaches an adapter of this kind to every layer with a target."""
-    if rank < 1:
-        raise ConfigError(f"rank must be at least 1, not {rank}")
-    if not 0.0 <= rate < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), not {rate}")
+    check_rate("dropout", rate)
     if not targets:
         raise ConfigError(f"LoRA needs at least one target of {', '.join(_SITES)}")
     for target in targets:
         if target not in _SITES:
             raise UnknownName("LoRA target", target, _SITES)
+        check_rank(rank, backbone, _SITES[target])
     both = [t for t in targets if t in ("q", "k", "v")]
     if "qkv" in targets and both:
         raise ConfigError(f"the target 'qkv' holds {both[0]!r} already; choose one of the two")

@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynadapt.adapters import check_least, check_rank
 from dynadapt.attach import attach
 from dynadapt.context import Context, drop_path
-from dynadapt.errors import ConfigError
 from dynadapt.layers import ACTIVATIONS
 
 Array = jax.Array
 TRAINS = ()
+
+_SITES = r"(?:stages/\d+/)?blocks/\d+/(?:attn|mlp)"
 
 
 def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param:
@@ -86,13 +88,10 @@ def adapt(
         factor: the bottleneck is this many times narrower than the tokens.
         bias: whether both matrices have a bias.
     """
-    for name, value in (("rank", rank), ("branches", branches), ("factor", factor)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}")
-    narrowest = min(getattr(backbone, "dims", (backbone.dim,)))
-    if factor > narrowest:
-        raise ConfigError(f"factor must be at most the width {narrowest}, not {factor}")
+    check_least("branches", branches)
+    check_rank(factor, backbone, _SITES, name="factor")
+    check_rank(rank, backbone, _SITES, parts=factor)
     make = functools.partial(
         Lorand, factor=factor, branches=branches, rank=rank, bias=bias, rngs=rngs
     )
-    attach(backbone, r"(?:stages/\d+/)?blocks/\d+/(?:attn|mlp)", make)
+    attach(backbone, _SITES, make)

@@ -7,11 +7,13 @@ gives `d/g`. Count on a ViT: 2 L (d r + d r / g), and 2 L (r + d) more with bias
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynadapt.adapters import check_rank, check_rate
 from dynadapt.attach import attach, sites
 from dynadapt.context import Context, dropout
 from dynadapt.errors import ConfigError, UnknownName
@@ -19,6 +21,7 @@ from dynadapt.layers import Linear
 
 Array = jax.Array
 TRAINS = ()
+PRINTED = {"vit_b16": "0.22 M without biases"}
 
 POSITIONS = {
     "attn": r"(?:stages/\d+/)?blocks/\d+/attn/qkv",
@@ -101,20 +104,21 @@ def adapt(
         positions: "attn", "mlp" or both.
         dropout: rate between the two projections.
     """
-    if rank < 1:
-        raise ConfigError(f"rank must be at least 1, not {rank}")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    check_rate("dropout", dropout)
     if not positions:
         raise ConfigError(f"RepAdapter needs at least one position of {', '.join(POSITIONS)}")
     for position in positions:
         if position not in POSITIONS:
             raise UnknownName("RepAdapter position", position, POSITIONS)
+        check_rank(rank, backbone, POSITIONS[position])
         for path, host in sites(backbone, POSITIONS[position]):
             if groups < 1 or rank % groups or host.in_features % groups:
+                common = math.gcd(rank, host.in_features)
+                fits = (g for g in range(1, common + 1) if common % g == 0)
+                near = min(fits, key=lambda g: abs(g - groups))
                 raise ConfigError(
                     f"groups must divide rank and width, not {groups} for {rank} and "
-                    f"{host.in_features} at {path!r}"
+                    f"{host.in_features} at {path!r}; the nearest is {near}"
                 )
     for position in positions:
         make = functools.partial(

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynadapt.adapters import check_map
 from dynadapt.attach import attach, sites
 from dynadapt.context import Context
 
 Array = jax.Array
 TRAINS = ()
+PRINTED = {"vit_b16": "0.21 M"}
 
 # Where a norm ends the patch embedding, as in Swin, its scale and shift serve both (ours).
 _EMBED = ("embed/norm", "embed")
@@ -61,6 +63,7 @@ def adapt(backbone: nnx.Module, *, rngs: nnx.Rngs) -> None:
     A layer without bias, such as the reduction between Swin's stages, has no place for the shift:
     with one the model runs, but does not merge.
     """
+    check_map("ssf", backbone)
     embed = next((where for where in _EMBED if sites(backbone, where)), _EMBED[-1])
     make = functools.partial(Affine, rngs=rngs)
     attach(backbone, _SITES[0], make)

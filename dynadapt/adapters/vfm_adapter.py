@@ -21,13 +21,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import dynamic
+from dynadapt.adapters import check_least, check_map, check_odd, check_rank
 from dynadapt.attach import Shared, attach, sites
 from dynadapt.context import Context, join_map, split_map
-from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.errors import UnknownName
 from dynadapt.layers import Linear
 
 Array = jax.Array
 TRAINS = ()
+PRINTED = {name: "2.78 M" for name in ("vit_b16", "dinov2_b14", "sam_b16")}
 NOT_MERGEABLE = "its convolution kernels are generated from each input"
 
 KERNELS = ("input", "layer", "static", "none")
@@ -162,14 +164,12 @@ def adapt(
     """
     if kernels not in KERNELS:
         raise UnknownName("kind of kernels", kernels, KERNELS)
-    if kernel < 1 or kernel % 2 == 0:
-        raise ConfigError(f"kernel must be odd, such as {max(kernel, 0) + 1}, not {kernel}")
-    for name, value in (("rank", rank), ("z", z), ("prompts", prompts)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}")
+    check_odd("kernel", kernel)
+    check_least("z", z)
+    check_least("prompts", prompts)
+    check_map("vfm_adapter", backbone)
+    check_rank(rank, backbone, _SITES)
     dims = tuple(dict.fromkeys(host.dim for _, host in sites(backbone, _SITES)))
-    if rank > min(dims, default=rank):
-        raise ConfigError(f"rank must be at most the width {min(dims)}, not {rank}")
     make = functools.partial(
         Hom, rank=rank, z=z, kernel=kernel, kernels=kernels, scale=scale, bias=bias, rngs=rngs
     )

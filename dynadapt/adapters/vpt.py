@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dynadapt.adapters import check_least, check_rank, check_rate
 from dynadapt.attach import Shared, attach
 from dynadapt.context import Context, dropout
 from dynadapt.errors import ConfigError, UnknownName
@@ -85,16 +86,16 @@ def adapt(
         project: width of the prompts before a projection, or 0 for prompts of full width.
         dropout: rate on the prompts.
     """
-    if prompts < 1:
-        raise ConfigError(f"prompts must be at least 1, not {prompts}")
+    check_least("prompts", prompts)
     if form not in FORMS:
         raise UnknownName("form", form, FORMS)
     if project < 0:
         raise ConfigError(f"project must be a width or 0, not {project}")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout must be in [0, 1), not {dropout}")
+    check_rate("dropout", dropout)
     if not hasattr(backbone, "enter"):
         raise ConfigError("VPT needs a ViT: other backbones have no place for tokens off the map")
+    if project:
+        check_rank(project, backbone, "enter", name="project")
     width = project or backbone.dim
     bound = math.sqrt(6 / (3 * backbone.patch**2 + width))
     given = dict(prompts=prompts, width=width, bound=bound, rate=dropout, rngs=rngs)

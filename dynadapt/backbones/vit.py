@@ -88,6 +88,10 @@ VARIANTS = {
         for name, size in _SIZES.items()
         for patch in (8, 14, 16, 32)
     },
+    **{
+        f"deit_{name}16_distilled": dict(_SIZES[name], registers=1, positioned=2)
+        for name in ("ti", "s", "b")
+    },
     "mae_b16": dict(_SIZES["b"], patch=16, resample="cubic"),
     "mae_l16": dict(_SIZES["l"], patch=16, resample="cubic"),
     "mae_h14": dict(_SIZES["h"], patch=14, resample="cubic"),

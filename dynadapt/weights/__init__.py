@@ -80,7 +80,13 @@ def build(checkpoint: Checkpoint, **known: Any) -> nnx.Module:
                 "say heads=…"
             )
     network = backbones.of(checkpoint.family, **fields)
-    return nnx.eval_shape(lambda: network(nnx.Rngs(0)))
+    try:
+        return nnx.eval_shape(lambda: network(nnx.Rngs(0)))
+    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"the weights {str(checkpoint.path)!r} describe no backbone that can be built: {reason}"
+        ) from error
 
 
 def load(backbone: nnx.Module, path: str | Path) -> None:

@@ -116,10 +116,15 @@ def _own(found: source.Source) -> Checkpoint:
         card = json.loads(found.metadata.get(METADATA, "{}"))
     except ValueError as error:
         raise CheckpointError(f"{str(found.path)!r} has metadata that are no JSON") from error
+    kinds = dict(family=str, publisher=str, prefix=str, config=dict)
+    if not isinstance(card, dict) or any(
+        k in card and not isinstance(card[k], kind) for k, kind in kinds.items()
+    ):
+        raise CheckpointError(f"{str(found.path)!r} has metadata that describe no backbone")
     if not card and found.path.stem in backbones.names():
         config = dataclasses.asdict(backbones.config(found.path.stem))
         card = dict(family=backbones.family(found.path.stem), config=config)
-    for field in ("family", "publisher", "prefix", "config"):
+    for field in kinds:
         setattr(checkpoint, field, card.get(field, getattr(checkpoint, field)))
     return checkpoint
 

@@ -26,7 +26,7 @@ def adapted(name, variant="vit_mini", sizes=VIT, **given):
 )
 @pytest.mark.parametrize("scan", [False, True])
 def test_stages_are_served(name, sites, scan):
-    network = adapted(name, "swin_t", SWIN | dict(scan=scan))
+    network = adapted(name, "swin_t", SWIN | dict(scan=scan), rank=3)
     assert len(attach.adapted(network)) == sites
     x = jnp.asarray(np.random.default_rng(4).normal(size=(2, 20, 16, 3)), jnp.float32)
     run = jax.jit(lambda network, x: network(x, Context()).maps)
@@ -38,7 +38,7 @@ def test_stages_are_served(name, sites, scan):
 
 @pytest.mark.parametrize("name", ["adapter", "lorand"])
 def test_drop_path_takes_the_adapter_with_its_branch(name):
-    branch = adapted(name).blocks[0].mlp
+    branch = adapted(name, rank=3).blocks[0].mlp
     branch.adapter.up.bias[...] += 1.0
     x = jnp.asarray(np.random.default_rng(5).normal(size=(64, 5, 16)), jnp.float32)
     ctx = Context(grid=(2, 2), prefix=1, train=True, key=jax.random.key(0), drop_path=0.5)

@@ -82,6 +82,12 @@ def backbone():
     return backbones.create("vit_mini", rngs=nnx.Rngs(1), **sizes)
 
 
+def of_adapters(network):
+    """The adapters' leaves by path."""
+    leaves = tree.leaves(nnx.state(network))
+    return {k: np.asarray(v) for k, v in leaves.items() if "adapter" in k.split("/")}
+
+
 def filled(network, seed):
     """Adapters with random values; lengths stay positive."""
     rng = np.random.default_rng(seed)
@@ -105,7 +111,7 @@ def test_q_and_v_apart_are_one_fused_layer(method, targets, tmp_path):
     settings = dict(rank=3, targets=targets, scale=0.7)
     adapters.adapt(first, method, rngs=nnx.Rngs(2), **settings)
     filled(first, 3)
-    leaves = {k: np.asarray(v) for k, v in tree.leaves(nnx.state(first)).items() if "adapter" in k}
+    leaves = of_adapters(first)
     kernels = {k: np.asarray(v) for k, v in tree.leaves(nnx.state(bare)).items()}
     config = peft.write(tmp_path, method, settings, leaves, kernels=kernels)
     apart = max(1, len({*targets} & {*"qkv"}))
@@ -138,9 +144,8 @@ def test_the_head_goes_along(tmp_path):
     leaves["head/linear/kernel"] = rng.normal(size=(16, 5)).astype(np.float32)
     leaves["head/linear/bias"] = rng.normal(size=5).astype(np.float32)
     assert peft.write(tmp_path, "lora", settings, leaves)["modules_to_save"] == ["head"]
-    assert files.read_tensors(tmp_path / peft.TENSORS)["base_model.model.head.weight"].shape == (
-        *(5, 16),
-    )
+    tensors = files.read_tensors(tmp_path / peft.TENSORS)
+    assert tensors["base_model.model.head.weight"].shape == (5, 16)
     found = peft.read(tmp_path).leaves
     assert found.keys() == leaves.keys()
     for path, value in leaves.items():
@@ -240,8 +245,7 @@ def test_half_precision_stays(tmp_path):
     settings = dict(rank=2, targets=("fc2",), scale=1.0)
     network = backbone()
     adapters.adapt(network, "lora", rngs=nnx.Rngs(0), **settings)
-    leaves = tree.leaves(nnx.state(network))
-    half = {k: np.asarray(v, jnp.bfloat16) for k, v in leaves.items() if "adapter" in k}
+    half = {k: v.astype(jnp.bfloat16) for k, v in of_adapters(network).items()}
     peft.write(tmp_path, "lora", settings, half)
     assert {v.dtype for v in peft.read(tmp_path).leaves.values()} == {np.dtype(jnp.bfloat16)}
 

@@ -453,7 +453,7 @@ def attempt(path):
     value = pth.read(path)
     bad = source.not_finite(value) if isinstance(value, dict) else None
     if bad:
-        raise CheckpointError(f"{bad} is not finite")
+        raise CheckpointError(f"{path}: {bad} is not finite")
     return value
 
 

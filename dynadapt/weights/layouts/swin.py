@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynadapt.weights.layouts.vit import ACTS, embed, linear, norm, qkv, told
-from dynadapt.weights.tables import LINEAR, How, Layout, Row, Shapes, count
+from dynadapt.weights.tables import COPY, LINEAR, How, Layout, Row, Shapes, count
 
 # OpenMMLab's merging unfolds: its inputs are ordered channel, row, column; ours column, row,
 # channel.
 UNFOLD = How(
     lambda x: x[0].reshape(len(x[0]), -1, 2, 2).transpose(3, 2, 1, 0).reshape(-1, len(x[0])),
     lambda x, _: [x.reshape(2, 2, -1, x.shape[-1]).transpose(3, 2, 1, 0).reshape(x.shape[-1], -1)],
+)
+# The same of its norm, which stands before the reduction.
+UNFOLD_NORM = How(
+    lambda x: x[0].reshape(-1, 2, 2).transpose(2, 1, 0).reshape(-1),
+    lambda x, _: [x.reshape(2, 2, -1).transpose(2, 1, 0).reshape(-1)],
 )
 
 
@@ -29,9 +34,10 @@ def _block(at: str, names: Mapping[str, str]) -> tuple[Row, ...]:
     )
 
 
-def _merge(at: str, how: How = LINEAR) -> tuple[Row, ...]:
+def _merge(at: str, how: How = LINEAR, how_norm: How = COPY) -> tuple[Row, ...]:
     return (
-        *norm(f"{at}.norm", "stages/{i}/merge/norm"),
+        Row(f"{at}.norm.weight", "stages/{i}/merge/norm/scale", how_norm),
+        Row(f"{at}.norm.bias", "stages/{i}/merge/norm/bias", how_norm),
         Row(f"{at}.reduction.weight", "stages/{i}/merge/reduction/kernel", how),
     )
 
@@ -76,7 +82,7 @@ _MM = (
         | dict(fc2="ffn.layers.1", table="attn.w_msa.relative_position_bias_table"),
     ),
     *linear(f"{_MM_BLOCK}.attn.w_msa.qkv", "stages/{i}/blocks/{j}/attn/qkv"),
-    *_merge("stages.{i}.downsample", UNFOLD),
+    *_merge("stages.{i}.downsample", UNFOLD, UNFOLD_NORM),
     *norm("norm{i}", "norms/{i}"),
 )
 

@@ -1,0 +1,153 @@
+"""What the documents show: their code runs, prints what stands there, and their commands parse."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from dynadapt import adapters, attach, backbones, config_file
+from dynadapt import config as configs
+from dynadapt.main import main
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "docs" / "add_a_method.md"
+METHODS = ROOT / "docs" / "methods.md"
+NAME = "mlp_affine"
+
+
+def blocks(document, language):
+    """The contents of the document's code blocks of a language, in order."""
+    text = document.read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [content for kind, content in found if kind == language]
+
+
+@pytest.fixture
+def method(tmp_path, monkeypatch):
+    """The guide's method file, in a folder where methods are found while the test runs."""
+    source = blocks(GUIDE, "python")[0]
+    (tmp_path / f"{NAME}.py").write_text(source)
+    monkeypatch.setattr(adapters, "__path__", [*adapters.__path__, str(tmp_path)])
+    yield adapters.module(NAME)
+    sys.modules.pop(f"{adapters.__name__}.{NAME}", None)
+    vars(adapters).pop(NAME, None)
+
+
+@pytest.fixture
+def suite():
+    """The common suite over all methods, as a module of its own."""
+    path = ROOT / "tests" / "test_adapters.py"
+    spec = importlib.util.spec_from_file_location("suite_of_the_guide", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # data classes look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_the_guides_file_is_a_method(method):
+    assert f"dynadapt/adapters/{NAME}.py" in GUIDE.read_text(encoding="utf-8")
+    assert NAME in adapters.names() and adapters.settings(NAME) == {"dropout": 0.0}
+    backbone = backbones.create("vit_mini", rngs=nnx.Rngs(0))
+    adapters.adapt(backbone, NAME, rngs=nnx.Rngs(1))
+    hosts = [path for path, _ in attach.adapted(backbone)]
+    assert hosts == [f"blocks/{i}/mlp" for i in range(6)]
+
+
+def test_the_guides_method_is_gone_afterwards():
+    assert NAME not in adapters.names()
+    assert f"{adapters.__name__}.{NAME}" not in sys.modules
+
+
+def test_the_guides_use_prints_what_it_says(method, capsys):
+    exec(compile(blocks(GUIDE, "python")[1], str(GUIDE), "exec"), {})
+    assert [capsys.readouterr().out] == blocks(GUIDE, "")
+
+
+def test_the_guides_row_passes_the_suite(method, suite):
+    before = len(suite.COUNTS)
+    rows = blocks(GUIDE, "python")[2:]
+    assert len(rows) == 2
+    for row in rows:
+        exec(row, vars(suite))
+    suite.test_every_method_has_a_row()
+    assert len(suite.COUNTS) == before + 2
+    for row in suite.COUNTS[before:]:
+        suite.test_exact_parameter_counts(*row)
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        suite.test_zero_effect_at_the_start(NAME)
+        suite.test_a_changed_adapter_has_an_effect(NAME)
+        suite.test_what_trains_and_what_is_frozen(NAME)
+        suite.test_only_trained_leaves_change(NAME)
+        suite.test_every_trained_leaf_gets_a_gradient_within_three_steps(NAME)
+        suite.test_what_does_not_fold_says_so(NAME)
+        suite.test_detaching_gives_the_bare_model(NAME)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_the_guides_commands(method, capsys):
+    train, plan = blocks(GUIDE, "bash")[0].splitlines()
+    assert main(shlex.split(plan)[1:]) == 0
+    assert "18,432" in capsys.readouterr().out
+    config = loaded(shlex.split(train)[2:])
+    assert config.adapter.to_dict() == {"name": NAME, "dropout": 0.1}
+
+
+def loaded(argv):
+    """The checked config of a command line."""
+    spec = next(a for a in argv if a.startswith("--config="))
+    overrides = [a for a in argv if a.startswith("--config.")]
+    file = str(ROOT / spec.removeprefix("--config="))
+    config = config_file.load(file, overrides)
+    config.backbone.weights = ""
+    configs.check(config)
+    return config
+
+
+def lines():
+    """Method and options of each row under "On the command line"."""
+    text = METHODS.read_text(encoding="utf-8").split("## On the command line")[1].split("\n## ")[0]
+    return re.findall(r"^\| `(\w+)` \| `(--.*)` \|$", text, re.MULTILINE)
+
+
+def test_every_method_with_settings_has_a_line():
+    assert [name for name, _ in lines()] == [n for n in adapters.names() if adapters.settings(n)]
+
+
+@pytest.mark.parametrize(("name", "options"), lines())
+def test_a_line_changes_the_method(name, options):
+    overrides = shlex.split(options)
+    config = loaded([f"--config=configs/folder.py:path=DIR,method={name}", *overrides])
+    given = config.adapter.to_dict()
+    assert given.pop("name") == name
+    defaults = adapters.settings(name)
+    changed = {key for key in given if given[key] != defaults[key]}
+    assert changed == {o.split("=")[0].removeprefix("--config.adapter.") for o in overrides}
+
+    def adapted():
+        backbone = backbones.create("vit_mini", rngs=nnx.Rngs(0))
+        adapters.adapt(backbone, name, rngs=nnx.Rngs(1), **given)
+        return backbone
+
+    assert attach.adapted(nnx.eval_shape(adapted))
+
+
+def test_the_readme_compares_methods(capsys):
+    line = "launch/local.sh plan --methods=all --backbone=vit_b16"
+    assert [line + "\n"] == [b for b in blocks(ROOT / "README.md", "bash") if "--methods" in b]
+    assert main(shlex.split(line)[1:]) == 0
+    out = capsys.readouterr().out
+    assert all(f"│ {name} " in out for name in adapters.names())
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", GUIDE, METHODS], ids=lambda p: p.name)
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
+    assert [link for link in links if not (document.parent / link).exists()] == []
