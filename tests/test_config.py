@@ -8,8 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from dynadapt import adapters, backbones, config, data, tasks
-from dynadapt.errors import ConfigError
 from dynadapt.config_file import read_config
+from dynadapt.errors import ConfigError
 from dynadapt.main import main
 
 ROOT = Path(__file__).resolve().parents[1]

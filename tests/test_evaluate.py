@@ -14,8 +14,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from dynadapt import adapters, evaluate, files, model, sharding, tree
-from dynadapt.errors import CheckpointError
 from dynadapt.config_file import read_config
+from dynadapt.errors import CheckpointError
 from dynadapt.main import main
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))

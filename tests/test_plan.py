@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dynadapt import plan
-from dynadapt.errors import ConfigError, MachineError
 from dynadapt.config_file import read_config
+from dynadapt.errors import ConfigError, MachineError
 from dynadapt.main import main
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dynadapt import config, report
-from dynadapt.errors import ConfigError
 from dynadapt.commands import COMMANDS
+from dynadapt.errors import ConfigError
 
 
 def result(method, **changes):
