@@ -188,7 +188,9 @@ def check(config: ConfigDict) -> None:
         if not condition:
             problems.append(problem)
 
-    sizes = {k: v for k, v in config.backbone.items() if k not in ("name", "weights")}
+    # An image size of 0 is the variant's own; point clouds have none.
+    unset = ("name", "weights", *(() if config.backbone.image_size else ("image_size",)))
+    sizes = {k: v for k, v in config.backbone.items() if k not in unset}
     attempt(lambda: backbones.config(config.backbone.name, **sizes))
     if config.backbone.weights:
         attempt(weights.locate, config.backbone.weights)

@@ -226,7 +226,9 @@ def place_batch(batch: Any, mesh: Any) -> Any:
 
 def check_image(config: Any, shape: tuple[int, ...]) -> None:
     """Raises a ConfigError if images of this shape can't be cut into the backbone's patches."""
-    patch = backbones.config(config.backbone.name).patch
+    patch = getattr(backbones.config(config.backbone.name), "patch", None)
+    if patch is None:
+        raise ConfigError(f"the backbone {config.backbone.name!r} takes point clouds, not images")
     if shape[0] % patch or shape[1] % patch:
         nearest = max(round(shape[0] / patch), 1) * patch
         raise ConfigError(
