@@ -37,7 +37,7 @@ def run(
     """Writes the weights of a file, a folder or a run in another layout.
 
     A run's adapter is merged into its backbone, and its head goes along as classifier.
-    In timm, a head with pool "mean" wants `global_pool="avg", fc_norm=False`, one with "cls" the default.
+    timm reads a head with pool "mean" with `global_pool="avg", fc_norm=False`.
 
     Args:
         source: weights of any known source, the folder of a run, or a folder of peft.
