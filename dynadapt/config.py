@@ -76,8 +76,10 @@ def default(
                 # Length of training: steps, or epochs where steps is 0.
                 epochs=10.0,
                 steps=0,
-                # Part of the steps with a rising rate; then a cosine down to zero.
+                # Part of the steps with a rising rate; then "cosine" falls to zero, and "stairs" to
+                # a tenth after 30, 60 and 90 % of the steps.
                 warmup=0.1,
+                schedule="cosine",
                 weight_decay=1e-4,
                 # Patterns that get no weight decay (norms, biases and scalars never do).
                 no_decay=(),
@@ -213,6 +215,7 @@ def check(config: ConfigDict) -> None:
         (config.input.normalise, images.NORMALISATIONS, "normalisation"),
         (config.input.on_error, ("stop", "skip"), "input.on_error"),
         (config.optim.name, ("adamw", "sgd"), "optimizer"),
+        (config.optim.schedule, ("cosine", "stairs"), "schedule"),
         (config.compute.dtype, DTYPES, "compute.dtype"),
         (config.compute.frozen_dtype, DTYPES, "compute.frozen_dtype"),
     ):

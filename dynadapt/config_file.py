@@ -2,6 +2,7 @@
 
 import runpy
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ from dynadapt import config as configs
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
 
-def load(given: str | None, overrides: list[str], arg: str | None = None) -> Any:
+def load(
+    given: str | None,
+    overrides: list[str],
+    arg: str | None = None,
+    problems: Callable[[Any], list[str]] = configs.field_problems,
+) -> Any:
     """The config of `given`, a `FILE:ARG`, with overrides such as `--config.a.b=value`.
 
     A further `arg` is joined to the file's own; a method that it names replaces the file's.
+    `problems` tells what fields the config lacks, and which it should not have.
 
     Raises:
         ConfigError: for a file that can't be read, an unknown field or a value of another type.
@@ -29,8 +36,8 @@ def load(given: str | None, overrides: list[str], arg: str | None = None) -> Any
         raise ConfigError(f"no config file {path!r}; {suggest(path, map(str, beside))}")
     text = own if arg is None else ",".join(filter(None, (_without_method(own), arg)))
     config = read_config(path, text)
-    if problems := configs.field_problems(config):
-        raise ConfigError(*problems)
+    if found := problems(config):
+        raise ConfigError(*found)
     known = configs.fields(config)
     for override in overrides:
         field = override.removeprefix("--config.").split("=", 1)[0]

@@ -70,22 +70,14 @@ def run(
         found = weights.read(weights.locate(str(source)))
         backbone = weights.build(found, **known)
         weights.check(backbone, found)
-    config = dataclasses.asdict(backbone.config)
     if to == OWN:
-        tensors = {**found.values, **found.head, **{f"rest/{k}": v for k, v in found.rest.items()}}
+        tensors, left = found.values | found.head, []
+        tensors |= {f"rest/{k}": v for k, v in found.rest.items()}
         card = dict(family=found.family, publisher=found.publisher, prefix=found.prefix)
-        files.write_tensors(out, tensors, {METADATA: json.dumps(card | dict(config=config))})
-        left = []
+        card["config"] = dataclasses.asdict(backbone.config)
+        files.write_tensors(out, tensors, {METADATA: json.dumps(card)})
     else:
-        layout = layout_for(to, found.family, backbone.config)
-        same = layout.name == found.publisher
-        prefix = found.prefix if same else layout.usual(bool(found.head))
-        heads = config["heads"] if isinstance(config["heads"], int) else 0
-        named, left = found.values | found.head, [] if same else sorted(found.rest)
-        for path in [p for p in found.head if not layout.source_names(p, prefix)]:
-            left.append(path)
-            del named[path]
-        tensors = layout.to_source(named, prefix, heads) | (found.rest if same else {})
+        tensors, left = renamed(found, backbone.config, to)
         if to in NPZ:
             with files.whole(out) as partial, open(partial, "wb") as file:
                 np.savez(file, **tensors)
@@ -98,6 +90,21 @@ def run(
         "tensors": len(tensors),
         "left": left,
     }
+
+
+def renamed(
+    found: weights.Checkpoint, config: Any, to: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A checkpoint's tensors in a publisher's layout, and the names that it has no place for."""
+    layout = layout_for(to, found.family, config)
+    same = layout.name == found.publisher
+    prefix = found.prefix if same else layout.usual(bool(found.head))
+    heads = config.heads if isinstance(config.heads, int) else 0
+    named, left = found.values | found.head, [] if same else sorted(found.rest)
+    for path in [p for p in found.head if not layout.source_names(p, prefix)]:
+        left.append(path)
+        del named[path]
+    return layout.to_source(named, prefix, heads) | (found.rest if same else {}), left
 
 
 def merged(folder: Path) -> tuple[weights.Checkpoint, nnx.Module]:
@@ -128,7 +135,7 @@ def merged_peft(
     adapter, found = peft.read(folder), weights.read(weights.locate(base))
     backbone = weights.build(found, **known)
     _serves_peft(backbone, found.family)
-    backbone = weights.from_checkpoint(base, **known)
+    weights.fill(backbone, found)
     adapters.adapt(backbone, adapter.method, rngs=nnx.Rngs(0), **adapter.settings)
     state = nnx.state(backbone)
     own = tree.leaves(state)

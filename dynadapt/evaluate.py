@@ -1,8 +1,9 @@
 """Evaluation: a task's metrics over a split, exact on any number of devices and any batch size."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -46,15 +47,36 @@ def prepared(task: Any, batch: Any, config: Any, key: Array | None, train: bool)
     return task.prepare({**batch, "image": pixels}, key, train)
 
 
+def outputs(
+    network: Any, pixels: Array, ctx: Context, task: Any, hyper: Mapping[str, Array]
+) -> Any:
+    """What a model answers, with the scale of its adapters and the number of classes in `hyper`."""
+    if "scale" in hyper:
+        adapters.rescale(network.backbone, hyper["scale"].astype(pixels.dtype))
+    answer = network(pixels, ctx)
+    return task.within(answer, hyper["classes"]) if "classes" in hyper else answer
+
+
 def make_step(graph: Any, task: Any, config: Any) -> Any:
     """The jitted `step(train, frozen, sums, batch) -> (sums, predictions)`."""
+    return jax.jit(pure_step(graph, task, config))
 
-    @jax.jit
-    def step(train: Any, frozen: Any, sums: Any, batch: Any) -> tuple[Any, Any]:
+
+def pure_step(graph: Any, task: Any, config: Any) -> Any:
+    """The function `step(train, frozen, sums, batch, hyper={}) -> (sums, predictions)`."""
+
+    def step(
+        train: Any,
+        frozen: Any,
+        sums: Any,
+        batch: Any,
+        hyper: Mapping[str, Array] = MappingProxyType({}),
+    ) -> tuple[Any, Any]:
         batch = prepared(task, batch, config, None, False)
         network = nnx.merge(graph, train, frozen)
-        outputs = network(batch["image"].astype(config.compute.dtype), Context())
-        return sharding.whole(task.add(sums, outputs, batch)), task.predict(outputs)
+        pixels = batch["image"].astype(config.compute.dtype)
+        answer = outputs(network, pixels, Context(), task, hyper)
+        return sharding.whole(task.add(sums, answer, batch)), task.predict(answer)
 
     return step
 

@@ -12,6 +12,9 @@ from dynadapt.context import Context
 
 Array = jax.Array
 
+# Kaiming uniform with a = sqrt(5), as PyTorch starts a linear layer: within 1 / sqrt(fan in).
+kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 def _follow_input(values: tuple, *, dtype: Any = None) -> tuple:
     del dtype
@@ -45,6 +48,21 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x: Array, ctx: Context | None = None) -> Array:
         return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+class Affine(nnx.Module):
+    """A scale and a shift of each channel of `... d`, drawn around the identity."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        # As published: normal around the identity.
+        draw = functools.partial(jax.random.normal, shape=(dim,))
+        self.scale = nnx.Param(1.0 + 0.02 * draw(rngs.params()))
+        self.shift = nnx.Param(0.02 * draw(rngs.params()))
+
+    def __call__(self, x: Array, ctx: Context | None = None) -> Array:
+        row = (1,) * (x.ndim - 1) + (-1,)
+        scale, shift = (v[...].astype(x.dtype).reshape(row) for v in (self.scale, self.shift))
+        return x * scale + shift
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

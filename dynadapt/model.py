@@ -22,12 +22,15 @@ class Model(nnx.Module):
         return self.head(self.backbone(images, ctx), ctx)
 
 
-def build(config: Any, task: Any) -> Model:
+def build(config: Any, task: Any, bare: nnx.Module | None = None) -> Model:
     """Backbone, its weights, the adapter, the head: in this order, from a checked config.
 
-    The random weights of backbone, adapter and head depend on `config.seed`, each on its own.
+    The random weights of backbone, adapter and head depend on `config.seed`, each on its own. A
+    backbone `bare`, with its weights, is copied and not made anew.
     """
-    return _with_head(adapted_backbone(config), config, task)
+    backbone = loaded_backbone(config) if bare is None else nnx.clone(bare)
+    _adapt(backbone, config)
+    return _with_head(backbone, config, task)
 
 
 def abstract(config: Any, task: Any) -> Model:
@@ -44,11 +47,17 @@ def abstract(config: Any, task: Any) -> Model:
 
 def adapted_backbone(config: Any) -> nnx.Module:
     """The backbone of a config with its weights and the adapter, not yet trained."""
+    backbone = loaded_backbone(config)
+    _adapt(backbone, config)
+    return backbone
+
+
+def loaded_backbone(config: Any) -> nnx.Module:
+    """The backbone of a config with its weights, without adapter."""
     checkpoint = _checkpoint(config)
     backbone = bare_backbone(config, checkpoint)
     if checkpoint:
         weights.fill(backbone, checkpoint)
-    _adapt(backbone, config)
     return backbone
 
 

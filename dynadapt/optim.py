@@ -13,23 +13,32 @@ from dynadapt import tree
 NO_DECAY = (r"(.*/)?(\w+_)?(bias|scale|shift)", r"(.*/)?(class_token|position|registers|prompts)")
 
 
-def schedule(o: Any, steps: int) -> optax.Schedule:
-    """Linear warm-up over the first `o.warmup` part of the steps, then a cosine to zero."""
-    warmup = round(o.warmup * steps)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else o.lr,
-        peak_value=o.lr,
-        warmup_steps=warmup,
-        decay_steps=max(steps, warmup + 1),
-    )
+def schedule(o: Any, steps: Any) -> optax.Schedule:
+    """Linear warm-up over the first `o.warmup` part of the steps, then `o.schedule` of the rest.
+
+    "cosine" falls to zero; "stairs" falls to a tenth after 30, 60 and 90 % of all steps. Rate and
+    number of steps may be traced.
+    """
+
+    def rate(step: jax.Array) -> jax.Array:
+        warmup = jnp.round(o.warmup * jnp.asarray(steps, jnp.float32))
+        if o.schedule == "stairs":
+            falls = jnp.floor(step / steps / 0.3 + 1e-4)
+            level = 0.1 ** jnp.clip(falls, 0, 3)
+        else:
+            part = (step - warmup) / jnp.maximum(steps - warmup, 1)
+            level = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
+        return o.lr * jnp.where(step < warmup, step / jnp.maximum(warmup, 1), level)
+
+    return rate
 
 
-def make(o: Any, steps: int, train: Any) -> optax.GradientTransformation:
+def make(o: Any, steps: Any, train: Any) -> optax.GradientTransformation:
     """The optimizer for the trained leaves.
 
     Args:
-        o: the config's `optim`.
-        steps: length of training.
+        o: the config's `optim`; rate and weight decay may be traced.
+        steps: length of training; may be traced.
         train: the trained leaves, or their shapes.
 
     The global norm is taken over the trained leaves alone. A rate factor of 0 freezes a leaf: it
@@ -46,7 +55,7 @@ def make(o: Any, steps: int, train: Any) -> optax.GradientTransformation:
         parts.append(optax.scale_by_adam(b1=o.beta1, b2=o.beta2))
     else:
         parts.append(optax.trace(decay=o.momentum))
-    if o.weight_decay:
+    if isinstance(o.weight_decay, jax.Array) or o.weight_decay:
         decayed = tree.map_leaves(lambda path, x: decays(o, path, x), train)
         parts.append(optax.masked(optax.add_decayed_weights(o.weight_decay), decayed))
     parts.append(optax.partition(groups, labels))

@@ -1,6 +1,7 @@
 """The training step: gradients of the trained leaves alone, and the state that they change."""
 
-import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,19 +15,35 @@ from dynadapt.context import Context
 Array = jax.Array
 
 
+# Values of a run that a program may get as arguments, so that one program serves many runs.
+Hyper = Mapping[str, Array]
+
+
 def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
-    """The jitted `step(state, frozen, batch, key) -> (state, logs)`; the state is donated.
+    """The jitted `step(state, frozen, batch, key) -> (state, logs)`; the state is donated."""
+    return jax.jit(pure_step(graph, task, lambda hyper: tx, config), donate_argnums=0)
+
+
+def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any) -> Any:
+    """The function `step(state, frozen, batch, key, hyper={}) -> (state, logs)`.
 
     Gradients are taken of the trained leaves alone. A step whose loss or gradient is not finite
     leaves the state as it was and notes its number and its batch's indices in `state["bad"]`.
+
+    Args:
+        graph: of the model.
+        task: what is trained.
+        tx_of: the optimizer for the values in `hyper`.
+        config: of the run. `drop_path` in `hyper` takes the place of the config's; `scale` that of
+            the adapters' fixed scales, and `classes` says how many of the head's classes there are.
     """
     parts, dtype = config.optim.accumulate, config.compute.dtype
-    drop_path = config.optim.drop_path or None
 
-    def loss_of(train: Any, frozen: Any, batch: Any, key: Array) -> tuple[Array, Any]:
+    def loss_of(train: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper) -> tuple[Array, Any]:
         network = nnx.merge(graph, train, frozen)
+        drop_path = hyper.get("drop_path", config.optim.drop_path or None)
         ctx = Context(train=True, key=key, drop_path=drop_path)
-        outputs = network(batch["image"].astype(dtype), ctx)
+        outputs = evaluate.outputs(network, batch["image"].astype(dtype), ctx, task, hyper)
         loss, logs = task.loss(outputs, batch)
         extra = {k: v for k, v in ctx.tape.items() if k.startswith("loss/")}
         loss = loss + sum(extra.values())
@@ -34,9 +51,9 @@ def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
 
     gradient = jax.grad(loss_of, has_aux=True)
 
-    def gradients(train: Any, frozen: Any, batch: Any, key: Array) -> tuple[Any, Any]:
+    def gradients(train: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper) -> tuple[Any, Any]:
         if parts == 1:
-            return gradient(train, frozen, batch, key)
+            return gradient(train, frozen, batch, key, hyper)
         # A part takes every `parts`-th example: on a mesh no example moves to another device.
         cut = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
         # Masked examples count nothing, so parts weigh as many examples as they have.
@@ -44,22 +61,25 @@ def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
             piece, weight, number = part
-            found = gradient(train, frozen, piece, jax.random.fold_in(key, number))
+            found = gradient(train, frozen, piece, jax.random.fold_in(key, number), hyper)
             return jax.tree.map(lambda t, x: t + weight * x, total, found), None
 
-        shapes = jax.eval_shape(gradient, train, frozen, jax.tree.map(lambda x: x[0], cut), key)
+        shapes = jax.eval_shape(
+            gradient, train, frozen, jax.tree.map(lambda x: x[0], cut), key, hyper
+        )
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, zeros, (cut, share, jnp.arange(parts)))[0]
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: Any, frozen: Any, batch: Any, key: Array) -> tuple[Any, Any]:
+    def step(
+        state: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper = MappingProxyType({})
+    ) -> tuple[Any, Any]:
         number = state["step"]
         key = jax.random.fold_in(key, number)
         index = batch["index"]
         batch = evaluate.prepared(task, batch, config, jax.random.fold_in(key, 0), True)
-        grads, logs = gradients(state["train"], frozen, batch, jax.random.fold_in(key, 1))
+        grads, logs = gradients(state["train"], frozen, batch, jax.random.fold_in(key, 1), hyper)
         norm = optax.tree.norm(grads)
-        updates, opt = tx.update(grads, state["opt"], state["train"])
+        updates, opt = tx_of(hyper).update(grads, state["opt"], state["train"])
         new = {"train": optax.apply_updates(state["train"], updates), "opt": opt}
         if "ema" in state:
             new["ema"] = optim.ema(state["ema"], new["train"], config.optim.ema, number)

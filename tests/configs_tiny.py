@@ -1,5 +1,7 @@
 """A run of seconds, for tests: a random ViT of two narrow blocks on 8 x 8 digits.
 
+A method for point clouds alone gets a backbone of those, which digits can't train.
+
 dynadapt train --config=tests/configs_tiny.py:method=lora --workdir=DIR
 """
 
@@ -11,8 +13,11 @@ def get_config(arg=None):
     arg = config.parse_arg(
         arg, method="iconformer", steps=12, data="digits", path="", weights="", compare=""
     )
-    c = config.default(backbone="vit_mini", method=arg.method, data_set=arg.data)
-    c.backbone.update(dict(dim=16, depth=2, heads=2, image_size=8, weights=arg.weights))
+    points = arg.method == "dapt"
+    name = "point_mae_s" if points else "vit_mini"
+    c = config.default(backbone=name, method=arg.method, data_set=arg.data)
+    sizes = dict(groups=4, group_size=4) if points else dict(image_size=8)
+    c.backbone.update(dict(dim=16, depth=2, heads=2, weights=arg.weights, **sizes))
     c.compare = tuple(filter(None, arg.compare.split("+")))
     if arg.data == "folder":
         c.data.path = arg.path

@@ -1,8 +1,10 @@
 """What every test starts from: the CPU, strict ranks, and where shared material lies."""
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -38,3 +40,29 @@ def oracles() -> Path:
 def shared_data() -> Path:
     """Folder of small real data sets, `$DYNADAPT_DATA`; skips the test where it is absent."""
     return _folder("DYNADAPT_DATA")
+
+
+@pytest.fixture(scope="session")
+def fabricate() -> ModuleType:
+    """The module that writes stand-ins for the data of VTAB-1K."""
+    file = ROOT / "tests" / "data" / "fabricate.py"
+    spec = importlib.util.spec_from_file_location("fabricate", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def vtab_tfds(fabricate, tmp_path_factory) -> Path:
+    """TFDS's data folder with stand-ins for the 16 builders of VTAB-1K."""
+    folder = tmp_path_factory.mktemp("vtab_tfds")
+    fabricate.tfds(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vtab_folder(fabricate, tmp_path_factory) -> Path:
+    """The folder in which a stand-in for the shared `vtab-1k` lies, all 19 tasks."""
+    folder = tmp_path_factory.mktemp("vtab_folder")
+    fabricate.community(folder)
+    return folder

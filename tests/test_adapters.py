@@ -38,6 +38,7 @@ class Method:
         neutral: settings with which it starts as the bare model; None where it never does.
         merges: whether it folds into the weights.
         silent: pattern of trained leaves that reach no output of this small model.
+        points: whether its inputs are point clouds.
     """
 
     settings: dict
@@ -46,6 +47,7 @@ class Method:
     neutral: dict | None = dataclasses.field(default_factory=dict)
     merges: bool = False
     silent: str = ""
+    points: bool = False
 
 
 def in_adapter(path):
@@ -76,6 +78,14 @@ METHODS = {
     ),
     "bitfit": Method({}, {}, lambda path: path.split("/")[-1] == "bias", merges=True),
     "convpass": Method(dict(rank=3, dropout=0.0), dict(dropout=0.2), in_adapter),
+    "dapt": Method(
+        dict(rank=3, dropout=0.0),
+        dict(dropout=0.2),
+        lambda path: in_adapter(path) or path.startswith("backbone/class_"),
+        neutral=None,
+        silent="backbone/blocks/1/adapter/prompt/(scale|shift)",
+        points=True,
+    ),
     "dora": Method(dict(rank=2, targets=TARGETS), dict(dropout=0.2), in_adapter, merges=True),
     "fact": Method(dict(rank=3, dropout=0.0), dict(dropout=0.2), in_adapter, merges=True),
     "full": Method({}, {}, lambda path: True, merges=True),
@@ -101,10 +111,13 @@ def fast_compiling():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def settings(name, *, backbone=None, **changes):
-    """The config of a tiny model with the method."""
-    c = config.default(backbone="vit_mini", method=name, data_set="digits")
-    c.backbone.update(dict(dim=16, depth=2, heads=2, image_size=8) | (backbone or {}))
+def settings(name, *, backbone=None, like=None, **changes):
+    """The config of a tiny model with the method, on the kind of backbone of the method `like`."""
+    points = METHODS[like or name].points
+    variant = "point_mae_s" if points else "vit_mini"
+    c = config.default(backbone=variant, method=name, data_set="digits")
+    sizes = dict(groups=6, group_size=4) if points else dict(image_size=8)
+    c.backbone.update(dict(dim=16, depth=2, heads=2) | sizes | (backbone or {}))
     c.adapter.update(METHODS[name].settings | changes)
     c.input.batch_size = 8
     c.optim.update(dict(steps=10, lr=1e-2, warmup=0.0))
@@ -136,6 +149,20 @@ def images(b, seed=1):
     return np.random.default_rng(seed).normal(size=(b, 8, 8, 3)).astype(np.float32)
 
 
+def inputs(name, b, seed=1):
+    """What the method's backbone takes: images, or clouds of as many points as they have pixels."""
+    x = images(b, seed)
+    return x.reshape(b, 64, 3) if METHODS[name].points else x
+
+
+class Clouds(tasks.module("classification").Task):
+    """Takes pixels for points."""
+
+    def prepare(self, batch, key, train):
+        image = batch["image"].reshape(len(batch["image"]), -1, 3)
+        return super().prepare({**batch, "image": image}, key, train)
+
+
 def batch(seed=3):
     rng = np.random.default_rng(seed)
     return {
@@ -161,7 +188,7 @@ def trained(name, form="loop"):
     how = {"loop": {}, "remat": dict(remat=True), "scan": dict(scan=True)}[form]
     c = settings(name, backbone=how, **METHODS[name].random)
     c.optim.update(dict(weight_decay=0.0, drop_path=0.2))
-    task = tasks.from_config(c.task, INFO)
+    task = Clouds(INFO) if METHODS[name].points else tasks.from_config(c.task, INFO)
     graph, train, frozen = model.split(build(c), c)
     tx = optim.make(c.optim, c.optim.steps, train)
     step, state = make_step(graph, task, tx, c), initial_state(train, tx, c)
@@ -189,8 +216,8 @@ def test_zero_effect_at_the_start(name):
     def with_head(name, given):
         return stir(build(settings(name, **given)), lambda p: p.startswith("head/"), size=1.0)
 
-    found = logits(with_head(name, neutral), images(3))
-    bare = logits(with_head("linear", {}), images(3))
+    found = logits(with_head(name, neutral), inputs(name, 3))
+    bare = logits(with_head("linear", {}), inputs(name, 3))
     assert np.ptp(bare) > 0.5
     np.testing.assert_allclose(found, bare, rtol=0, atol=1e-5)
 
@@ -200,10 +227,10 @@ def test_a_changed_adapter_has_an_effect(name):
     if name == "linear":
         pytest.skip("has no adapter")
     network = stir(build(settings(name)), lambda path: path.startswith("head/"), size=1.0)
-    before = logits(network, images(3))
+    before = logits(network, inputs(name, 3))
     chosen = METHODS[name].trains
     stir(network, lambda path: path.startswith("backbone/") and chosen(path), size=0.5)
-    assert np.abs(logits(network, images(3)) - before).max() > 1e-3
+    assert np.abs(logits(network, inputs(name, 3)) - before).max() > 1e-3
 
 
 @every_method
@@ -291,7 +318,7 @@ KERNELS = [
 @every_method
 def test_who_makes_kernels(name):
     network = build(settings(name))
-    tape = jax.eval_shape(lambda x: records(network, x), images(2))
+    tape = jax.eval_shape(lambda x: records(network, x), inputs(name, 2))
     assert ("kernel" in tape) == (name in {row[0] for row in KERNELS})
 
 
@@ -347,7 +374,7 @@ def test_training_does_not_depend_on_the_form(name, form):
 
 @every_method
 def test_images_are_seen_one_by_one(name):
-    network, x = stirred(name), images(4)
+    network, x = stirred(name), inputs(name, 4)
     whole = np.asarray(logits(network, x))
     assert np.ptp(whole, axis=0).max() > 1e-2
     order = np.array([2, 0, 3, 1])
@@ -358,14 +385,15 @@ def test_images_are_seen_one_by_one(name):
 
 @every_method
 def test_bfloat16_is_close(name):
-    network, x = stirred(name), images(4)
+    # Rounded points make other groups, so both see rounded inputs.
+    network, x = stirred(name), jnp.asarray(inputs(name, 4), jnp.bfloat16)
     c = settings(name)
     c.compute.frozen_dtype = "bfloat16"
     graph, train, frozen = model.split(network, c)
     assert {v.dtype for v in tree.leaves(frozen).values()} <= {jnp.dtype(jnp.bfloat16)}
     assert {v.dtype for v in tree.leaves(train).values()} == {jnp.dtype(jnp.float32)}
-    half = logits(nnx.merge(graph, train, frozen), jnp.asarray(x, jnp.bfloat16))
-    full = logits(network, x)
+    half = logits(nnx.merge(graph, train, frozen), x)
+    full = logits(network, x.astype(jnp.float32))
     assert half.dtype == jnp.float32
     assert 0 < np.linalg.norm(half - full) < 3e-2 * np.linalg.norm(full)
 
@@ -446,8 +474,9 @@ def test_detaching_gives_the_bare_model(name):
     c = settings(name)
     network = build(c)
     attach.detach(network)
-    assert nnx.graphdef(network) == nnx.graphdef(build(settings("linear")))
-    for path, x in values(nnx.state(build(settings("linear")).backbone)).items():
+    bare = build(settings("linear", like=name))
+    assert nnx.graphdef(network) == nnx.graphdef(bare)
+    for path, x in values(nnx.state(bare.backbone)).items():
         np.testing.assert_array_equal(values(nnx.state(network.backbone))[path], x)
 
 
@@ -543,6 +572,10 @@ COUNTS = [
     ("vit_b16", "adapter_x", dict(heads=2, rank=32, width=16), 143_809),
     ("vit_b16", "adapter_x", dict(heads=1, rank=20, width=16), 176_017),
     ("vit_b16", "adapter_x", dict(heads=1, rank=16, width=16), 151_425),
+    # DAPT-X.
+    ("point_mae_s_g128", "adapter_x", dict(rank=24, width=32), 48_609),
+    ("point_mae_s_g128", "dapt", {}, 721_932),
+    ("point_mae_s", "dapt", dict(rank=72), 795_756),
     ("vit_b16", "vfm_adapter", {}, 2_779_776),
     ("vit_b16", "vfm_adapter", dict(kernels="static", bias=False), 3_244_032),
     # Equation 10; prompts and projection join it.

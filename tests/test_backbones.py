@@ -11,6 +11,7 @@ from dynadapt import backbones, tree
 from dynadapt.backbones import vit
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError, UnknownName
+from tests.networks import randomised
 
 SMALL = dict(dim=16, heads=2, depth=3, image_size=16)
 
@@ -25,17 +26,7 @@ def fast_compiling():
 def make(seed=0, **changes):
     """A small ViT with random values everywhere, biases and norms too."""
     given = SMALL | changes
-    network = nnx.eval_shape(lambda: backbones.create("vit_mini", rngs=nnx.Rngs(0), **given))
-    graph, shapes = nnx.split(network)
-    rng = np.random.default_rng(seed)
-
-    def value(path, x):
-        noise = rng.normal(size=x.shape).astype(np.float32)
-        if path.endswith("kernel"):
-            return jnp.asarray(noise / np.sqrt(np.prod(x.shape[:-1])))
-        return jnp.asarray(0.3 * noise + path.endswith("scale"))
-
-    return nnx.merge(graph, tree.map_leaves(value, shapes))
+    return randomised(lambda r: backbones.create("vit_mini", rngs=r, **given), seed)
 
 
 def images(b=2, h=16, w=16, seed=1):

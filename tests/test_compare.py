@@ -75,16 +75,20 @@ def test_extra_flops(found, name, extra):
 
 
 def test_what_merges(found):
-    merging = {row["method"] for row in found["methods"] if row["mergeable"]}
+    served = [row for row in found["methods"] if "reason" not in row]
+    merging = {row["method"] for row in served if row["mergeable"]}
     nothing = {"bitfit", "full", "linear", "norm_tune"}
     assert merging - nothing == {"arc", "dora", "fact", "lora", "repadapter", "ssf"}
     assert "experts are chosen for each token" in rows(found)["adapter_x"]["obstacle"]
-    assert all(bool(row["obstacle"]) != row["mergeable"] for row in found["methods"])
+    assert all(bool(row["obstacle"]) != row["mergeable"] for row in served)
+    assert "point clouds" in rows(found)["dapt"]["reason"]
+    assert len(found["methods"]) == len(served) + 1
 
 
 # Where the print is not of the default settings or of the count alone, and what it is of.
 OTHERWISE = {
     ("arc", "vit_b16"): 96_432 + 38_045,  # the mean head of VTAB-1k
+    ("dapt", "point_mae_s_g128"): 721_932 + 365_839,  # its head of three tokens and 15 classes
     ("repadapter", "vit_b16"): 221_184,  # without biases
     ("mona", "swin_b"): None,  # another implementation
     ("mona", "swin_l"): None,
@@ -121,11 +125,14 @@ def test_a_backbone_of_stages_refuses_some():
 
 
 def test_points_have_a_row_too():
-    found = compare.run("point_mae_s", ["lora", "iconformer"], classes=40)
+    found = compare.run("point_mae_s", ["lora", "iconformer", "dapt"], classes=40)
     assert found["input"] == [1024, 3] and found["flops"] > 1e9
     assert rows(found)["lora"]["trained"] == 4 * 384 * 8 * 12
     assert rows(found)["lora"]["trained_with_head"] == 4 * 384 * 8 * 12 + 385 * 40
     assert "patches of an image" in rows(found)["iconformer"]["reason"]
+    dapt = rows(found)["dapt"]
+    assert (dapt["sites"], dapt["trained"]) == (7 * 12 + 2, 721_932)
+    assert "made for each token" in dapt["obstacle"] and dapt["extra_flops"] > 2
 
 
 def test_nothing_is_allocated(monkeypatch):

@@ -132,7 +132,8 @@ def test_a_line_changes_the_method(name, options):
     assert changed == {o.split("=")[0].removeprefix("--config.adapter.") for o in overrides}
 
     def adapted():
-        backbone = backbones.create("vit_mini", rngs=nnx.Rngs(0))
+        variant = "point_mae_s" if name == "dapt" else "vit_mini"
+        backbone = backbones.create(variant, rngs=nnx.Rngs(0))
         adapters.adapt(backbone, name, rngs=nnx.Rngs(1), **given)
         return backbone
 

@@ -104,6 +104,7 @@ QUICK = ("adapter_x", "dora", "iconformer", "norm_tune", "vfm_adapter", "vpt")
     [
         name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
         for name in adapters.names()
+        if name != "dapt"  # takes point clouds
     ],
 )
 def test_each_image_of_a_batch_has_its_own_adapter(method, tmp_path):

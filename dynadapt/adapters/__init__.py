@@ -8,7 +8,7 @@ float32; `shared` is the module that the root lends. Where it does not, `NOT_MER
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -17,9 +17,14 @@ from flax import nnx
 
 from dynadapt import choices, tree
 from dynadapt.attach import Shared, adapted, detach, sites
-from dynadapt.errors import ConfigError, DynadaptError, NotMergeable
+from dynadapt.errors import ConfigError, DynadaptError, NotMergeable, UnknownName
 
 _HERE = sys.modules[__name__]
+
+# The blocks of a transformer, in one pile or in stages, as a site pattern.
+BLOCK = r"(?:stages/\d+/)?blocks/\d+"
+# The layer that each branch of a block begins with.
+POSITIONS = {"attn": f"{BLOCK}/attn/qkv", "mlp": f"{BLOCK}/mlp/fc1"}
 
 
 def names() -> list[str]:
@@ -88,6 +93,15 @@ def _merged(backbone: nnx.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"{path}/{leaf}", old, value
 
 
+def check_among(method: str, what: str, given: Collection[str], choices: Collection[str]) -> None:
+    """Raises a ConfigError for no choice at all, or an UnknownName for the first wrong one."""
+    if not given:
+        raise ConfigError(f"{method} needs at least one {what} of {', '.join(choices)}")
+    for name in given:
+        if name not in choices:
+            raise UnknownName(f"{method} {what}", name, choices)
+
+
 def check_least(name: str, value: int) -> None:
     """Raises a ConfigError for a count below 1."""
     if value < 1:
@@ -121,6 +135,16 @@ def check_map(name: str, backbone: nnx.Module) -> None:
     """Raises a ConfigError for a backbone whose tokens are no map, such as groups of points."""
     if not hasattr(backbone, "patch"):
         raise ConfigError(f"{name} needs a backbone whose tokens are the patches of an image")
+
+
+def rescale(backbone: nnx.Module, scale: Any) -> None:
+    """Sets the fixed scale s of every adapter, in place; a traced value will do.
+
+    A method without a fixed scale (none, or a learned one) stays as it is.
+    """
+    for path, module in nnx.iter_modules(backbone):
+        if "adapter" in path and isinstance(getattr(module, "scale", None), int | float):
+            module.scale = nnx.data(scale)
 
 
 def trains(name: str) -> tuple[str, ...]:

@@ -13,18 +13,18 @@ import functools
 import jax
 from flax import nnx
 
-from dynadapt.adapters import check_rank
+from dynadapt.adapters import BLOCK, check_rank
 from dynadapt.attach import attach
 from dynadapt.context import Context, drop_path
 from dynadapt.errors import UnknownName
-from dynadapt.layers import ACTIVATIONS, Linear
+from dynadapt.layers import ACTIVATIONS, Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
 
 FORMS = {
-    "houlsby": r"(?:stages/\d+/)?blocks/\d+/(?:attn|mlp)",
-    "pfeiffer": r"(?:stages/\d+/)?blocks/\d+/mlp",
+    "houlsby": f"{BLOCK}/(?:attn|mlp)",
+    "pfeiffer": f"{BLOCK}/mlp",
 }
 
 
@@ -32,7 +32,6 @@ class Bottleneck(nnx.Module):
     """Host: a residual branch over tokens `b n d`; zero effect at the start."""
 
     def __init__(self, host, *, rank: int, rngs: nnx.Rngs):
-        kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.down = Linear(host.dim, rank, kernel_init=kaiming, rngs=rngs)
         self.up = Linear(rank, host.dim, kernel_init=nnx.initializers.zeros, rngs=rngs)
 

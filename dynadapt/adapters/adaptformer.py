@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_rank, check_rate
+from dynadapt.adapters import BLOCK, check_rank, check_rate
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout
 from dynadapt.errors import UnknownName
-from dynadapt.layers import LayerNorm, Linear
+from dynadapt.layers import LayerNorm, Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
 PRINTED = {"vit_b16": "1.19 M"}
 
-_SITES = r"(?:stages/\d+/)?blocks/\d+/mlp"
+_SITES = f"{BLOCK}/mlp"
 FORMS = ("parallel", "sequential")
 
 
@@ -35,7 +35,6 @@ class Bottleneck(nnx.Module):
         self.sequential, self.normed, self.rate = form == "sequential", norm, rate
         if norm:
             self.norm = LayerNorm(host.dim, epsilon=1e-5, rngs=rngs)
-        kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.down = Linear(host.dim, rank, kernel_init=kaiming, rngs=rngs)
         self.up = Linear(rank, host.dim, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.learn_scale = learn_scale

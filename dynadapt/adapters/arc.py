@@ -14,19 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_rank, check_rate
+from dynadapt.adapters import POSITIONS, check_among, check_rank, check_rate
 from dynadapt.attach import Shared, attach, sites
 from dynadapt.context import Context, dropout
-from dynadapt.errors import AttachError, ConfigError, UnknownName
+from dynadapt.errors import AttachError
 
 Array = jax.Array
 TRAINS = ()
 PRINTED = {"vit_b16": "0.13 M with head"}
-
-POSITIONS = {
-    "attn": r"(?:stages/\d+/)?blocks/\d+/attn/qkv",
-    "mlp": r"(?:stages/\d+/)?blocks/\d+/mlp/fc1",
-}
 
 
 class Projections(nnx.Module):
@@ -98,11 +93,8 @@ def adapt(
         dropout: rate between the two projections.
     """
     check_rate("dropout", dropout)
-    if not positions:
-        raise ConfigError(f"ARC needs at least one position of {', '.join(POSITIONS)}")
+    check_among("ARC", "position", positions, POSITIONS)
     for position in positions:
-        if position not in POSITIONS:
-            raise UnknownName("ARC position", position, POSITIONS)
         check_rank(rank, backbone, POSITIONS[position])
     dims = {}
     for position in positions:

@@ -10,15 +10,14 @@ of 2 L branches (L with placement "attn") 2 d r + r + d + 9 r^2 + r.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_map, check_rank, check_rate
+from dynadapt.adapters import BLOCK, check_map, check_rank, check_rate
 from dynadapt.attach import attach
-from dynadapt.context import Context, drop_path, dropout
+from dynadapt.context import Context, drop_path, dropout, join_map, split_map
 from dynadapt.errors import UnknownName
 from dynadapt.layers import Linear, quick_gelu
 
@@ -27,8 +26,8 @@ TRAINS = ()
 PRINTED = {"vit_b16": "0.33 M"}
 
 PLACEMENTS = {
-    "both": r"(?:stages/\d+/)?blocks/\d+/(?:attn|mlp)",
-    "attn": r"(?:stages/\d+/)?blocks/\d+/attn",
+    "both": f"{BLOCK}/(?:attn|mlp)",
+    "attn": f"{BLOCK}/attn",
 }
 CONVS = ("identity", "xavier")
 
@@ -45,16 +44,13 @@ class Conv3x3(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(rank))
 
     def __call__(self, h: Array, ctx: Context) -> Array:
-        b, n, r = h.shape
-        patches = math.prod(ctx.grid)
         # In float32: the sums of half precision are too coarse on some devices.
-        wide, kernel = h.astype(jnp.float32), self.kernel[...]
-        m = wide[:, n - patches :].reshape(b, *ctx.grid, r)
+        leading, m = split_map(h.astype(jnp.float32), ctx)
+        kernel = self.kernel[...]
         m = jax.lax.conv_general_dilated(
             m, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        leading = wide[:, : n - patches] @ kernel[1, 1]
-        y = jnp.concatenate([leading, m.reshape(b, patches, r)], axis=1)
+        y = join_map(leading @ kernel[1, 1], m)
         return (y + self.bias[...][None, None]).astype(h.dtype)
 
 

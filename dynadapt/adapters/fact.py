@@ -16,18 +16,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_rank, check_rate
+from dynadapt.adapters import BLOCK, check_rank, check_rate
 from dynadapt.attach import Shared, attach, sites
 from dynadapt.context import Context, dropout
 from dynadapt.errors import AttachError, ConfigError, UnknownName
+from dynadapt.layers import kaiming
 
 Array = jax.Array
 TRAINS = ()
 
 FORMS = ("tt", "tk")
 _SITES = {
-    "attn": r"(?:stages/\d+/)?blocks/\d+/attn/(qkv|proj)",
-    "mlp": r"(?:stages/\d+/)?blocks/\d+/mlp/(fc1|fc2)",
+    "attn": f"{BLOCK}/attn/(qkv|proj)",
+    "mlp": f"{BLOCK}/mlp/(fc1|fc2)",
 }
 
 
@@ -36,7 +37,6 @@ class Factors(nnx.Module):
 
     def __init__(self, dim: int, rank: int, form: str, *, rngs: nnx.Rngs):
         # As the published code: U as any linear layer there, V zero, the core xavier.
-        kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.u = nnx.Param(kaiming(rngs.params(), (dim, rank)))
         self.v = nnx.Param(jnp.zeros((rank, dim)))
         if form == "tk":
@@ -59,9 +59,8 @@ class Fact(nnx.Module):
         # The sites of one block share a key: each needs a mask of its own.
         self.name = f"fact/{site}/{host.in_features}/{host.out_features}"
         if form == "tt":
-            init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
             shape = (self.parts * rank, rank) if self.tall else (rank, self.parts * rank)
-            self.s = nnx.Param(init(rngs.params(), shape))
+            self.s = nnx.Param(kaiming(rngs.params(), shape))
         else:
             # Xavier of the matrix of all columns.
             bound = math.sqrt(6 / (rank + columns))

@@ -18,23 +18,22 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import dynamic
-from dynadapt.adapters import check_map, check_odd, check_rank, check_rate
+from dynadapt.adapters import BLOCK, check_map, check_odd, check_rank, check_rate
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout, join_map, split_map
 from dynadapt.errors import ConfigError, UnknownName
-from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
+from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
 # Over its tasks and backbones, which the abstract does not tell apart.
 PRINTED = {name: "1.6 to 2.8 %" for name in ("vit_b16", "swin_b", "swin_l")}
 
-_BLOCK = r"(?:stages/\d+/)?blocks/\d+/"
 PLACEMENTS = {
-    "parallel_mlp": _BLOCK + "mlp",
-    "sequential_mlp": _BLOCK + "mlp",
-    "parallel_attn": _BLOCK + "attn",
-    "both": _BLOCK + "(attn|mlp)",
+    "parallel_mlp": f"{BLOCK}/mlp",
+    "sequential_mlp": f"{BLOCK}/mlp",
+    "parallel_attn": f"{BLOCK}/attn",
+    "both": f"{BLOCK}/(attn|mlp)",
 }
 KERNELS = ("dynamic", "static", "none")
 PREFIXES = ("identity", "center", "drop")
@@ -98,7 +97,6 @@ class DynamicAdapter(nnx.Module):
         rate,
     ):
         self.sequential, self.act, self.prefix, self.rate = sequential, act, prefix, rate
-        kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.ln_before = ln_before
         if ln_before:
             self.norm = LayerNorm(host.dim, rngs=rngs)

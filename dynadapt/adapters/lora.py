@@ -12,24 +12,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_rank, check_rate
+from dynadapt.adapters import BLOCK, check_among, check_rank, check_rate
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout
-from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.errors import ConfigError
+from dynadapt.layers import kaiming
 
 Array = jax.Array
 TRAINS = ()
 PRINTED = {"vit_b16": "0.29 M"}
 
-_BLOCK = r"(?:stages/\d+/)?blocks/\d+"
 _SITES = {
-    "q": rf"{_BLOCK}/attn/qkv",
-    "k": rf"{_BLOCK}/attn/qkv",
-    "v": rf"{_BLOCK}/attn/qkv",
-    "qkv": rf"{_BLOCK}/attn/qkv",
-    "proj": rf"{_BLOCK}/attn/proj",
-    "fc1": rf"{_BLOCK}/mlp/fc1",
-    "fc2": rf"{_BLOCK}/mlp/fc2",
+    "q": f"{BLOCK}/attn/qkv",
+    "k": f"{BLOCK}/attn/qkv",
+    "v": f"{BLOCK}/attn/qkv",
+    "qkv": f"{BLOCK}/attn/qkv",
+    "proj": f"{BLOCK}/attn/proj",
+    "fc1": f"{BLOCK}/mlp/fc1",
+    "fc2": f"{BLOCK}/mlp/fc2",
 }
 
 
@@ -37,9 +37,7 @@ class Factors(nnx.Module):
     """The two factors of one increment: `a` is `d_in r`, `b` is `r d_out`, zero at the start."""
 
     def __init__(self, dim_in: int, dim_out: int, rank: int, *, rngs: nnx.Rngs):
-        # Kaiming uniform with a = sqrt(5), as the original: bound 1 / sqrt(d_in).
-        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        self.a = nnx.Param(init(rngs.params(), (dim_in, rank)))
+        self.a = nnx.Param(kaiming(rngs.params(), (dim_in, rank)))
         self.b = nnx.Param(jnp.zeros((rank, dim_out)))
 
     def __call__(self, x: Array) -> Array:
@@ -121,11 +119,8 @@ def place(
 ) -> None:
     """Checks the settings and attaches an adapter of this kind to every layer with a target."""
     check_rate("dropout", rate)
-    if not targets:
-        raise ConfigError(f"LoRA needs at least one target of {', '.join(_SITES)}")
+    check_among("LoRA", "target", targets, _SITES)
     for target in targets:
-        if target not in _SITES:
-            raise UnknownName("LoRA target", target, _SITES)
         check_rank(rank, backbone, _SITES[target])
     both = [t for t in targets if t in ("q", "k", "v")]
     if "qkv" in targets and both:

@@ -16,15 +16,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_least, check_rank
+from dynadapt.adapters import BLOCK, check_least, check_rank
+from dynadapt.adapters.adapter import Bottleneck
 from dynadapt.attach import attach
-from dynadapt.context import Context, drop_path
-from dynadapt.layers import ACTIVATIONS
 
 Array = jax.Array
 TRAINS = ()
 
-_SITES = r"(?:stages/\d+/)?blocks/\d+/(?:attn|mlp)"
+_SITES = f"{BLOCK}/(?:attn|mlp)"
 
 
 def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param:
@@ -51,22 +50,13 @@ class Multi(nnx.Module):
         return y + self.bias[...].astype(y.dtype)[None, None] if self.biased else y
 
 
-class Lorand(nnx.Module):
-    """Host: a residual branch over tokens `b n d`."""
+class Lorand(Bottleneck):
+    """Host: a residual branch over tokens `b n d`; acts from the start."""
 
     def __init__(self, host, *, factor, branches, rank, bias, rngs: nnx.Rngs):
         given = dict(branches=branches, rank=rank, bias=bias, rngs=rngs)
         self.down = Multi(host.dim, host.dim // factor, **given)
         self.up = Multi(host.dim // factor, host.dim, **given)
-
-    def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
-        # The adapter is a part of the branch: drop-path takes both.
-        y = host.bare(x, ctx.replace(drop_path=None))
-        return drop_path(y + self.branch(y, ctx), ctx, host.name)
-
-    def branch(self, y: Array, ctx: Context) -> Array:
-        """The adapter alone, `b n d`."""
-        return self.up(ACTIVATIONS["gelu"](self.down(y)))
 
 
 def adapt(

@@ -21,19 +21,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_map, check_rank, check_rate
+from dynadapt.adapters import BLOCK, check_map, check_rank, check_rate
 from dynadapt.attach import attach
-from dynadapt.context import Context, dropout
-from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
+from dynadapt.context import Context, dropout, join_map, split_map
+from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
 # A benchmark prints these; the authors' code has 3,667,456 and 5,267,712, as here.
 PRINTED = {"swin_b": "4.16 M", "swin_l": "5.08 M"}
 
-_SITES = r"(?:stages/\d+/)?blocks/\d+/(?:attn|mlp)"
-
-_kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_SITES = f"{BLOCK}/(?:attn|mlp)"
 
 
 def _bias(rngs: nnx.Rngs, size: int, fan_in: int) -> Array:
@@ -42,7 +40,7 @@ def _bias(rngs: nnx.Rngs, size: int, fan_in: int) -> Array:
 
 
 def _linear(dim_in: int, dim_out: int, rngs: nnx.Rngs) -> Linear:
-    layer = Linear(dim_in, dim_out, kernel_init=_kernel, rngs=rngs)
+    layer = Linear(dim_in, dim_out, kernel_init=kaiming, rngs=rngs)
     layer.bias[...] = _bias(rngs, dim_out, dim_in)
     return layer
 
@@ -51,7 +49,7 @@ class Depthwise(nnx.Module):
     """A convolution of each channel of maps `b h w r` alone; `kernel` is `k k 1 r`."""
 
     def __init__(self, rank: int, side: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_kernel(rngs.params(), (side, side, 1, rank)))
+        self.kernel = nnx.Param(kaiming(rngs.params(), (side, side, 1, rank)))
         self.bias = nnx.Param(_bias(rngs, rank, side * side))
 
     def __call__(self, m: Array) -> Array:
@@ -72,7 +70,7 @@ class Mona(nnx.Module):
     def __init__(self, host, *, rank: int, rate: float, rngs: nnx.Rngs):
         self.rate = rate
         self.norm = LayerNorm(host.dim, epsilon=1e-5, rngs=rngs)
-        self.gamma = nnx.Param(jnp.full(host.dim, 1e-6))
+        self.gamma = nnx.Param(jnp.full(host.dim, 1e-6, jnp.float32))
         self.gamma_x = nnx.Param(jnp.ones(host.dim))
         self.down = _linear(host.dim, rank, rngs)
         self.convs = nnx.List([Depthwise(rank, side, rngs=rngs) for side in (3, 5, 7)])
@@ -94,13 +92,11 @@ class Mona(nnx.Module):
 
     def convolve(self, h: Array, ctx: Context) -> Array:
         """Adds the mean of the three convolutions to the patch tokens of `b n r`."""
-        b, n, r = h.shape
-        patches = math.prod(ctx.grid)
+        leading, m = split_map(h, ctx)
         # In float32: the sums of half precision are too coarse on some devices.
-        m = h[:, n - patches :].reshape(b, *ctx.grid, r).astype(jnp.float32)
+        m = m.astype(jnp.float32)
         m = m + sum(conv(m) for conv in self.convs) / 3
-        m = m.reshape(b, patches, r).astype(h.dtype)
-        return jnp.concatenate([h[:, : n - patches], m], axis=1)
+        return join_map(leading, m.astype(h.dtype))
 
 
 def adapt(

@@ -13,20 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_rank, check_rate
+from dynadapt.adapters import POSITIONS, check_among, check_rank, check_rate
 from dynadapt.attach import attach, sites
 from dynadapt.context import Context, dropout
-from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.errors import ConfigError
 from dynadapt.layers import Linear
 
 Array = jax.Array
 TRAINS = ()
 PRINTED = {"vit_b16": "0.22 M without biases"}
-
-POSITIONS = {
-    "attn": r"(?:stages/\d+/)?blocks/\d+/attn/qkv",
-    "mlp": r"(?:stages/\d+/)?blocks/\d+/mlp/fc1",
-}
 
 
 class Grouped(nnx.Module):
@@ -105,11 +100,8 @@ def adapt(
         dropout: rate between the two projections.
     """
     check_rate("dropout", dropout)
-    if not positions:
-        raise ConfigError(f"RepAdapter needs at least one position of {', '.join(POSITIONS)}")
+    check_among("RepAdapter", "position", positions, POSITIONS)
     for position in positions:
-        if position not in POSITIONS:
-            raise UnknownName("RepAdapter position", position, POSITIONS)
         check_rank(rank, backbone, POSITIONS[position])
         for path, host in sites(backbone, POSITIONS[position]):
             if groups < 1 or rank % groups or host.in_features % groups:

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_map
+from dynadapt.adapters import BLOCK, check_map
 from dynadapt.attach import attach, sites
 from dynadapt.context import Context
+from dynadapt.layers import Affine
 
 Array = jax.Array
 TRAINS = ()
@@ -23,27 +24,21 @@ PRINTED = {"vit_b16": "0.21 M"}
 # Where a norm ends the patch embedding, as in Swin, its scale and shift serve both (ours).
 _EMBED = ("embed/norm", "embed")
 _SITES = (
-    r"(?:stages/\d+/)?blocks/\d+/(attn/(norm|qkv|proj)|mlp/(norm|fc1|fc2))",
+    f"{BLOCK}/(attn/(norm|qkv|proj)|mlp/(norm|fc1|fc2))",
     r"stages/\d+/merge/(norm|reduction)",
     r"norm|norms/\d+",
 )
 
 
-class Affine(nnx.Module):
+class Rescale(Affine):
     """Host: a linear layer, norm or patch embedding of `d` channels."""
 
     def __init__(self, host, *, rngs: nnx.Rngs):
-        dim = host.kernel.shape[-1] if hasattr(host, "kernel") else host.scale.shape[0]
-        # As the published code: normal around the identity.
-        draw = functools.partial(jax.random.normal, shape=(dim,))
-        self.scale = nnx.Param(1.0 + 0.02 * draw(rngs.params()))
-        self.shift = nnx.Param(0.02 * draw(rngs.params()))
+        weight = host.kernel if hasattr(host, "kernel") else host.scale
+        super().__init__(weight.shape[-1], rngs=rngs)
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
-        y = host.bare(x, ctx)
-        row = (1,) * (y.ndim - 1) + (-1,)
-        scale, shift = (v[...].astype(y.dtype).reshape(row) for v in (self.scale, self.shift))
-        return y * scale + shift
+        return super().__call__(host.bare(x, ctx))
 
     def merged(self, host: nnx.Module, shared: None) -> dict[str, Array]:
         """The host's parameters, scaled and shifted, float32."""
@@ -65,7 +60,7 @@ def adapt(backbone: nnx.Module, *, rngs: nnx.Rngs) -> None:
     """
     check_map("ssf", backbone)
     embed = next((where for where in _EMBED if sites(backbone, where)), _EMBED[-1])
-    make = functools.partial(Affine, rngs=rngs)
+    make = functools.partial(Rescale, rngs=rngs)
     attach(backbone, _SITES[0], make)
     for where in (embed, *_SITES[1:]):
         if sites(backbone, where):

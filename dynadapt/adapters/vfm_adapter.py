@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import dynamic
-from dynadapt.adapters import check_least, check_map, check_odd, check_rank
+from dynadapt.adapters import BLOCK, check_least, check_map, check_odd, check_rank
 from dynadapt.attach import Shared, attach, sites
 from dynadapt.context import Context, join_map, split_map
 from dynadapt.errors import UnknownName
-from dynadapt.layers import Linear
+from dynadapt.layers import Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
@@ -33,7 +33,7 @@ PRINTED = {name: "2.78 M" for name in ("vit_b16", "dinov2_b14", "sam_b16")}
 NOT_MERGEABLE = "its convolution kernels are generated from each input"
 
 KERNELS = ("input", "layer", "static", "none")
-_SITES = r"(?:stages/\d+/)?blocks/\d+/(attn|mlp)"
+_SITES = f"{BLOCK}/(attn|mlp)"
 
 
 def static_count(depth: int, dim: int, rank: int) -> int:
@@ -102,7 +102,6 @@ class Hom(nnx.Module):
 
     def __init__(self, host, *, rank, z, kernel, kernels, scale, bias, rngs):
         self.kernels, self.scale, self.side = kernels, scale, host.name
-        kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         both = dict(use_bias=bias, rngs=rngs)
         self.down = Linear(host.dim, rank, kernel_init=kaiming, **both)
         self.up = Linear(rank, host.dim, kernel_init=nnx.initializers.zeros, **both)

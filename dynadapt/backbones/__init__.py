@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +10,8 @@ import jax
 from flax import nnx
 
 from dynadapt import choices
-from dynadapt.errors import UnknownName
+from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.layers import ACTIVATIONS
 
 Array = jax.Array
 
@@ -21,7 +22,7 @@ class Features:
 
     Attributes:
         maps: chosen levels, fine to coarse, each `b h w d`; the last went through the final norm.
-        tokens: class token and registers after the final norm, `b p d`.
+        tokens: class token and registers, for points prompts too, after the final norm, `b p d`.
         aux: what layers recorded, by name.
     """
 
@@ -69,6 +70,21 @@ def of(family: str, **fields: Any) -> Callable[[nnx.Rngs], nnx.Module]:
     module = choices.module(sys.modules[__name__], family, "backbone family")
     config = _config(module, f"a backbone of {family!r}", fields)
     return lambda rngs: module.Backbone(config, rngs=rngs)
+
+
+def check_block(dim: int, heads: int, act: str) -> None:
+    """Raises a ConfigError for heads that do not divide the width, or an unknown activation."""
+    if dim % heads:
+        raise ConfigError(f"width {dim} is not divisible by {heads} heads")
+    if act not in ACTIVATIONS:
+        raise UnknownName("activation", act, ACTIVATIONS)
+
+
+def check_numbers(name: str, numbers: Iterable[int], depth: int) -> None:
+    """Raises a ConfigError for the number of a block that is not there; -1 is the last."""
+    for number in numbers:
+        if not -depth <= number < depth:
+            raise ConfigError(f"there is no block {number} among {depth}, as {name} asks")
 
 
 def _config(family: ModuleType, kind: str, settings: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.backbones import Features
+from dynadapt.backbones import Features, check_block, check_numbers
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
 from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
@@ -175,12 +175,15 @@ class Backbone(nnx.Module):
     """The encoder, called on point clouds `b n 3`.
 
     Returns `Features` with group features `b g d` at the chosen levels as `maps`, and tokens
-    `b p d` (the class token, where there is one). Layers see the groups as a grid `(g, 1)`.
+    `b p d`: the class token, where there is one, and the prompts that adapters on blocks may have
+    added between it and the groups. Layers see the groups as a grid `(g, 1)`.
 
     Attributes:
+        grows: whether blocks may add tokens.
         fresh: leaves that pre-trained weights may lack; they keep their initial values.
     """
 
+    grows = True
     fresh = ("class_token", "class_position")
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -214,7 +217,7 @@ class Backbone(nnx.Module):
         # The position is closed over, so that a block stays a module of tokens alone and a scan
         # over blocks stacks parameters only.
         def positioned(block: Block, x: Array, ctx: Context) -> Array:
-            return block(x + position, ctx)
+            return block(x + self.stretched(position, x.shape[1]), ctx)
 
         ctx = ctx.replace(grid=(c.groups, 1), prefix=ctx.prefix + self.prefix)
         blocks = [jax.tree_util.Partial(positioned, b) for b in self.blocks]
@@ -224,8 +227,15 @@ class Backbone(nnx.Module):
             x = fold(some, x, ctx, scan=c.scan, remat=c.remat, first=first, depth=len(blocks))
             first = level + 1
             y = self.norm(x, ctx) if first == len(blocks) else x
-            maps.append(y[:, self.prefix :])
-        return Features(tuple(maps), y[:, : self.prefix], ctx.tape)
+            maps.append(y[:, -c.groups :])
+        return Features(tuple(maps), y[:, : -c.groups], ctx.tape)
+
+    def stretched(self, position: Array, n: int) -> Array:
+        """Positions `b p+g d` for n tokens, `b n d`: zeros for prompts, which stand behind p."""
+        b, known, d = position.shape
+        prompts = jnp.zeros((b, n - known, d), position.dtype)
+        first, groups = position[:, : self.prefix], position[:, self.prefix :]
+        return jnp.concatenate([first, prompts, groups], axis=1)
 
     def with_class(self, x: Array, position: Array) -> tuple[Array, Array]:
         """The class token before tokens `b g d`, and its position before theirs."""
@@ -240,12 +250,7 @@ class Backbone(nnx.Module):
 
 
 def _check(c: Config) -> None:
-    for level in c.levels:
-        if not -c.depth <= level < c.depth:
-            raise ConfigError(f"there is no block {level} among {c.depth} to take a level from")
-    if c.dim % c.heads:
-        raise ConfigError(f"width {c.dim} is not divisible by {c.heads} heads")
-    if c.act not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation {c.act!r}; choose one of {', '.join(ACTIVATIONS)}")
+    check_numbers("levels", c.levels, c.depth)
+    check_block(c.dim, c.heads, c.act)
     if c.groups < 1 or c.group_size < 1:
         raise ConfigError(f"{c.groups} groups of {c.group_size} points are none; both must be 1+")

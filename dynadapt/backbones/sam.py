@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 
 from dynadapt import windows
-from dynadapt.backbones import Features
+from dynadapt.backbones import Features, check_block, check_numbers
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
-from dynadapt.layers import ACTIVATIONS, Conv, LayerNorm, Linear
+from dynadapt.layers import Conv, LayerNorm, Linear
 from dynadapt.resample import linear, resample
 from dynadapt.transformer import Attention, Block, Mlp, PatchEmbed
 
@@ -208,11 +208,6 @@ class Backbone(nnx.Module):
 def _check(c: Config) -> None:
     if c.image_size % c.patch:
         raise ConfigError(f"image size {c.image_size} is not divisible by patch {c.patch}")
-    for name in ("levels", "whole"):
-        for number in getattr(c, name):
-            if not -c.depth <= number < c.depth:
-                raise ConfigError(f"there is no block {number} among {c.depth}, as {name} asks")
-    if c.dim % c.heads:
-        raise ConfigError(f"width {c.dim} is not divisible by {c.heads} heads")
-    if c.act not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation {c.act!r}; choose one of {', '.join(ACTIVATIONS)}")
+    check_numbers("levels", c.levels, c.depth)
+    check_numbers("whole", c.whole, c.depth)
+    check_block(c.dim, c.heads, c.act)

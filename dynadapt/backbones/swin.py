@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 
 from dynadapt import windows
-from dynadapt.backbones import Features
+from dynadapt.backbones import Features, check_block
 from dynadapt.context import Context, fold
-from dynadapt.errors import ConfigError
-from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
+from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.layers import LayerNorm, Linear
 from dynadapt.resample import resample
 from dynadapt.transformer import Attention, Block, Mlp, PatchEmbed
 
@@ -278,12 +278,7 @@ def _check(c: Config) -> None:
     if len(c.depths) != len(c.heads):
         raise ConfigError(f"{len(c.depths)} stages need as many entries in heads, not {c.heads}")
     for i, heads in enumerate(c.heads):
-        if c.dim * 2**i % heads:
-            raise ConfigError(f"width {c.dim * 2**i} is not divisible by {heads} heads")
-    for what, value, choices in (
-        ("activation", c.act, tuple(ACTIVATIONS)),
-        ("pad", c.pad, PAD),
-        ("small", c.small, SMALL),
-    ):
+        check_block(c.dim * 2**i, heads, c.act)
+    for what, value, choices in (("pad", c.pad, PAD), ("small", c.small, SMALL)):
         if value not in choices:
-            raise ConfigError(f"unknown {what} {value!r}; choose one of {', '.join(choices)}")
+            raise UnknownName(what, value, choices)

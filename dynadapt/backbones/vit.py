@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt.backbones import Features
+from dynadapt.backbones import Features, check_block, check_numbers
 from dynadapt.context import Context, fold
-from dynadapt.errors import ConfigError
-from dynadapt.layers import ACTIVATIONS, LayerNorm
+from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.layers import LayerNorm
 from dynadapt.resample import RULES, resample
 from dynadapt.transformer import Attention, Block, Mlp, PatchEmbed
 
@@ -127,7 +127,12 @@ class Backbone(nnx.Module):
     """A ViT, called on images `b h w 3` normalised as its checkpoint wants.
 
     Returns `Features` with maps `b h w d` at the chosen levels and tokens `b p d`.
+
+    Attributes:
+        grows: whether blocks may add tokens.
     """
+
+    grows = True
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         # A tuple even where a list was given: static attributes of a module must be hashable.
@@ -222,15 +227,10 @@ def sincos(side: int, dim: int) -> Array:
 def _check(c: Config) -> None:
     if c.image_size % c.patch:
         raise ConfigError(f"image size {c.image_size} is not divisible by patch {c.patch}")
-    for level in c.levels:
-        if not -c.depth <= level < c.depth:
-            raise ConfigError(f"there is no block {level} among {c.depth} to take a level from")
-    if c.dim % c.heads:
-        raise ConfigError(f"width {c.dim} is not divisible by {c.heads} heads")
-    if c.act not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation {c.act!r}; choose one of {', '.join(ACTIVATIONS)}")
+    check_numbers("levels", c.levels, c.depth)
+    check_block(c.dim, c.heads, c.act)
     if c.resample not in RULES:
-        raise ConfigError(f"unknown resampling {c.resample!r}; choose one of {', '.join(RULES)}")
+        raise UnknownName("resampling", c.resample, RULES)
     prefix = int(c.class_token) + c.registers
     if c.positioned is not None and not 0 <= c.positioned <= prefix:
         raise ConfigError(

@@ -40,23 +40,32 @@ answer(forward_pass(sys.argv[1], int(sys.argv[2])))
 """
 
 
-def forward_pass(name: str, batch: int) -> Callable[[], Any]:
-    """A compiled forward pass of a backbone in float32, with random weights and images."""
+def forward_pass(
+    name: str, batch: int, sides: tuple[int, ...] = (), **fields: Any
+) -> Callable[[], Any]:
+    """A compiled forward pass of a backbone in float32, with random weights and inputs.
+
+    Args:
+        name: a variant such as `vit_b16`.
+        batch: inputs of a pass.
+        sides: `h w` of the images, or `n` of the clouds; by default the backbone's own images.
+        **fields: config fields of the backbone that are not the variant's own.
+    """
     import jax
     from flax import nnx
 
     from dynadapt import backbones
     from dynadapt.context import Context
 
-    graph, state = nnx.split(backbones.create(name, rngs=nnx.Rngs(0)))
-    size = backbones.config(name).image_size
-    images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
+    graph, state = nnx.split(backbones.create(name, rngs=nnx.Rngs(0), **fields))
+    sides = sides or (backbones.config(name, **fields).image_size,) * 2
+    given = jax.random.normal(jax.random.key(0), (batch, *sides, 3))
 
     @jax.jit
-    def forward(state: Any, images: Any) -> Any:
-        return nnx.merge(graph, state)(images, Context()).maps[-1]
+    def forward(state: Any, given: Any) -> Any:
+        return nnx.merge(graph, state)(given, Context()).maps[-1]
 
-    return lambda: jax.block_until_ready(forward(state, images))
+    return lambda: jax.block_until_ready(forward(state, given))
 
 
 def run(reference: str | None, names: list[str], batch: int, rounds: int) -> dict[str, Any]:

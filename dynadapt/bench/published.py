@@ -6,10 +6,11 @@ from typing import Any
 
 from dynadapt import backbones
 from dynadapt.bench import interleaved, machine, timed
+from dynadapt.bench.forward import forward_pass
 
 
 def run(table: list[dict[str, Any]], batch: int, rounds: int, limit: float) -> dict[str, Any]:
-    """Inputs a second of each backbone in a table of `models.rows`, measured in turn.
+    """Inputs a second of each backbone in a table of `weights_table.rows`, measured in turn.
 
     Args:
         table: rows; backbones of the same sizes are measured once.
@@ -19,7 +20,7 @@ def run(table: list[dict[str, Any]], batch: int, rounds: int, limit: float) -> d
     """
     small = [row for row in table if row["gflops"] <= limit]
     firsts = {_size(row): row for row in reversed(small)}
-    asks = [timed(forward_pass(row, batch)) for row in firsts.values()]
+    asks = [timed(_forward_pass(row, batch)) for row in firsts.values()]
     readings = interleaved(asks, rounds)
     found = {
         size: round(batch / statistics.median(seconds), 1)
@@ -31,6 +32,11 @@ def run(table: list[dict[str, Any]], batch: int, rounds: int, limit: float) -> d
     )
 
 
+def _forward_pass(row: dict[str, Any], batch: int) -> Callable[[], Any]:
+    sides = tuple(int(n) for n in row["input"].split() if n.isdigit())
+    return forward_pass(row["backbone"], batch, sides, **row["fields"])
+
+
 def _size(row: dict[str, Any]) -> tuple[Any, ...]:
     return backbones.family(row["backbone"]), row["parameters"], row["gflops"], row["input"]
 
@@ -38,23 +44,3 @@ def _size(row: dict[str, Any]) -> tuple[Any, ...]:
 def label(row: dict[str, Any]) -> str:
     """A backbone with the fields that are not the variant's own."""
     return " ".join([row["backbone"], *(f"{k}={v}" for k, v in row["fields"].items())])
-
-
-def forward_pass(row: dict[str, Any], batch: int) -> Callable[[], Any]:
-    """A compiled forward pass in float32, with random weights and inputs."""
-    import jax
-    from flax import nnx
-
-    from dynadapt.context import Context
-
-    network = backbones.create(row["backbone"], rngs=nnx.Rngs(0), **row["fields"])
-    graph, state = nnx.split(network)
-    sides = [int(n) for n in row["input"].split() if n.isdigit()]
-    shape = (batch, *sides, 3)
-    given = jax.random.normal(jax.random.key(0), shape)
-
-    @jax.jit
-    def forward(state: Any, given: Any) -> Any:
-        return nnx.merge(graph, state)(given, Context()).maps[-1]
-
-    return lambda: forward(state, given)

@@ -20,7 +20,7 @@ import numpy as np
 from dynadapt import choices
 from dynadapt.errors import DataError, UnknownName, suggest
 
-_PIPELINE = ("images", "loader")  # modules of this package that are not data sets
+_PIPELINE = ("images", "loader", "scenes")  # modules of this package that are not data sets
 _PART = re.compile(r"([\w.\-]+)(?:\[(-?\d+)?:(-?\d+)?\])?")
 
 
@@ -34,6 +34,27 @@ class Info:
     counts: Mapping[str, int]
     obtain: str
     fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of a suite such as VTAB-1K, whose data sets have the splits `SPLITS`.
+
+    Attributes:
+        title: how tables call it.
+        group: "natural", "specialized" or "structured".
+        classes: how many there are.
+        test: images of the test split as published.
+    """
+
+    name: str
+    title: str
+    group: str
+    classes: int
+    test: int
+
+
+SPLITS = ("train800", "val200", "train800val200", "test")  # of every task of a suite
 
 
 class Source(Protocol):
@@ -143,6 +164,19 @@ def read_classes(folder: Path) -> tuple[str, ...]:
     if not classes or len(set(classes)) < len(classes):
         raise DataError(f"{path} must hold one class name a line, each of them once")
     return classes
+
+
+def find_task(tasks: Mapping[str, Task], name: str) -> Task:
+    """The suite's task of that name; raises UnknownName, naming the nearest."""
+    if name not in tasks:
+        raise UnknownName("task", name, tasks)
+    return tasks[name]
+
+
+def check_split(split: str) -> None:
+    """Raises DataError unless a suite's data sets have that split."""
+    if split not in SPLITS:
+        raise DataError(f"there is no split {split!r}; {suggest(split, SPLITS)}")
 
 
 def settings(name: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 class Folder:
     """A source over image files, which it returns as encoded bytes; `name` is the path."""
 
+    in_memory = False
+
     def __init__(self, split: str, path: Path, files: dict[str, list[tuple[str, int]]], info: Info):
         self.info = info
         self._path, self._files = path, files
@@ -53,21 +55,26 @@ def source(split: str, path: str = "", list: str = "") -> Folder:
     splits = dict.fromkeys(name for name, _ in parse(split))
     lists = {name: _list_file(root, name, list) for name in splits}
     if any(lists.values()):
-        files, classes = _read_lists(root, lists)
+        files, classes = read_lists(root, lists)
     else:
         files, classes = _read_folders(root, splits)
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        for relative, label in files[name]:
-            digest.update(f"{name}\t{relative}\t{label}\n".encode())
     info = Info(
         name="folder",
         classes=classes,
         counts={name: len(rows) for name, rows in files.items()},
         obtain=OBTAIN,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint(files),
     )
     return Folder(split, root, files, info)
+
+
+def fingerprint(files: dict[str, list[tuple[str, int]]]) -> str:
+    """SHA-256 over the paths and labels of each split."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        for relative, label in files[name]:
+            digest.update(f"{name}\t{relative}\t{label}\n".encode())
+    return digest.hexdigest()
 
 
 def _list_file(root: Path, split: str, given: str) -> Path | None:
@@ -84,14 +91,21 @@ def _nearest(file: Path) -> str:
     return suggest(file.stem, (p.stem for p in beside if p.name != "classes.txt"))
 
 
-def _read_lists(root: Path, lists: dict[str, Path | None]):
+def read_lists(
+    root: Path, lists: dict[str, Path | None], classes: tuple[str, ...] = ()
+) -> tuple[dict[str, list[tuple[str, int]]], tuple[str, ...]]:
+    """(path, label) of each line of each split's list, and the classes.
+
+    Given `classes`, no other list is opened; else they are what the folder and its lists name.
+    Raises DataError for a list or an image that isn't there and for a label that is no class.
+    """
     for split, file in lists.items():
         if file is None:
             missing = root / f"{split}.txt"
             raise DataError(f"there is no list {missing}; {_nearest(missing)}")
     rows = {split: _parse_list(file) for split, file in lists.items()}
     labels = {label for lines in rows.values() for _, _, label in lines}
-    classes = read_classes(root) or _count_classes(lists, labels)
+    classes = classes or read_classes(root) or _count_classes(lists, labels)
     files, number = {}, {name: i for i, name in enumerate(classes)}
     for split, lines in rows.items():
         files[split] = []

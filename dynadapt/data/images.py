@@ -72,7 +72,10 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int, width: int = 0, method: str = "bicubic") -> np.ndarray:
-    """Stretches to `size` square, or to height `size` and `width`; antialiased."""
+    """Stretches to `size` square, or to height `size` and `width`; antialiased.
+
+    The method "plain_bilinear" is not: it is TensorFlow's default resize, on pixels of 8 bits.
+    """
     return _resample(image, (size, width or size), method)
 
 
@@ -215,8 +218,8 @@ def _check(parameter: inspect.Parameter, value: Any, call: str) -> None:
     numbers = value if isinstance(value, tuple) else (value,)
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers)
     if parameter.name == "method":
-        if value not in METHODS:
-            raise UnknownName("resize method", value, METHODS)
+        if value not in (*METHODS, "plain_bilinear"):
+            raise UnknownName("resize method", value, (*METHODS, "plain_bilinear"))
         return
     if parameter.annotation is int:
         least = 0 if parameter.default == 0 else 1
@@ -239,6 +242,11 @@ def _is_random(step: Callable) -> bool:
 def _resample(image: np.ndarray, shape: tuple[int, int], method: str) -> np.ndarray:
     if image.shape[:2] == shape:
         return image
+    if method == "plain_bilinear":
+        across = (image.shape[1] / shape[1], 0, 0, 0, image.shape[0] / shape[0], 0)
+        picture = Image.fromarray(image)
+        bilinear = Image.Resampling.BILINEAR
+        return np.asarray(picture.transform(shape[::-1], Image.Transform.AFFINE, across, bilinear))
     resized = Image.fromarray(image).resize(shape[::-1], METHODS[method])
     return np.asarray(resized)
 

@@ -93,13 +93,9 @@ def train_batches(
             f"examples; choose a batch of at most {size // count} for each process"
         )
 
-    @functools.lru_cache(maxsize=4)
-    def order(epoch):
-        return np.random.default_rng([0, seed, epoch]).permutation(size)
-
     def load(position, _):  # position: in the endless stream
         epoch, place = divmod(position, size)
-        index = int(order(epoch)[place])
+        index = int(order(seed, epoch, size)[place])
         return examples.load(index, [1, seed, epoch, index] if examples.random else None)
 
     # grain's own shuffle draws epoch e from seed + e, so that runs 0, 1, 2 would share epochs; it
@@ -108,6 +104,19 @@ def train_batches(
     batches = stream[index::count].batch(batch_size, batch_fn=examples.stack)
     run = {"seed": seed, "global_batch": batch_size * count, "examples": size}
     return Batches(batches, examples, _threads(source, threads), run, None)
+
+
+@functools.lru_cache(maxsize=64)
+def order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order `size` of the examples in an epoch of training."""
+    return np.random.default_rng([0, seed, epoch]).permutation(size)
+
+
+def rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
+    """The examples `batch_size` of a training step (from 0), as `train_batches` draws them."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, places = np.divmod(positions, size)
+    return np.array([order(seed, int(e), size)[p] for e, p in zip(epochs, places, strict=True)])
 
 
 def eval_batches(

@@ -44,6 +44,10 @@ class Task:
             raise ConfigError("pool='cls' needs a backbone with a class token; use pool='mean'")
         return LinearHead(backbone.dims[-1], self.classes, pool=self.pool, rngs=rngs)
 
+    def within(self, logits: Array, classes: Array) -> Array:
+        """The logits of the first `classes` classes; the head's others are out of reach."""
+        return jnp.where(jnp.arange(self.classes)[None] < classes, logits, -1e9)
+
     def prepare(self, batch: Batch, key: Array | None, train: bool) -> Batch:
         """Adds `target` `b c`, and mixes pairs while training."""
         target = jax.nn.one_hot(batch["label"], self.classes)

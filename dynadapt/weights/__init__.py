@@ -14,7 +14,7 @@ from flax import nnx
 
 from dynadapt import backbones, files, tree
 from dynadapt.errors import CheckpointError, suggest
-from dynadapt.weights import source
+from dynadapt.weights import pth, source
 from dynadapt.weights.published import Checkpoint, read
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -107,8 +107,10 @@ def fill(backbone: nnx.Module, checkpoint: Checkpoint) -> None:
     """Copies a checkpoint's values into a backbone; the same errors as `load`."""
     given = check(backbone, checkpoint)
     state = nnx.state(backbone)
-    own = tree.leaves(state)
-    values = own | {k: jnp.asarray(v, own[k].dtype) for k, v in given.items()}
+    values = tree.leaves(state)
+    for path, value in given.items():
+        values[path] = jnp.asarray(value, values[path].dtype)
+        pth.release(value)
     nnx.update(backbone, tree.replace(state, values))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from dynadapt import files
 from dynadapt.errors import CheckpointError, UnsafeCheckpointError
@@ -48,6 +49,22 @@ def read(path: str | Path) -> Any:
         if not isinstance(error, Damaged | ValueError | OSError | zipfile.BadZipFile):
             reason = f"it is damaged ({reason})"
         raise CheckpointError(f"cannot read weights {str(path)!r}: {reason}") from error
+
+
+def release(value: np.ndarray) -> None:
+    """Gives back the memory of a value that is a view of a mapped file; a later look reads again.
+
+    Pages of a mapped file count as memory of the process once they were seen.
+    """
+    base = value
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = getattr(base, "obj", None)
+    if isinstance(mapped, mmap.mmap) and value.size:
+        origin = np.frombuffer(mapped, np.uint8).ctypes.data
+        first, last = (address - origin for address in byte_bounds(value))
+        first -= first % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _line(error: Exception) -> str:

@@ -31,7 +31,7 @@ class Checkpoint:
         head: the classifier that came along, by path from `head/` on.
         rest: what the backbone does not need, by the source's name.
         strange: names of which nothing is known.
-        names: the source's names of each of our paths.
+        layout: whose names they are in the file that was read; None for our own.
     """
 
     path: Path

@@ -120,4 +120,5 @@ def not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
     for name, value in tensors.items():
         if value.dtype.kind in "fV" and not np.isfinite(np.asarray(value, np.float32)).all():
             return name
+        pth.release(value)
     return None

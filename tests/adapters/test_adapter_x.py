@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from dynadapt import adapters, backbones, mixture
+from dynadapt.backbones import point_mae
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError, UnknownName
 
@@ -54,6 +55,32 @@ def test_by_hand(form):
     np.testing.assert_allclose(found.tokens[:, 0], x[:, 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.maps[0].reshape(2, 4, 12), x[:, -4:], rtol=1e-4, atol=1e-5)
     assert tape["prompt"].shape == (3, 2, 12)
+
+
+def test_on_points_the_positions_skip_the_prompts():
+    """DAPT-X: positions join at every block, prompts have none and are given back."""
+    sizes = dict(dim=12, depth=3, heads=2, groups=5, group_size=4, levels=(0,))
+    network = backbones.create("point_mae_s", rngs=nnx.Rngs(0), **sizes)
+    adapters.adapt(network, "adapter_x", rngs=nnx.Rngs(1), rank=3, heads=2, width=4, dropout=0.0)
+    shared = network.adapter.module
+    shared.up[...] = jax.random.normal(jax.random.key(2), shared.up.shape)
+    points = jnp.asarray(np.random.default_rng(3).normal(size=(2, 30, 3)), jnp.float32)
+    found, _ = run(network, points)
+    ctx = Context(grid=(5, 1), prefix=1, shared=shared)
+    centers, groups = jax.jit(jax.vmap(lambda p: point_mae.group(p, 5, 4)))(points)
+    x = network.embed(groups, ctx)
+    position = network.position(centers, ctx)
+    x = jnp.concatenate([jnp.tile(network.class_token[...], (2, 1, 1)), x], 1)
+    wanted = []
+    for block in network.blocks:
+        x = x.at[:, :1].add(network.class_position[...]).at[:, -5:].add(position)
+        x = block(x, ctx)
+        wanted.append(x[:, -5:])
+    x = network.norm(x)
+    assert found.tokens.shape == (2, 1 + 3, 12)
+    np.testing.assert_allclose(found.tokens, x[:, :4], rtol=1e-4, atol=1e-5)
+    for level, value in zip(found.maps, (wanted[0], x[:, -5:]), strict=True):
+        np.testing.assert_allclose(level, value, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_recorded():

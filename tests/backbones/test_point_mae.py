@@ -12,6 +12,7 @@ from dynadapt.backbones import point_mae
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from dynadapt.layers import Linear
+from tests.networks import randomised
 
 SMALL = dict(dim=16, heads=2, depth=3, groups=6, group_size=4)
 FORMS = [dict(scan=True), dict(remat=True), dict(scan=True, remat=True)]
@@ -20,19 +21,8 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 def make(seed=0, **changes):
     """A small encoder with random values everywhere, statistics too."""
-    network = backbones.create("point_mae_s", rngs=nnx.Rngs(0), **(SMALL | changes))
-    rng = np.random.default_rng(seed)
-
-    def value(path, x):
-        noise = rng.normal(size=x.shape).astype(np.float32)
-        if path.endswith("kernel"):
-            return jnp.asarray(noise / np.sqrt(np.prod(x.shape[:-1])))
-        if path.endswith("var"):
-            return jnp.asarray(0.5 + noise**2)
-        return jnp.asarray(0.3 * noise + path.endswith("scale"))
-
-    nnx.update(network, tree.map_leaves(value, nnx.state(network)))
-    return network
+    given = SMALL | changes
+    return randomised(lambda r: backbones.create("point_mae_s", rngs=r, **given), seed)
 
 
 def clouds(b=2, n=40, seed=1):

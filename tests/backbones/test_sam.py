@@ -2,29 +2,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from dynadapt import backbones, tree
 from dynadapt.backbones import sam
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
+from tests.networks import randomised
 
 SMALL = dict(dim=8, depth=4, heads=2, patch=4, image_size=32, window=3, whole=(1, 3), neck=6)
 
 
 def make(seed=0, **changes):
     """A small encoder with random values everywhere."""
-    network = nnx.eval_shape(backbones.of("sam", **(SMALL | changes)), nnx.Rngs(0))
-    graph, shapes = nnx.split(network)
-    rng = np.random.default_rng(seed)
-
-    def value(path, x):
-        noise = rng.normal(size=x.shape).astype(np.float32)
-        if path.endswith("kernel"):
-            return jnp.asarray(noise / np.sqrt(np.prod(x.shape[:-1])))
-        return jnp.asarray(0.3 * noise + path.endswith("scale"))
-
-    return nnx.merge(graph, tree.map_leaves(value, shapes))
+    return randomised(backbones.of("sam", **(SMALL | changes)), seed)
 
 
 def images(h=32, w=32, b=1, seed=1):

@@ -2,29 +2,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from dynadapt import backbones, tree
 from dynadapt.backbones import swin
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
+from tests.networks import randomised
 
 SMALL = dict(dim=8, depths=(2, 4), heads=(2, 4), window=4, image_size=64)
 
 
 def make(seed=0, **changes):
     """A small Swin with random values everywhere."""
-    network = nnx.eval_shape(backbones.of("swin", **(SMALL | changes)), nnx.Rngs(0))
-    graph, shapes = nnx.split(network)
-    rng = np.random.default_rng(seed)
-
-    def value(path, x):
-        noise = rng.normal(size=x.shape).astype(np.float32)
-        if path.endswith("kernel"):
-            return jnp.asarray(noise / np.sqrt(np.prod(x.shape[:-1])))
-        return jnp.asarray(0.3 * noise + path.endswith("scale"))
-
-    return nnx.merge(graph, tree.map_leaves(value, shapes))
+    return randomised(backbones.of("swin", **(SMALL | changes)), seed)
 
 
 def images(h=64, w=64, b=1, seed=1):

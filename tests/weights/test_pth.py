@@ -512,3 +512,28 @@ def test_no_refusal_is_costly(tmp_path):
     print("largest", max((g, n) for n, (_, _, g) in found.items()))
     assert {n: f for n, f in found.items() if f[0] or f[1] > 2 or f[2] > 200e6} == {}
     assert not (tmp_path / "CANARY").exists()
+
+
+KEPT = """
+import re, sys
+from dynadapt.weights import pth, source
+
+def most():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+values, before = pth.read(sys.argv[1]), most()
+assert source.not_finite(values) is None
+print(most() - before, *(float(v[3, 5]) for v in values.values()))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+def test_values_of_a_mapped_file_that_were_seen_take_no_memory(tmp_path):
+    shape, keys = (1000, 1024), [str(i) for i in range(16)]  # 4 MB each
+    value = {k: tensor(key=k, numel=1024000, shape=shape, strides=(1024, 1)) for k in keys}
+    storages = {k: np.full(shape, int(k), np.float32).tobytes() for k in keys}
+    archive(tmp_path / "large.pth", value, storages)
+    command = [sys.executable, "-W", "error", "-c", KEPT, str(tmp_path / "large.pth")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    kept, *seen = map(float, done.stdout.split())
+    assert kept < 24e6 and seen == list(range(16))

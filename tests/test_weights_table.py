@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from dynadapt import backbones, compiled, models, tree
+from dynadapt import backbones, compiled, tree, weights_table
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError
 from dynadapt.main import main
@@ -66,7 +66,7 @@ def published(server):
 @pytest.mark.parametrize("kind", ["whole", "unmeasured"])
 @pytest.mark.parametrize("digest", ["", f"sha256:{SHA256[:8]}", f"md5:{MD5[:6]}"])
 def test_a_download(published, tmp_path, kind, digest):
-    result = models.download(published(kind, digest), tmp_path)
+    result = weights_table.download(published(kind, digest), tmp_path)
     assert (tmp_path / "vit.pth").read_bytes() == BODY
     assert result["sha256"] == SHA256 and result["file"] == str(tmp_path / "vit.pth")
     assert [p.name for p in tmp_path.iterdir()] == ["vit.pth"]
@@ -83,7 +83,7 @@ def test_a_download(published, tmp_path, kind, digest):
 )
 def test_what_goes_wrong_leaves_nothing(published, tmp_path, kind, digest, text):
     with pytest.raises(CheckpointError, match=text) as caught:
-        models.download(published(kind, digest), tmp_path)
+        weights_table.download(published(kind, digest), tmp_path)
     assert "http://127.0.0.1" in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -91,7 +91,7 @@ def test_what_goes_wrong_leaves_nothing(published, tmp_path, kind, digest, text)
 def test_a_failed_download_keeps_the_file_that_was_there(published, tmp_path):
     (tmp_path / "vit.pth").write_bytes(b"old")
     with pytest.raises(CheckpointError):
-        models.download(published("short"), tmp_path)
+        weights_table.download(published("short"), tmp_path)
     assert (tmp_path / "vit.pth").read_bytes() == b"old"
 
 
@@ -100,9 +100,9 @@ def test_an_interruption_leaves_nothing(published, tmp_path, monkeypatch):
         assert [p.name for p in tmp_path.iterdir()] == [path.name] != ["vit.pth"]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "_fault", interrupted)
+    monkeypatch.setattr(weights_table, "_fault", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        models.download(published("whole", "md5:c0ffee"), tmp_path)
+        weights_table.download(published("whole", "md5:c0ffee"), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -112,21 +112,21 @@ def test_no_server(published, server, tmp_path):
     server.shutdown()
     server.server_close()
     with pytest.raises(CheckpointError, match=f"127.0.0.1:{port}/whole/vit.pth: .*[Rr]efused"):
-        models.download(entry, tmp_path)
+        weights_table.download(entry, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_verified_file_is_not_asked_for_again(published, server, tmp_path):
     (tmp_path / "vit.pth").write_bytes(BODY)
-    models.download(published("gone", f"sha256:{SHA256}"), tmp_path)
+    weights_table.download(published("gone", f"sha256:{SHA256}"), tmp_path)
     assert not server.asked
-    models.download(published("whole"), tmp_path)  # no hash is known: asked again
+    weights_table.download(published("whole"), tmp_path)  # no hash is known: asked again
     assert len(server.asked) == 1
 
 
 def test_no_folder(published, tmp_path):
     with pytest.raises(ConfigError, match="must be a folder that exists"):
-        models.download(published("whole"), tmp_path / "none")
+        weights_table.download(published("whole"), tmp_path / "none")
 
 
 def test_download_by_command(published, tmp_path, monkeypatch, capsys):
@@ -144,7 +144,7 @@ def test_download_by_command(published, tmp_path, monkeypatch, capsys):
 
 def test_sizes_are_those_of_the_backbone():
     small = dict(dim=32, depth=3, heads=2, image_size=16)
-    parameters, flops = models.sizes("vit_mini", tuple(small.items()), 0)
+    parameters, flops = weights_table.sizes("vit_mini", tuple(small.items()), 0)
     network = backbones.create("vit_mini", rngs=nnx.Rngs(0), **small)
     assert parameters == tree.size(nnx.state(network))
     n, d = 17, 32
@@ -160,14 +160,14 @@ def test_sizes_are_those_of_the_backbone():
     [("deit_ti16_in1k", 5.5e6, 1.25), ("swin_t_in1k", 27.5e6, 4.5), ("vit_b16_mae", 85.8e6, 17.5)],
 )
 def test_figures_as_published(name, parameters, multiply_adds):
-    row = models.row(catalogue.find(name))
+    row = weights_table.row(catalogue.find(name))
     assert row["parameters"] == pytest.approx(parameters, rel=0.005)
     assert row["gflops"] == pytest.approx(2 * multiply_adds, rel=0.02)
 
 
 def test_statistics_are_no_parameters():
     fields = (("depth", 1), ("dim", 192), ("heads", 3))
-    parameters, _ = models.sizes("point_mae_s", fields, 128)
+    parameters, _ = weights_table.sizes("point_mae_s", fields, 128)
     network = backbones.create("point_mae_s", rngs=nnx.Rngs(0), **dict(fields))
     statistics = nnx.split(network, nnx.BatchStat, ...)[1]
     assert parameters == tree.size(nnx.state(network)) - tree.size(statistics)
@@ -175,7 +175,7 @@ def test_statistics_are_no_parameters():
 
 
 def test_differences_tell_what_is_known():
-    found = {d["source"]: d for d in models.differences()}
+    found = {d["source"]: d for d in weights_table.differences()}
     assert found["timm: SAM"]["epsilon"] == 1e-5 and found["Meta: SAM"]["epsilon"] == 1e-6
     assert found["Hugging Face: ViT, ViTMAE"]["epsilon"] == 1e-12
     assert found["Meta: DINOv2"]["resample"] == "offset"
@@ -189,13 +189,14 @@ def test_differences_tell_what_is_known():
 @pytest.mark.slow
 def test_the_page_is_the_commands():
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    assert page.partition("\n## Speed\n")[0] == models.page(models.rows()).rstrip("\n") + "\n"
+    own = weights_table.page(weights_table.rows())
+    assert page.partition("\n## Speed\n")[0] == own.rstrip("\n") + "\n"
 
 
 def test_the_page_has_all_rows_and_speeds():
-    rows = models.rows((catalogue.find("deit_ti16_in1k"),))
+    rows = weights_table.rows((catalogue.find("deit_ti16_in1k"),))
     measured = dict(machine="M", batch=2, rounds=3, limit=40, images_per_second={"vit_ti16": 5.5})
-    page = models.page(rows, measured)
+    page = weights_table.page(rows, measured)
     assert "| `deit_ti16_in1k` | `vit_ti16` | 5,524,416 | 224 x 224 | imagenet |" in page
     assert "| `vit_ti16` | 5.5 |" in page and "on M." in page
     assert "TABLE" not in page and "RULES" not in page

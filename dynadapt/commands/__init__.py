@@ -1,0 +1,8 @@
+"""What each command of `dynadapt` is given, does and answers.
+
+Jobs are imported when their command runs: `dynadapt --help` starts no JAX.
+"""
+
+from dynadapt.commands import benchmarks, runs, weights
+
+COMMANDS = {**runs.COMMANDS, **weights.COMMANDS, **benchmarks.COMMANDS}

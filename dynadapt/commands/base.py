@@ -1,0 +1,82 @@
+"""What a command is: its options, what it does, what it answers."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from dynadapt.errors import ConfigError
+
+
+class Answer:
+    """What a command came to: JSON values, how to show them, and the exit code.
+
+    Of several processes the first one answers; the others have no values.
+    """
+
+    def __init__(self, values: Any, show: Callable[[], None] | None = None, code: int = 0):
+        self.values, self.show, self.code = values, show, code
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        help: what it does, in a line.
+        example: a command line that parses.
+        run: gets the options and the `--config.…` overrides.
+        define: adds the command's options.
+        arguments: names of what is given without `--`, in order; they become options too.
+    """
+
+    help: str
+    example: str
+    run: Callable[[flags.FlagValues, list[str]], Answer]
+    define: Callable[[flags.FlagValues], None]
+    arguments: tuple[str, ...] = ()
+
+
+def config_options(options: flags.FlagValues) -> None:
+    """The option `--config`."""
+    text = "FILE.py:ARG, a module with get_config(arg); override fields with --config.a.b=value"
+    flags.DEFINE_string("config", None, text, flag_values=options)
+
+
+def config_of(options: flags.FlagValues, overrides: list[str], arg: str | None = None) -> Any:
+    """The config given, with its overrides."""
+    from dynadapt import config_file
+
+    return config_file.load(options.config, overrides, arg)
+
+
+def workdir_options(options: flags.FlagValues) -> None:
+    """The option `--workdir`."""
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=options)
+
+
+def need(options: flags.FlagValues, name: str) -> Path:
+    """The path given with an option that must be there."""
+    if not options[name].value:
+        raise ConfigError(f"give --{name}=…")
+    return Path(options[name].value)
+
+
+def out_file(options: flags.FlagValues) -> Path | None:
+    """The file given with `--out`, whose folder must be there; None without the option."""
+    if not options.out:
+        return None
+    out = Path(options.out)
+    if not out.parent.is_dir() or out.is_dir():
+        raise ConfigError(f"--out={out} must be a file in a folder that exists")
+    return out
+
+
+def out_folder(options: flags.FlagValues) -> Path:
+    """The folder given with `--out`, which is there or can be made in one that is."""
+    out = need(options, "out")
+    if out.exists() and not out.is_dir() or not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out={out} must be a folder, in a folder that exists")
+    return out

@@ -1,0 +1,152 @@
+"""Tables of many runs, their data, and speed."""
+
+import sys
+
+from absl import flags
+
+from dynadapt.commands.base import Answer, Command, need, out_file
+from dynadapt.errors import ConfigError, UnknownName
+
+
+def _vtab_options(options: flags.FlagValues) -> None:
+    text = "FILE.py:ARG with protocols and grids; override fields with --config.a.b=value"
+    flags.DEFINE_string("config", "configs/vtab.py", text, flag_values=options)
+    flags.DEFINE_string("workdir", None, "folder of the results", flag_values=options)
+    flags.DEFINE_list("methods", None, "methods to run, or all", flag_values=options)
+    text = "tasks, groups such as natural, or all"
+    flags.DEFINE_list("tasks", ["all"], text, flag_values=options)
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the final runs", flag_values=options)
+    flags.DEFINE_string("suite", "vtab", "vtab or offline", flag_values=options)
+    flags.DEFINE_string("form", "", "of vtab's data: tfds or folder", flag_values=options)
+    flags.DEFINE_string("path", "", "where the data lies", flag_values=options)
+    flags.DEFINE_string("backbone", "vit_b16", "backbone", flag_values=options)
+    text = "its weights: a file, or the name of shipped ones"
+    flags.DEFINE_string("weights", None, text, flag_values=options)
+    text = "cells of one task that are trained together in one program"
+    flags.DEFINE_integer("population", 1, text, flag_values=options)
+    text = "list cells, FLOPs and a time estimate, and run nothing"
+    flags.DEFINE_bool("dry_run", False, text, flag_values=options)
+    text = "report what is there, with tasks missing"
+    flags.DEFINE_bool("partial", False, text, flag_values=options)
+    text = "file of the report: .md, .csv, .tex, or .png, .svg, .pdf for plots"
+    flags.DEFINE_string("out", None, text, flag_values=options)
+
+
+def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    what = options["what"].value
+    if what == "report":
+        return _report(options)
+    if what != "run":
+        raise UnknownName("part of vtab", str(what), ("run", "report"))
+    from dynadapt import config_file
+    from dynadapt.train import Preempted
+    from dynadapt.vtab import estimate, protocol, sweep
+
+    given = sweep.Sweep(
+        config=config_file.load(options.config, overrides, problems=protocol.field_problems),
+        suite=options.suite,
+        form=options.form or protocol.form(options.suite),
+        path=options.path,
+        tasks=protocol.chosen_tasks(options.suite, options.tasks),
+        methods=protocol.chosen_methods(options.methods or [], options.backbone),
+        seeds=protocol.chosen_seeds(options.seeds),
+        backbone=options.backbone,
+        weights=options.weights or "",
+        population=options.population,
+    )
+    if options.dry_run:
+        result = estimate.run(given)
+        return Answer(result, lambda: estimate.show(result))
+    folder = need(options, "workdir")
+    try:
+        result = sweep.run(given, folder)
+    except Preempted:
+        print("dynadapt: stopped and saved; the same command goes on", file=sys.stderr)
+        return Answer({"stopped": True}, code=143)
+    return Answer(result, lambda: sweep.show(result))
+
+
+def _report(options: flags.FlagValues) -> Answer:
+    from dynadapt.vtab import report
+
+    result = report.make(need(options, "workdir"), options.partial)
+    if out := out_file(options):
+        report.write(result, out)
+    return Answer(result, lambda: report.show(result))
+
+
+def _data_options(options: flags.FlagValues) -> None:
+    flags.DEFINE_string("form", "tfds", "of vtab: tfds or folder", flag_values=options)
+    text = "where the data lies, or is to be built"
+    flags.DEFINE_string("path", "", text, flag_values=options)
+    flags.DEFINE_list("tasks", [], "tasks; all where none are given", flag_values=options)
+
+
+def _data(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import datasets
+
+    what, suite = options["what"].value, options["suite"].value
+    if suite is None:
+        raise ConfigError("name a suite: dynadapt data status vtab")
+    if what == "status":
+        rows = datasets.status(suite, options.form, options.path, options.tasks)
+    elif what == "prepare":
+        rows = datasets.prepare(suite, options.tasks, options.path)
+    else:
+        raise UnknownName("part of data", str(what), ("status", "prepare"))
+    return Answer(rows, lambda: datasets.show(rows))
+
+
+def _bench_options(options: flags.FlagValues) -> None:
+    text = "a Python with torch and timm to compare with; without one, ours alone"
+    flags.DEFINE_string("reference", None, text, flag_values=options)
+    text = "backbones of forward, or the one of step"
+    flags.DEFINE_list("backbone", ["vit_b16", "swin_t"], text, flag_values=options)
+    text = "methods of step; ratios are to the first"
+    methods = ["adaptformer", "iconformer", "adapter_x", "vfm_adapter"]
+    flags.DEFINE_list("methods", methods, text, flag_values=options)
+    flags.DEFINE_integer("batch", 8, "images in a pass or a step", flag_values=options)
+    flags.DEFINE_integer("rounds", 7, "readings of each", flag_values=options)
+    text = "machine that isn't here, as of plan: dynamic compiles for it and times nothing"
+    flags.DEFINE_string("topology", None, text, flag_values=options)
+
+
+def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import bench
+    from dynadapt.bench import dynamic, forward, step
+
+    what, names = options["what"].value, options.backbone
+    if what == "forward":
+        result = forward.run(options.reference, names, options.batch, options.rounds)
+    elif what == "dynamic":
+        result = dynamic.run(options.reference, options.rounds, options.topology)
+    elif what == "step":
+        result = step.run(names[0], options.methods, options.batch, options.rounds)
+    else:
+        raise UnknownName("benchmark", str(what), ("dynamic", "forward", "step"))
+    return Answer(result, lambda: bench.show(result))
+
+
+COMMANDS = {
+    "vtab": Command(
+        "run VTAB-1K, every cell once, or report it as a table",
+        "dynadapt vtab run --methods=iconformer,lora --tasks=all --workdir=runs/vtab",
+        _vtab,
+        _vtab_options,
+        ("what",),
+    ),
+    "data": Command(
+        "tell what of a benchmark's data is here, or build it",
+        "dynadapt data status vtab --form=tfds",
+        _data,
+        _data_options,
+        ("what", "suite"),
+    ),
+    "bench": Command(
+        "time forward passes, dynamic primitives or training steps, candidates in turn",
+        "dynadapt bench forward --backbone=vit_b16,swin_t --batch=8",
+        _bench,
+        _bench_options,
+        ("what",),
+    ),
+}

@@ -1,0 +1,119 @@
+"""Many runs of one model in one program: seed, rates and scale are arguments, not constants.
+
+The trained leaves and the optimizer's state of k cells have a leading axis and are vmapped over one
+copy of the frozen half. Letters: `k` cells, `m` examples in memory, `b` batch.
+"""
+
+import types
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from dynadapt import evaluate, model, optim, sharding
+from dynadapt.step import best, initial_state, pure_step
+
+Array = jax.Array
+# What differs between the cells of one program, besides the seed: values in `hyper`, `k` each.
+TRACED = ("lr", "weight_decay", "drop_path", "scale", "steps", "classes")
+
+
+class Population:
+    """The programs that train and evaluate k cells of one method; compiled once for all cells.
+
+    Args:
+        config: of any of the cells, checked.
+        task: with as many classes as the cell that has most.
+        bare: the backbone with its weights, which no cell changes.
+        size: k; over several devices it is cut where they divide it.
+    """
+
+    def __init__(self, config: Any, task: Any, bare: nnx.Module, size: int):
+        self.config, self.task, self.size = config, task, size
+        self._bare, self._starts = bare, {}
+        self.graph, train, frozen = self._split(config.seed)
+        self.shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train)
+        mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1)), jax.local_devices())
+        axis = PartitionSpec(sharding.AXES) if size % mesh.size == 0 else PartitionSpec()
+        self._cut, self._whole = NamedSharding(mesh, axis), NamedSharding(mesh, PartitionSpec())
+        self.frozen = jax.device_put(frozen, self._whole)
+        train_one = pure_step(self.graph, task, self.optimizer, config)
+        test_one = evaluate.pure_step(self.graph, task, config)
+
+        def step(state, frozen, images, labels, rows, key, hyper):
+            ones = jnp.ones(rows.shape, jnp.float32)
+            batch = dict(image=images[rows], label=labels[rows], index=rows, mask=ones)
+            return train_one(state, frozen, batch, key, hyper)
+
+        def test(train, frozen, sums, batch, hyper):
+            return test_one(train, frozen, sums, batch, hyper)[0]
+
+        def start(train, hyper):
+            return initial_state(train, self.optimizer(hyper), config)
+
+        # Answers lie as arguments do, so that each program is compiled once.
+        lies = dict(out_shardings=self._cut)
+        several = jax.vmap(step, in_axes=(0, None, None, None, 0, 0, 0))
+        self.step_program = jax.jit(several, donate_argnums=0, **lies)
+        self.test_program = jax.jit(jax.vmap(test, in_axes=(0, None, 0, None, 0)), **lies)
+        self._start = jax.vmap(start)
+
+    def _split(self, seed: int) -> tuple[Any, Any, Any]:
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        return model.split(model.build(config, self.task, self._bare), config)
+
+    def optimizer(self, hyper: dict[str, Array]) -> Any:
+        """The optimizer for the rate, the decay and the number of steps in `hyper`."""
+        own = {**self.config.optim, **{k: hyper[k] for k in ("lr", "weight_decay")}}
+        return optim.make(types.SimpleNamespace(**own), hyper["steps"], self.shapes)
+
+    def hyper(self, cells: Sequence[dict[str, float]]) -> dict[str, Array]:
+        """The values of k cells, for the programs."""
+        names = [name for name in TRACED if name in cells[0]]
+        values = {n: np.array([c[n] for c in cells], np.float32) for n in names}
+        return jax.device_put(values, self._cut)
+
+    def keys(self, seeds: Sequence[int]) -> Array:
+        """The random keys of k cells, those of `train` with these seeds."""
+        keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 3) for seed in seeds])
+        return jax.device_put(keys, self._cut)
+
+    def start(self, seeds: Sequence[int], hyper: dict[str, Array]) -> Any:
+        """The state of k cells before their first step."""
+        for seed in seeds:
+            if seed not in self._starts:
+                self._starts[seed] = self._split(seed)[1]
+        train = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._starts[s] for s in seeds))
+        return self.put(self._start(train, hyper))
+
+    def put(self, state: Any) -> Any:
+        """A state of k cells on the devices."""
+        return jax.device_put(state, self._cut)
+
+    def put_data(self, images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
+        """Training examples `m h w 3`, uint8, and labels `m` on every device."""
+        return jax.device_put((images, labels.astype(np.int32)), self._whole)
+
+    def step(
+        self, state: Any, data: tuple[Array, Array], rows: np.ndarray, keys: Array, hyper: Any
+    ) -> tuple[Any, dict[str, Array]]:
+        """One step of every cell on its own examples `k b`: the states and logs `k`."""
+        rows = jax.device_put(rows.astype(np.int32), self._cut)
+        return self.step_program(state, self.frozen, *data, rows, keys, hyper)
+
+    def evaluate(self, state: Any, batches: Iterable[Any], hyper: Any) -> list[dict[str, float]]:
+        """The metrics of each cell over all batches."""
+        zero = jax.tree.map(lambda x: jnp.stack([x] * self.size), self.task.zero())
+        sums = jax.device_put(zero, self._cut)
+        for batch in batches:
+            batch = jax.device_put(batch, self._whole)
+            sums = self.test_program(best(state), self.frozen, sums, batch, hyper)
+        sums = jax.device_get(sums)
+        each = [jax.tree.map(lambda x, i=i: x[i], sums) for i in range(self.size)]
+        return [self.task.value(one) for one in each]

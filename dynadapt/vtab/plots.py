@@ -1,0 +1,54 @@
+"""A report as a picture: bars for each task, and accuracy against trained parameters."""
+
+from pathlib import Path
+from typing import Any
+
+from dynadapt.errors import MachineError
+
+# Colours that stay apart for most eyes, after Okabe and Ito; when they are used up they come back
+# hatched, with another mark.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
+HATCHES, MARKS = ("", "///", "..."), ("o", "s", "^")
+
+
+def draw(result: dict[str, Any], path: Path, form: str) -> None:
+    """Draws both into a file of the form png, svg or pdf.
+
+    Raises:
+        MachineError: if matplotlib isn't installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MachineError("plots need matplotlib: pip install 'dynadapt[viz]'") from error
+
+    rows = result["rows"]
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    bars, points = figure.subplots(2, height_ratios=(3, 2))
+    figure.suptitle(result["title"], fontsize=9, wrap=True)
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        turn, number = divmod(i, len(COLOURS))
+        colour, hatch, mark = COLOURS[number], HATCHES[turn % 3], MARKS[turn % 3]
+        values = [row["tasks"][task["name"]] for task in result["tasks"]]
+        kept = [v for v in values if v]
+        places = [k + (i - (len(rows) - 1) / 2) * width for k, v in enumerate(values) if v]
+        look = dict(color=colour, hatch=hatch, edgecolor="white", linewidth=0.3)
+        errors = [v["std"] or 0.0 for v in kept]
+        heights = [v["mean"] for v in kept]
+        bars.bar(places, heights, width, yerr=errors, label=row["method"], **look)
+        mean = row["mean_of_tasks"]
+        if mean is not None:
+            look = dict(color=colour, marker=mark, linestyle="", capsize=3)
+            points.errorbar(row["trained"], mean["mean"], mean["std"] or 0.0, **look)
+    titles = [task["title"] for task in result["tasks"]]
+    bars.set_xticks(range(len(titles)), titles, rotation=40, ha="right")
+    bars.set_ylabel("top-1, %")
+    bars.margins(x=0.01)
+    figure.legend(fontsize=8, ncols=min(len(rows), 8), loc="outside lower center")
+    # Linear up to a thousand, since a method may train nothing but the head.
+    points.set_xscale("symlog", linthresh=1000)
+    points.set_xlim(left=-100)
+    points.set_xlabel("trained parameters without head")
+    points.set_ylabel("mean of tasks, %")
+    figure.savefig(path, format=form, dpi=150)

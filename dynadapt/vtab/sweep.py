@@ -1,0 +1,377 @@
+"""A sweep over tasks, methods, grids and seeds: every cell once, each result a line.
+
+For each method on each task the grid is trained on train800 and evaluated on val200; the best point
+is then trained on both with every seed, and evaluated on the test split, once. Cells of one task
+that differ in seed or grid point are trained together (`population.Population`).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dynadapt import datasets, model, sharding, tasks, train, weights, workdir
+from dynadapt.checkpoint import Checkpoints
+from dynadapt.data import Info, images, loader
+from dynadapt.errors import ConfigError, DataError
+from dynadapt.population import Population
+from dynadapt.vtab import protocol
+from dynadapt.vtab.store import Store
+
+# Sizes of heads: classes beyond a task's own are out of reach, so that tasks share programs.
+BUCKETS = (16, 64, 128, 512)
+# Test splits up to this many bytes of pixels are decoded once and kept.
+KEEP = 1 << 30
+POLL = 5.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sweep:
+    """What to run.
+
+    Attributes:
+        config: as of `configs/vtab.py`.
+        suite: "vtab" or "offline".
+        form: of the suite's data, such as "tfds" or "folder".
+        path: where the data lies, "" for the usual place.
+        tasks: in the suite's order.
+        methods: in the order of running.
+        seeds: of the final runs.
+        backbone: a variant.
+        weights: file or name, "" for random ones.
+        population: cells that are trained together.
+    """
+
+    config: ConfigDict
+    suite: str
+    form: str
+    path: str
+    tasks: Sequence[str]
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    backbone: str
+    weights: str
+    population: int = 1
+
+    @functools.cached_property
+    def shared(self) -> dict[str, Any]:
+        """What all results of one folder have in common."""
+        file = weights.locate(self.weights) if self.weights else None
+        return {
+            "suite": self.suite,
+            "form": self.form,
+            "protocol": self.config.protocol.name,
+            "protocol_digest": protocol.digest(self.config),
+            "backbone": self.backbone,
+            "weights_sha256": weights.digest(file) if file else "",
+            "methods": {m: self._method_digest(m) for m in self.methods},
+        }
+
+    def _method_digest(self, method: str) -> str:
+        """A hash of a method's settings and of its grids on all tasks of the suite."""
+        grids = {t: protocol.grid(self.config, method, t) for t in protocol.suite(self.suite).TASKS}
+        text = json.dumps([self.settings(method), grids], sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @functools.cached_property
+    def configs(self) -> dict[str, ConfigDict]:
+        """The config of the runs of each method."""
+        given = self.suite, self.backbone, self.weights
+        return {m: protocol.training_config(self.config, m, *given) for m in self.methods}
+
+    def settings(self, method: str) -> dict[str, Any]:
+        """The settings of a method, less what the grid chooses."""
+        own = self.configs[method].adapter.to_dict()
+        chosen = ("name", "scale") if protocol.has_scale(method, self.config) else ("name",)
+        return {k: v for k, v in own.items() if k not in chosen}
+
+    def due(self, task: str, method: str, done: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """All cells of a method on a task that can be known by now: tuning, then final ones."""
+        shared = {k: v for k, v in self.shared.items() if k != "methods"}
+        common = {**shared, "method": method, "settings": self.settings(method), "task": task}
+        points = protocol.grid(self.config, method, task)
+        p = self.config.protocol
+        tuning = []
+        if p.select == "val" and len(points) > 1:
+            tuning = protocol.cells(common, "tune", points, p.tuning_seeds)
+            if any(cell["cell"] not in done for cell in tuning):
+                return tuning
+            points = [protocol.best(points, [done[cell["cell"]] for cell in tuning])]
+        return tuning + protocol.cells(common, "final", points[:1], self.seeds)
+
+
+def check(sweep: Sweep) -> None:
+    """Raises a ConfigError or DataError for what can't be run, before anything is written."""
+    protocol.check(sweep.config)
+    for name, found in (("methods", sweep.methods), ("seeds", sweep.seeds)):
+        if not found:
+            raise ConfigError(f"give --{name}=…")
+    if sweep.population < 1:
+        raise ConfigError(f"population must be at least 1, not {sweep.population}")
+    configs = sweep.configs  # each is checked
+    for task in sweep.tasks:
+        for method in configs:
+            protocol.grid(sweep.config, method, task)
+        source(sweep, task, "train800val200")
+
+
+def source(sweep: Sweep, task: str, split: str) -> Any:
+    """A split of a task; DataError if it is not there."""
+    return datasets.read(sweep.suite, split, task, sweep.form, sweep.path)
+
+
+class Examples:
+    """The examples of one task, decoded once; the test split is not touched before it is asked for.
+
+    Attributes:
+        train: images `1000 h w 3` uint8 and labels `1000`: train800, then val200.
+    """
+
+    def __init__(self, sweep: Sweep, task: str, config: ConfigDict):
+        self._sweep, self._task, self._config = sweep, task, config
+        found = source(sweep, task, "train800val200")
+        if len(found) != protocol.BOTH:
+            raise DataError(
+                f"train800val200 of {task} has {len(found)} images instead of {protocol.BOTH}"
+            )
+        self.info: Info = found.info
+        self._change = images.pipeline(config.input.eval)
+        pieces = list(self._batches(found))
+        whole = {k: np.concatenate([p[k] for p in pieces]) for k in ("image", "label")}
+        self.train = whole["image"][: protocol.BOTH], whole["label"][: protocol.BOTH]
+        self._kept: list[dict[str, np.ndarray]] | None = None
+
+    def _batches(self, found: Any) -> Any:
+        return loader.eval_batches(
+            found, self._change, batch_size=self._config.input.eval_batch_size
+        )
+
+    def validation(self) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of val200, the last one padded."""
+        size, pictures, labels = self._config.input.eval_batch_size, *self.train
+        for start in range(protocol.TRAINED, protocol.BOTH, size):
+            rows = np.arange(start, start + size)
+            mask = (rows < protocol.BOTH).astype(np.float32)
+            rows = np.minimum(rows, protocol.BOTH - 1)
+            yield dict(
+                image=pictures[rows],
+                label=labels[rows],
+                index=np.where(mask > 0, rows, -1).astype(np.int32),
+                mask=mask,
+            )
+
+    def test(self) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of the test split, the last one padded."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        found = source(self._sweep, self._task, "test")
+        if found.info.classes != self.info.classes:
+            raise DataError(f"train800val200 and test of {self._task} have different classes")
+        small = len(found) * self.train[0][0].nbytes <= KEEP
+        kept = []
+        for batch in self._batches(found):
+            if small:
+                kept.append(batch)
+            yield batch
+        self._kept = kept if small else None
+
+
+def bucket(classes: int) -> int:
+    """The number of classes of the head that a task with `classes` is trained with."""
+    fitting = [size for size in BUCKETS if size >= classes]
+    return fitting[0] if fitting else 1 << (classes - 1).bit_length()
+
+
+class Runner:
+    """Runs the groups of cells of a sweep, and keeps the programs and the last task's examples."""
+
+    def __init__(self, sweep: Sweep, store: Store, stop: Any):
+        self.sweep, self.store, self.stop = sweep, store, stop
+        self.programs: dict[tuple[str, int], Population] = {}
+        self.counts: dict[tuple[str, int], dict[str, int]] = {}
+        self._examples: tuple[str, Examples] | None = None
+        self._bare: Any = None
+
+    def examples(self, task: str, config: ConfigDict) -> Examples:
+        """The examples of a task."""
+        if self._examples is None or self._examples[0] != task:
+            self._examples = None
+            self._examples = task, Examples(self.sweep, task, config)
+        return self._examples[1]
+
+    def population(self, method: str, config: ConfigDict, classes: int) -> Population:
+        """The programs of a method for heads of that bucket."""
+        size = bucket(classes)
+        if (method, size) not in self.programs:
+            if self._bare is None:
+                self._bare = model.loaded_backbone(config)
+            info = Info("bucket", tuple(map(str, range(size))), {}, "")
+            task = tasks.from_config(config.task, info)
+            made = Population(config, task, self._bare, self.sweep.population)
+            self.programs[method, size] = made
+            self.counts[method, size] = workdir.counts(made.shapes, made.frozen)
+        return self.programs[method, size]
+
+    def run(self, group: list[dict[str, Any]]) -> None:
+        """Trains and evaluates claimed cells of one method, task and stage together."""
+        first, began = group[0], time.monotonic()
+        method, task, final = first["method"], first["task"], first["stage"] == "final"
+        config = self.sweep.configs[method]
+        examples = self.examples(task, config)
+        classes = len(examples.info.classes)
+        programs = self.population(method, config, classes)
+        trained = protocol.BOTH if final else protocol.TRAINED
+        length = protocol.steps(self.sweep.config, trained)
+        # A group that is too small is filled up, so that one program serves all.
+        filled = [group[min(i, len(group) - 1)] for i in range(self.sweep.population)]
+        hyper = programs.hyper(
+            [{**cell["hyper"], "steps": length, "classes": classes} for cell in filled]
+        )
+        seeds = [cell["seed"] for cell in filled]
+        state = self._train(programs, examples, group, seeds, hyper, trained, length)
+        batches = examples.test() if final else examples.validation()
+        found = programs.evaluate(state, batches, hyper)
+        diverged = jax.device_get(state["bad"]["step"])
+        counted = self.counts[method, bucket(classes)]
+        head = counted["trained_with_head"] - counted["trained"]
+        lines = []
+        for cell, values, bad in zip(group, found, diverged, strict=False):
+            lines.append(
+                {
+                    **cell,
+                    "weights": Path(self.sweep.weights).name,
+                    "group": protocol.suite(self.sweep.suite).TASKS[task].group,
+                    "classes": classes,
+                    "split": "test" if final else "val200",
+                    "examples": values["examples"],
+                    "top1": values["top1"],
+                    "loss": values["loss"],
+                    "steps": length,
+                    # The first step whose loss was not finite, or null.
+                    "diverged": None if bad < 0 else int(bad),
+                    "trained": counted["trained"],
+                    "trained_with_head": counted["trained"] + head * classes // bucket(classes),
+                    "backbone_parameters": counted["backbone"],
+                    "data_fingerprint": examples.info.fingerprint,
+                    "seconds": round((time.monotonic() - began) / len(group), 3),
+                }
+            )
+        self.store.finish(lines)
+        shutil.rmtree(self._running(group), ignore_errors=True)
+        accuracies = " ".join(f"{line['top1']:.2f}" for line in lines)
+        say(
+            f"{task} {method} {first['stage']}: top1 {accuracies} on {lines[0]['split']}, "
+            f"{time.monotonic() - began:.1f} s, {len(self.store.done())} cells done"
+        )
+
+    def _running(self, group: list[dict[str, Any]]) -> Path:
+        names = " ".join([str(self.sweep.population), *(cell["cell"] for cell in group)])
+        return self.store.folder / "running" / hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    def _train(
+        self,
+        programs: Population,
+        examples: Examples,
+        group: list[dict[str, Any]],
+        seeds: Sequence[int],
+        hyper: Any,
+        trained: int,
+        length: int,
+    ) -> Any:
+        """The state of the cells after training, going on from their last checkpoint."""
+        config = programs.config
+        state = programs.start(seeds, hyper)
+        keys, arrays = programs.keys(seeds), programs.put_data(*examples.train)
+        origin = {"data": examples.info.fingerprint}
+        with Checkpoints(self._running(group), keep=1) as saved:
+            found = saved.restore(_kept(state), state["opt"])
+            done = 0
+            if found is not None and found[4] == origin:
+                done, kept, opt, _, _ = found
+                state = programs.put({**state, **kept, "opt": opt})
+                say(f"{group[0]['task']} {group[0]['method']}: going on from step {done}")
+            last = time.monotonic()
+            while done < length:
+                rows = np.stack(
+                    [loader.rows(s, done, config.input.batch_size, trained) for s in seeds]
+                )
+                state, _ = programs.step(state, arrays, rows, keys, hyper)
+                done += 1
+                stopping = self.stop.is_set()
+                if stopping or time.monotonic() - last > self.sweep.config.save_seconds:
+                    saved.save(done, _kept(state), state["opt"], {}, origin)
+                    last = time.monotonic()
+                if stopping:
+                    raise train.Preempted
+        return state
+
+
+def _kept(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in state.items() if k != "opt"}
+
+
+def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
+    """Runs all cells that aren't finished, those of this process's turn; returns a summary.
+
+    Raises:
+        DynadaptError: for anything that a user can mend.
+        Preempted: after SIGTERM or SIGINT, with the cells in hand saved.
+    """
+    check(sweep)
+    # Several processes of one job work side by side, each with the devices of its own.
+    sharding.start_processes()
+    with Store(folder, sweep.shared) as store, train.stop_signal() as stop:
+        runner = Runner(sweep, store, stop)
+        while True:
+            worked, waiting = 0, False
+            for task in sweep.tasks:
+                for method in sweep.methods:
+                    while group := store.claim(
+                        sweep.due(task, method, store.done()), sweep.population
+                    ):
+                        runner.run(group)
+                        worked += 1
+                    due = sweep.due(task, method, store.done())
+                    waiting |= any(cell["cell"] not in store.done() for cell in due)
+            if not worked and not waiting:
+                break
+            if not worked and stop.wait(POLL):
+                raise train.Preempted
+        store.finish([])
+        done = store.done()
+    return {
+        "workdir": str(folder),
+        "cells": len(done),
+        "final": sum(line["stage"] == "final" for line in done.values()),
+        "programs": {
+            f"{method}, {size} classes": {
+                "train": made.step_program._cache_size(),
+                "evaluate": made.test_program._cache_size(),
+            }
+            for (method, size), made in runner.programs.items()
+        },
+    }
+
+
+def say(text: str) -> None:
+    """A line of progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints what a sweep came to."""
+    print(
+        f"{result['cells']} cells are done in {result['workdir']}, {result['final']} of them final"
+    )
+    print(f"the table: dynadapt vtab report --workdir={result['workdir']}")
