@@ -3,6 +3,7 @@
 Nothing is read, drawn or compiled: the forward pass of each is traced once.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -45,11 +46,7 @@ def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
     """
     if classes < 2:
         raise ConfigError(f"classes must be at least 2, not {classes}")
-    names = adapters.names() if list(methods) == ["all"] else list(dict.fromkeys(methods))
-    if not names:
-        raise ConfigError("give --methods=all, or names such as --methods=lora,iconformer")
-    for name in names:
-        choices.module(adapters, name, "method")
+    names = chosen(methods)
     # Blocks of one kind are traced once; what is counted does not depend on it.
     bare = nnx.eval_shape(lambda: backbones.create(backbone, rngs=_Keys(), scan=True))
     graph, state = nnx.split(bare)
@@ -69,6 +66,37 @@ def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
     counted = sum(x.size for x in jax.tree.leaves(state))
     values = {"backbone": backbone, "parameters": counted, "flops": flops, "classes": classes}
     return {**values, "input": list(inputs.shape[1:]), "methods": rows}
+
+
+def chosen(methods: list[str]) -> list[str]:
+    """The named methods, each once, or `all`.
+
+    Raises:
+        ConfigError: for a method that does not exist, or none.
+    """
+    names = adapters.names() if list(methods) == ["all"] else list(dict.fromkeys(methods))
+    if not names:
+        raise ConfigError("give --methods=all, or names such as --methods=lora,iconformer")
+    for name in names:
+        choices.module(adapters, name, "method")
+    return names
+
+
+def refusals(backbone: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Why each of the methods that can't serve the backbone with these settings does not."""
+    bare = nnx.eval_shape(lambda: backbones.create(backbone, rngs=_Keys()))
+    graph, state = nnx.split(bare)
+    found = {}
+    for name, given in settings.items():
+
+        def adapt(state: Any, name: str = name, given: Any = given) -> None:
+            adapters.adapt(nnx.merge(graph, state), name, rngs=_Keys(), **given)
+
+        try:
+            jax.eval_shape(adapt, state)
+        except ConfigError as error:
+            found[name] = str(error)
+    return found
 
 
 def _input(backbone: nnx.Module) -> tuple[int, ...]:

@@ -45,10 +45,26 @@ def run(config: Any, topology: str | None = None) -> dict[str, Any]:
     check_image(config, shape)
     check_image(config, evaluate.example_shape(config, *evaluate.open_split(config, "eval")))
     task = tasks.from_config(config.task, source.info)
+    return of_step(config, task, training_steps(config, len(source)), shape, mesh, topology)
+
+
+def of_step(
+    config: Any, task: Any, steps: int, shape: tuple[int, ...], mesh: Any, topology: str | None
+) -> dict[str, Any]:
+    """The plan of a training step on examples of this shape, as `run` returns it.
+
+    Args:
+        config: checked.
+        task: what is trained.
+        steps: length of the training.
+        shape: of an example, `h w 3` or `n 3`.
+        mesh: over devices here or of the topology.
+        topology: whose memory the step must fit; None for the devices here.
+    """
     network = model.abstract(config, task)
     sites = site_rows(network)
     graph, train, frozen = model.split(network, config)
-    tx = optim.make(config.optim, training_steps(config, len(source)), train)
+    tx = optim.make(config.optim, steps, train)
     step = make_step(graph, task, tx, config)
     args = arguments(config, shape, train, frozen, tx, mesh)
     result = {

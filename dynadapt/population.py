@@ -29,19 +29,27 @@ class Population:
     Args:
         config: of any of the cells, checked.
         task: with as many classes as the cell that has most.
-        bare: the backbone with its weights, which no cell changes.
+        bare: the backbone with its weights, which no cell changes; None for shapes alone.
         size: k; over several devices it is cut where they divide it.
+        devices: those of this process where none are given.
     """
 
-    def __init__(self, config: Any, task: Any, bare: nnx.Module, size: int):
+    def __init__(
+        self,
+        config: Any,
+        task: Any,
+        bare: nnx.Module | None,
+        size: int,
+        devices: list[Any] | None = None,
+    ):
         self.config, self.task, self.size = config, task, size
         self._bare, self._starts = bare, {}
         self.graph, train, frozen = self._split(config.seed)
         self.shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train)
-        mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1)), jax.local_devices())
+        mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1)), devices or jax.local_devices())
         axis = PartitionSpec(sharding.AXES) if size % mesh.size == 0 else PartitionSpec()
         self._cut, self._whole = NamedSharding(mesh, axis), NamedSharding(mesh, PartitionSpec())
-        self.frozen = jax.device_put(frozen, self._whole)
+        self.frozen = frozen if bare is None else jax.device_put(frozen, self._whole)
         train_one = pure_step(self.graph, task, self.optimizer, config)
         test_one = evaluate.pure_step(self.graph, task, config)
 
@@ -66,6 +74,8 @@ class Population:
     def _split(self, seed: int) -> tuple[Any, Any, Any]:
         config = self.config.copy_and_resolve_references()
         config.seed = seed
+        if self._bare is None:
+            return model.split(model.abstract(config, self.task), config)
         return model.split(model.build(config, self.task, self._bare), config)
 
     def optimizer(self, hyper: dict[str, Array]) -> Any:
@@ -91,6 +101,26 @@ class Population:
                 self._starts[seed] = self._split(seed)[1]
         train = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._starts[s] for s in seeds))
         return self.put(self._start(train, hyper))
+
+    def arguments(self, names: Sequence[str], shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """Shapes of what `step_program` takes, in their places, to compile it without arrays.
+
+        Args:
+            names: of the values in `hyper`.
+            shape: of the examples in memory, `m h w 3`.
+        """
+        k, like = self.size, jax.ShapeDtypeStruct
+        train = jax.tree.map(lambda x: like((k, *x.shape), x.dtype), self.shapes)
+        hyper = {name: like((k,), jnp.float32) for name in names}
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), k))
+        rows = like((k, self.config.input.batch_size), jnp.int32)
+        data = like(shape, jnp.uint8), like(shape[:1], jnp.int32)
+        places = (self._cut, self._whole, self._whole, self._whole, *[self._cut] * 3)
+        values = (jax.eval_shape(self._start, train, hyper), self.frozen, *data, rows, keys, hyper)
+        return tuple(
+            jax.tree.map(lambda x, place=place: like(x.shape, x.dtype, sharding=place), value)
+            for value, place in zip(values, places, strict=True)
+        )
 
     def put(self, state: Any) -> Any:
         """A state of k cells on the devices."""

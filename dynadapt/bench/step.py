@@ -1,51 +1,48 @@
-"""Whole training steps of one backbone with several methods, in turn."""
+"""Whole training steps of one backbone with several methods: timed in turn, or compiled ahead."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
-from dynadapt import compiled, model, optim, tasks
-from dynadapt import config as configs
-from dynadapt.bench import interleaved, machine, milliseconds, ratio, timed
-from dynadapt.data import Info
+from dynadapt import backbones, compare, compiled, model, optim, plan, sharding
+from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, timed
+from dynadapt.errors import ConfigError
 from dynadapt.step import initial_state, make_step
 
 
 def run(backbone: str, methods: list[str], batch: int, rounds: int) -> dict[str, Any]:
-    """Times a training step in float32 with each method; ratios are to the first one."""
-    asks, rows = [], []
-    for method in methods:
-        ask, flops = step(backbone, method, batch)
+    """Times a training step in float32 with each method; ratios are to the first one.
+
+    A method that can't serve the backbone is a row with its `reason`.
+    """
+    asks, timed_rows, rows = [], [], []
+    for method in compare.chosen(methods):
+        row = dict(backbone=backbone, method=method, batch=batch)
+        rows.append(row)
+        try:
+            ask, flops = step(backbone, method, batch)
+        except ConfigError as error:
+            row["reason"] = str(error)
+            continue
+        row["gflop"] = round(flops / 1e9)
         asks.append(ask)
-        rows.append(dict(backbone=backbone, method=method, batch=batch, gflop=round(flops / 1e9)))
+        timed_rows.append(row)
     readings = interleaved(asks, rounds)
-    for row, times in zip(rows, readings, strict=True):
+    for row, times in zip(timed_rows, readings, strict=True):
         row |= dict(ms=milliseconds(times), over_first=ratio(times, readings[0]))
     return dict(machine=machine(), rows=rows)
 
 
 def step(backbone: str, method: str, batch: int) -> tuple[Callable[[], float], int]:
     """A training step on random images that can be asked for its time, and its FLOPs."""
-    config = configs.default(backbone=backbone, method=method, data_set="digits")
-    config.input.batch_size, config.optim.steps = batch, 100
-    if "dropout" in config.adapter:
-        config.adapter.dropout = 0.0
-    info = Info("random", tuple(map(str, range(10))), {"train": batch}, "random")
-    task = tasks.from_config(config.task, info)
+    config = cases.config(backbone, method, batch)
+    task = cases.task(config)
     graph, train, frozen = model.split(model.build(config, task), config)
     tx = optim.make(config.optim, config.optim.steps, train)
     state = {"now": initial_state(train, tx, config)}
-    rng = np.random.default_rng(0)
-    size = nnx.merge(graph, train, frozen).backbone.image_size
-    given = {
-        "image": rng.integers(256, size=(batch, size, size, 3), dtype=np.uint8),
-        "label": rng.integers(10, size=batch).astype(np.int32),
-        "index": np.arange(batch, dtype=np.int32),
-        "mask": np.ones(batch, np.float32),
-    }
+    given = cases.examples(batch, nnx.merge(graph, train, frozen).backbone.image_size)
     function, key = make_step(graph, task, tx, config), jax.random.key(0)
     flops = compiled.matmul_flops(function, state["now"], frozen, given, key)
 
@@ -54,3 +51,54 @@ def step(backbone: str, method: str, batch: int) -> tuple[Callable[[], float], i
         return logs
 
     return timed(call), flops
+
+
+def ahead(backbone: str, methods: list[str], batch: int, topology: str) -> dict[str, Any]:
+    """Compiles the training step of each method for a machine that isn't here.
+
+    In bfloat16 with blocks scanned and rematerialised, the batch cut over all chips.
+
+    Args:
+        backbone: a variant.
+        methods: names of methods, or `all`.
+        batch: images of a step, over all chips.
+        topology: as of `plan`.
+
+    Returns:
+        A row a method, GiB of one chip: `arguments` (frozen and trained leaves, optimizer, batch),
+        `temporaries` and `total`, whether it `fits`, `tflop` of a step over all chips, and
+        `moved_over_trained`: what the chips exchange in a step over the bytes that train. Where the
+        method can't serve the backbone, or does not fit, its `reason`.
+    """
+    names, chips = compare.chosen(methods), plan.devices(topology)
+    rows = []
+    for method in names:
+        config = cases.on_accelerators(cases.config(backbone, method, batch))
+        mesh = sharding.make_mesh(config.mesh, chips)
+        sharding.check_batch(batch, mesh)
+        row = dict(backbone=backbone, method=method, batch=batch)
+        try:
+            row |= told(compiled_for(config, mesh, topology))
+        except ConfigError as error:
+            row["reason"] = str(error)
+        rows.append(row)
+    return dict(machine=topology, rows=rows)
+
+
+def compiled_for(config: Any, mesh: Any, topology: str) -> dict[str, Any]:
+    """The plan of a config's training step on images of the backbone's own size."""
+    task, side = cases.task(config), backbones.config(config.backbone.name).image_size
+    return plan.of_step(config, task, config.optim.steps, (side, side, 3), mesh, topology)
+
+
+def told(found: dict[str, Any]) -> dict[str, Any]:
+    """What a plan says, for a row of a table."""
+    row: dict[str, Any] = dict(tflop=round(found["flops"] / 1e12, 2), fits=found["fits"])
+    if "memory" not in found:
+        return row | dict(reason=found["reason"])
+    memory = found["memory"]
+    held = sum(memory[k] for k in ("frozen", "trained", "optimizer", "batch"))
+    sizes = dict(arguments=held, temporaries=memory["temporaries"], total=memory["total"])
+    moved = sum(found["collectives"].values()) / found["counts"]["trained_bytes"]
+    row |= {name: round(value / plan.GIB, 3) for name, value in sizes.items()}
+    return row | dict(moved_over_trained=round(moved, 3))

@@ -42,13 +42,14 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt.train import Preempted
     from dynadapt.vtab import estimate, protocol, sweep
 
+    config = config_file.load(options.config, overrides, problems=protocol.field_problems)
     given = sweep.Sweep(
-        config=config_file.load(options.config, overrides, problems=protocol.field_problems),
+        config=config,
         suite=options.suite,
         form=options.form or protocol.form(options.suite),
         path=options.path,
         tasks=protocol.chosen_tasks(options.suite, options.tasks),
-        methods=protocol.chosen_methods(options.methods or [], options.backbone),
+        methods=protocol.chosen_methods(config, options.methods or [], options.backbone),
         seeds=protocol.chosen_seeds(options.seeds),
         backbone=options.backbone,
         weights=options.weights or "",

@@ -263,7 +263,7 @@ def _from_tfds(split: str, task: VtabTask, path: str) -> tfds.Tfds:
             f"{ELSEWHERE.format(task=task.name)}"
         )
     sizes = {name: len(Rows(text, counts)) for name, text in texts.items()}
-    digest = hashlib.sha256(f"{tfds.fingerprint(made)}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{task.name} {tfds.fingerprint(made)}".encode()).hexdigest()
     info = Info(made.info.full_name, names, sizes, how, digest)
 
     def read(example):

@@ -53,14 +53,12 @@ def form(name: str) -> str:
     return SUITES[name]
 
 
-def chosen_methods(given: Sequence[str], backbone: str) -> list[str]:
-    """Methods by name, or all that can serve the backbone at their settings' defaults."""
+def chosen_methods(config: ConfigDict, given: Sequence[str], backbone: str) -> list[str]:
+    """Methods by name, or all that serve the backbone with the config's settings."""
     if list(given) == ["all"]:
-        return [
-            row["method"]
-            for row in compare.run(backbone, ["all"])["methods"]
-            if "reason" not in row
-        ]
+        settings = {m: config.settings.get(m, {}) for m in adapters.names()}
+        refused = compare.refusals(backbone, settings)
+        return [m for m in settings if m not in refused]
     for method in given:
         adapters.module(method)
     if not given:

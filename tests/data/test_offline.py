@@ -72,6 +72,18 @@ def test_training_draws_nothing_of_the_test_split(monkeypatch):
     assert drawn == list(range(1000, 2000))
 
 
+def test_training_opens_no_marks_of_the_test_split(shared_data, monkeypatch):
+    real, opened = offline.ElementTree.parse, []
+    monkeypatch.setattr(
+        offline.ElementTree, "parse", lambda file: opened.append(file.stem) or real(file)
+    )
+    offline.source("train800val200", "bccd", str(shared_data))
+    train = opened.copy()
+    test = offline.source("test", "bccd", str(shared_data))
+    names = {test[i]["name"].split()[0] for i in range(len(test))}
+    assert len(names & set(train)) <= 1 and len(names) > 80
+
+
 def test_crops_of_an_image_stay_together(shared_data):
     for task in ("bccd", "nuclei"):
         train = offline.source("train800val200", task, str(shared_data))

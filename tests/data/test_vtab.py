@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,6 +276,20 @@ def test_training_sources_open_nothing_of_the_test_split(form, vtab_tfds, vtab_f
         assert len(source) == count and len([source[i] for i in range(0, count, 50)])
     with pytest.raises((DataError, OSError, ValueError)):
         vtab.source("test", task, form, str(tmp_path))[0]
+
+
+def test_training_sources_read_no_test_list(vtab_folder, monkeypatch):
+    real = Path.open
+
+    def guarded(path, *args, **kwargs):
+        assert "test" not in (path.stem, path.parent.name), f"{path} was opened"
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    source = vtab.source("train800val200", "kitti", "folder", str(vtab_folder))
+    assert len([source[i] for i in range(0, 1000, 50)]) == 20
+    with pytest.raises(AssertionError, match="test.txt was opened"):
+        vtab.source("test", "kitti", "folder", str(vtab_folder))
 
 
 def test_reading_never_imports_tensorflow(vtab_tfds):

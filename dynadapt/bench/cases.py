@@ -1,0 +1,45 @@
+"""What benchmarks run: a config of a backbone and a method, and random examples for it."""
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dynadapt import tasks
+from dynadapt import config as configs
+from dynadapt.data import Info
+
+CLASSES = 10
+
+
+def config(backbone: str, method: str, batch: int) -> ConfigDict:
+    """A run of 100 steps in float32 without dropout, for a method's default settings."""
+    made = configs.default(backbone=backbone, method=method, data_set="digits")
+    made.input.batch_size, made.optim.steps = batch, 100
+    if "dropout" in made.adapter:
+        made.adapter.dropout = 0.0
+    return made
+
+
+def on_accelerators(made: ConfigDict) -> ConfigDict:
+    """The same as it would run on a pod: bfloat16, blocks scanned and rematerialised."""
+    made = made.copy_and_resolve_references()
+    made.backbone.scan = made.backbone.remat = True
+    made.compute.dtype = made.compute.frozen_dtype = "bfloat16"
+    return made
+
+
+def task(made: ConfigDict) -> Any:
+    """The task of the config, with ten classes."""
+    return tasks.from_config(made.task, Info("random", tuple(map(str, range(CLASSES))), {}, ""))
+
+
+def examples(count: int, side: int) -> dict[str, np.ndarray]:
+    """Random images `count side side 3`, uint8, labels, indices and masks."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(256, size=(count, side, side, 3), dtype=np.uint8),
+        "label": rng.integers(CLASSES, size=count).astype(np.int32),
+        "index": np.arange(count, dtype=np.int32),
+        "mask": np.ones(count, np.float32),
+    }

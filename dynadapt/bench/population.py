@@ -1,0 +1,155 @@
+"""Cells trained together in one program, beside runs of their own."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from dynadapt import backbones, compare, compiled, model, optim, plan, sharding, tree
+from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, step, timed
+from dynadapt.errors import ConfigError
+from dynadapt.population import Population
+from dynadapt.step import initial_state, make_step
+
+CELLS = 8
+# Examples in memory, as in VTAB-1K.
+EXAMPLES = 1000
+# What differs between cells here.
+HYPER = ("lr", "weight_decay", "steps")
+
+
+def run(
+    backbone: str, methods: list[str], batch: int, rounds: int, cells: int = CELLS
+) -> dict[str, Any]:
+    """Times a step of all cells against a step of one run, in float32.
+
+    Args:
+        backbone: a variant.
+        methods: names of methods, or `all`.
+        batch: images of a cell's step.
+        rounds: readings of each.
+        cells: trained together.
+
+    Returns:
+        A row a method: milliseconds of a `cell_ms` and of a `single_ms`, their ratio `cell_over_single`
+        and, over the config's steps, the ratio `with_compilation` (each single run compiles its own
+        rates and length); MiB of the `frozen` copy that all cells share, of what is `trained` with
+        its `optimizer` in all cells, and the `temporaries` of both programs.
+    """
+    rows = []
+    for method in compare.chosen(methods):
+        row = dict(backbone=backbone, method=method, batch=batch, cells=cells)
+        rows.append(row)
+        try:
+            config = cases.config(backbone, method, batch)
+            task = cases.task(config)
+            bare = model.loaded_backbone(config)
+            several, several_s, held = _together(config, task, bare, cells)
+        except ConfigError as error:
+            row["reason"] = str(error)
+            continue
+        single, single_s, temporaries = _alone(config, task, bare)
+        ours, other = interleaved([timed(several), timed(single)], rounds)
+        ours = [seconds / cells for seconds in ours]
+        row |= dict(cell_ms=milliseconds(ours), single_ms=milliseconds(other))
+        row["cell_over_single"] = ratio(ours, other)
+        together = several_s / cells + config.optim.steps * float(np.median(ours))
+        alone = single_s + config.optim.steps * float(np.median(other))
+        row |= dict(compile_s=round(several_s, 1), single_compile_s=round(single_s, 1))
+        row["with_compilation"] = round(together / alone, 3)
+        row |= dict(held, single_temporaries=_mib(temporaries))
+    return dict(machine=machine(), rows=rows)
+
+
+def _together(config: Any, task: Any, bare: Any, cells: int) -> tuple[Any, float, dict[str, float]]:
+    """A step of all cells, the seconds of its compilation, and MiB."""
+    population = Population(config, task, bare, cells)
+    given = cases.examples(EXAMPLES, bare.image_size)
+    data = population.put_data(given["image"], given["label"])
+    values = {name: config.optim[name] for name in HYPER}
+    hyper = population.hyper([{**values, "lr": 1e-3 * (i + 1)} for i in range(cells)])
+    seeds = list(range(cells))
+    keys, state = population.keys(seeds), {"now": population.start(seeds, hyper)}
+    rng = np.random.default_rng(0)
+    rows = rng.integers(EXAMPLES, size=(cells, config.input.batch_size), dtype=np.int32)
+    shapes = population.arguments(HYPER, given["image"].shape)
+    program, seconds = _compiled(population.step_program, shapes)
+    population.step_program = program
+
+    def call() -> Any:
+        state["now"], logs = population.step(state["now"], data, rows, keys, hyper)
+        return logs
+
+    return call, seconds, _sizes(shapes[0], population.frozen, program.memory_analysis())
+
+
+def _alone(config: Any, task: Any, bare: Any) -> tuple[Any, float, int]:
+    """A step of one run, the seconds of its compilation, and the bytes of its temporaries."""
+    graph, train, frozen = model.split(model.build(config, task, bare), config)
+    tx = optim.make(config.optim, config.optim.steps, train)
+    state, key = {"now": initial_state(train, tx, config)}, jax.random.key(0)
+    given = jax.device_put(cases.examples(config.input.batch_size, bare.image_size))
+    function = make_step(graph, task, tx, config)
+    program, seconds = _compiled(function, (state["now"], frozen, given, key))
+
+    def call() -> Any:
+        state["now"], logs = program(state["now"], frozen, given, key)
+        return logs
+
+    return call, seconds, program.memory_analysis().temp_size_in_bytes
+
+
+def _compiled(function: Any, args: tuple[Any, ...]) -> tuple[Any, float]:
+    """The function compiled for these arguments, and the seconds that tracing and compiling took."""
+    start = time.perf_counter()
+    program = function.lower(*args).compile()
+    return program, time.perf_counter() - start
+
+
+def _sizes(state: Any, frozen: Any, analysis: Any) -> dict[str, float]:
+    sizes = dict(
+        frozen=tree.nbytes(frozen),
+        trained=tree.nbytes(state["train"]),
+        optimizer=tree.nbytes(state["opt"]),
+        temporaries=analysis.temp_size_in_bytes,
+    )
+    return {name: _mib(size) for name, size in sizes.items()}
+
+
+def _mib(size: int) -> float:
+    return round(size / 2**20, 2)
+
+
+def ahead(
+    backbone: str, methods: list[str], batch: int, topology: str, cells: int = CELLS
+) -> dict[str, Any]:
+    """Memory of one chip of a machine that isn't here, with cells over all chips and with one run.
+
+    In bfloat16 with blocks scanned and rematerialised. Nothing is allocated.
+
+    Args:
+        backbone: a variant.
+        methods: names of methods, or `all`.
+        batch: images of a cell's step.
+        topology: as of `plan`.
+        cells: trained together, cut over the chips that divide them.
+
+    Returns:
+        Two rows a method, of the population and of a single run on one chip: `cells` of a chip, and
+        MiB of one chip: the `frozen` copy, what is `trained`, its `optimizer`, the `data`, the
+        `temporaries` and the `total`; `moved`: MiB that the chips exchange in a step.
+    """
+    chips, rows = plan.devices(topology), []
+    for method in compare.chosen(methods):
+        row = dict(backbone=backbone, method=method, batch=batch)
+        try:
+            config = cases.on_accelerators(cases.config(backbone, method, batch))
+            rows.append(row | _population_ahead(config, chips, cells))
+            mesh = sharding.make_mesh(config.mesh, chips[:1])
+            found = step.compiled_for(config, mesh, topology)
+        except ConfigError as error:
+            rows.append(row | dict(reason=str(error)))
+            continue
+        rows.append(row | dict(run="single", cells=1) | _row(found))
+    return dict(machine=topology, rows=rows)
