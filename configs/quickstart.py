@@ -14,23 +14,23 @@ from dynadapt.errors import UnknownName
 
 RATES = {  # chosen; tried
     "linear": 0.1,  # 0.1
-    "norm_tune": 0.01,
-    "bitfit": 0.01,  # 0.01
-    "ssf": 0.01,
-    "vpt": 0.01,
-    "lora": 0.01,  # 0.003, 0.01
-    "dora": 0.01,
-    "fact": 0.01,
-    "arc": 0.01,
-    "repadapter": 0.01,
-    "adapter": 0.01,
-    "adaptformer": 0.01,  # 0.01
-    "lorand": 0.01,
-    "convpass": 0.01,
-    "mona": 0.01,
+    "norm_tune": 0.1,  # 0.003, 0.01, 0.03, 0.1, 0.3
+    "bitfit": 0.03,  # 0.003, 0.01, 0.03
+    "ssf": 0.03,  # 0.003, 0.01, 0.03, 0.1
+    "vpt": 0.1,  # 0.003, 0.01, 0.03, 0.1
+    "lora": 0.01,  # 0.003, 0.01, 0.03
+    "dora": 0.03,  # 0.003, 0.01, 0.03, 0.1
+    "fact": 0.01,  # 0.003, 0.01, 0.03
+    "arc": 0.03,  # 0.003, 0.01, 0.03, 0.1
+    "repadapter": 0.01,  # 0.003, 0.01, 0.03
+    "adapter": 0.01,  # 0.003, 0.01
+    "adaptformer": 0.01,  # 0.003, 0.01, 0.03
+    "lorand": 0.01,  # 0.003, 0.01
+    "convpass": 0.01,  # 0.003, 0.01, 0.03
+    "mona": 0.01,  # 0.001, 0.003, 0.01
     "iconformer": 0.01,  # 0.003, 0.01, 0.02
-    "adapter_x": 0.01,
-    "vfm_adapter": 0.01,
+    "adapter_x": 0.01,  # 0.003, 0.01, 0.02
+    "vfm_adapter": 0.003,  # 0.003, 0.01, 0.02
     "full": 0.002,  # 0.0003, 0.001, 0.002
 }
 # What differs from the methods' own defaults, which are made for backbones six times as wide.

@@ -11,9 +11,11 @@ from dynadapt import adapters, backbones, config, data, tasks
 from dynadapt.config_file import read_config
 from dynadapt.errors import ConfigError
 from dynadapt.main import main
+from dynadapt.vtab import protocol
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted((ROOT / "configs").glob("*.py"))
+SWEEPS = ("offline", "vtab")
+FILES = sorted(f for f in (ROOT / "configs").glob("*.py") if f.stem not in SWEEPS)
 
 
 def arguments(file):
@@ -57,6 +59,25 @@ def test_config_files_build(file, given):
         assert len(built.compare) > 3
     if built.data.name == "digits":  # the others need data that must be fetched
         config.check(built)
+
+
+PROTOCOLS = ("vtab", "noah", "ssf", "unit", "official")
+
+
+@pytest.mark.parametrize(
+    ("stem", "given"),
+    [("offline", ""), ("vtab", ""), *(("vtab", f"protocol={p}") for p in PROTOCOLS)],
+)
+def test_sweeps_build(stem, given):
+    built = read_config(str(ROOT / "configs" / f"{stem}.py"), given)
+    assert protocol.field_problems(built) == []
+    protocol.check(built)
+    assert f"protocol={built.protocol.name}" in (given or "protocol=vtab protocol=offline")
+    named = [pattern.split("/")[0] for pattern, _ in built.grids]
+    for method in [m for m in named if m in adapters.names()]:
+        points = protocol.grid(built, method, "digits")
+        made = protocol.training_config(built, method, "offline", "vit_mini", "vit_mini")
+        assert points and made.adapter.name == method
 
 
 def test_quickstart_documents_its_methods():
