@@ -66,13 +66,15 @@ def _depthwise_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Ar
     x, kernel = saved
     wide, slope = x.astype(jnp.float32), g.astype(jnp.float32)
     products = tuple(view * slope for _, _, view in _views(wide, kernel.shape[1]))
-    taps = lax.platform_dependent(*products, cpu=_sums_in_one_pass, default=_sums)
+    taps = lax.platform_dependent(
+        *products, cpu=_sums_in_one_pass, tpu=_sums_in_one_pass, default=_sums
+    )
     dkernel = taps.reshape(kernel.shape).astype(kernel.dtype)
     return depthwise(g, kernel[:, ::-1, ::-1]), dkernel
 
 
 def _sums(*products: Array) -> Array:
-    """Sums of k*k maps over positions, `b kk r`: one reduction each (TPU and GPU fuse these)."""
+    """Sums of k*k maps over positions, `b kk r`: one reduction each, which GPUs fuse."""
     return jnp.stack([p.sum((1, 2)) for p in products], 1)
 
 
@@ -143,12 +145,19 @@ def _full_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _full_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    turned = kernel[:, ::-1, ::-1].swapaxes(3, 4)
-    dkernel = lax.platform_dependent(
-        x, kernel, g, cpu=_full_taps_on_cpu, default=_full_kernel_gradient
+    return lax.platform_dependent(
+        *saved, g, cpu=_full_gradients_on_cpu, default=_full_reference_gradients
     )
-    return full(g, turned), dkernel.astype(kernel.dtype)
+
+
+def _full_reference_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+    """The definition's own: vmapping its kernel gradient costs TPUs the square of the batch."""
+    return jax.vjp(full_reference, x, kernel)[1](g)
+
+
+def _full_gradients_on_cpu(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+    turned = kernel[:, ::-1, ::-1].swapaxes(3, 4)
+    return _full_on_cpu(g, turned), _full_taps_on_cpu(x, kernel, g).astype(kernel.dtype)
 
 
 def _full_taps_on_cpu(x: Array, kernel: Array, g: Array) -> Array:
@@ -172,15 +181,6 @@ def _full_taps_on_cpu(x: Array, kernel: Array, g: Array) -> Array:
         return taps.transpose(1, 2, 0, 3)
 
     return lax.map(one, (x, g))
-
-
-def _full_kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
-    """The same by differentiating the definition, one instance at a time."""
-
-    def one(x: Array, kernel: Array, g: Array) -> Array:
-        return jax.vjp(lambda kernel: full_one(x, kernel), kernel)[1](g)[0]
-
-    return jax.vmap(one)(x, kernel, g).astype(jnp.float32)
 
 
 full.defvjp(_full_forward, _full_backward)

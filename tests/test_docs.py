@@ -7,24 +7,40 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, attach, backbones, config_file
+from dynadapt import (
+    adapters,
+    attach,
+    backbones,
+    checkpoint,
+    config_file,
+    evaluate,
+    model,
+    tasks,
+    workdir,
+)
 from dynadapt import config as configs
 from dynadapt.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "add_a_method.md"
 METHODS = ROOT / "docs" / "methods.md"
+SERVING = ROOT / "docs" / "serving.md"
 NAME = "mlp_affine"
+
+
+def all_blocks(document):
+    """Language and content of the document's code blocks, in order."""
+    text = document.read_text(encoding="utf-8")
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def blocks(document, language):
     """The contents of the document's code blocks of a language, in order."""
-    text = document.read_text(encoding="utf-8")
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [content for kind, content in found if kind == language]
+    return [content for kind, content in all_blocks(document) if kind == language]
 
 
 @pytest.fixture
@@ -142,13 +158,58 @@ def test_a_line_changes_the_method(name, options):
 
 def test_the_readme_compares_methods(capsys):
     line = "launch/local.sh plan --methods=all --backbone=vit_b16"
-    assert [line + "\n"] == [b for b in blocks(ROOT / "README.md", "bash") if "--methods" in b]
+    assert [line + "\n"] == [b for b in blocks(ROOT / "README.md", "bash") if "plan --methods" in b]
     assert main(shlex.split(line)[1:]) == 0
     out = capsys.readouterr().out
     assert all(f"│ {name} " in out for name in adapters.names())
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", GUIDE, METHODS], ids=lambda p: p.name)
+def leave_adapter(config, folder):
+    """What a run leaves of its adapter, with random values."""
+    source, _ = evaluate.open_split(config, "eval")
+    network = model.build(config, tasks.from_config(config.task, source.info))
+    _, train, frozen = model.split(network, config)
+    rng = np.random.default_rng(config.seed)
+    moved = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), train)
+    card = workdir.card(config, source.info, workdir.counts(train, frozen), {})
+    checkpoint.save_adapter(folder / "adapter", moved, card)
+
+
+def typed(line):
+    """Runs a command of the page: a training leaves its adapter alone, a benchmark nothing."""
+    command, *argv = shlex.split(line)[1:]
+    if command == "train":
+        given = dict(a.split("=", 1) for a in argv)
+        overrides = [a for a in argv if a.startswith("--config.")]
+        config = config_file.load(str(ROOT / given["--config"]), overrides)
+        leave_adapter(config, Path(given["--workdir"]))
+    elif command != "bench":
+        assert main([command, *argv]) == 0
+
+
+def test_the_page_on_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names, printed, outputs = {}, "", 0
+    for language, content in all_blocks(SERVING):
+        if language == "python":
+            capsys.readouterr()
+            exec(compile(content, str(SERVING), "exec"), names)
+            printed = capsys.readouterr().out
+        elif language == "bash":
+            for line in content.splitlines():
+                typed(line)
+        else:
+            assert content == printed
+            outputs += 1
+    assert outputs == len(blocks(SERVING, "python"))
+    # The page's equalities are not those of adapters that all say the same.
+    logits = names["logits"]
+    assert np.abs(logits["one"] - logits["two"]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "document", [ROOT / "README.md", GUIDE, METHODS, SERVING], ids=lambda p: p.name
+)
 def test_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
     assert [link for link in links if not (document.parent / link).exists()] == []

@@ -1,4 +1,7 @@
 import functools
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +179,29 @@ def test_cost_of_full_convolution_is_linear_in_the_batch():
 
     one, two, four = (flops(b) for b in (4, 8, 16))
     assert two / one <= 2.1 and four / two <= 2.1
+
+
+# Prints MFLOP of both passes at two batch sizes, as the compiler for TPUs counts them.
+ON_A_TPU = """
+from dynadapt import dynamic, plan
+from dynadapt.bench.dynamic import arguments, compiled
+chip = plan.devices("v5e:2x2")[0]
+for kind in ("depthwise", "full"):
+    for b in (16, 32):
+        shapes = arguments(kind, (b, 14, 64, 3), "bfloat16")
+        print(compiled(getattr(dynamic, kind), shapes, chip)[1]["mflop"])
+"""
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'dynadapt[tpu]'")
+@pytest.mark.slow
+def test_cost_is_linear_in_the_batch_on_tpus():
+    """In a process of its own: libtpu stays in the process that loads it."""
+    command = [sys.executable, "-c", ON_A_TPU]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    depthwise, twice, full, full_twice = map(float, done.stdout.split())
+    assert twice / depthwise <= 2.1 and full_twice / full <= 2.1
 
 
 def test_hypernetwork_by_hand():

@@ -25,6 +25,8 @@ def answer(call):
         call()
         print(json.dumps(time.perf_counter() - start), flush=True)
 """
+# Columns of a table that a terminal has room for.
+WIDEST = 10
 
 
 class Worker:
@@ -124,12 +126,15 @@ def machine() -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the rows as a table, ratios with their range."""
+    """Prints the rows as a table, ratios with their range; many columns as lines."""
     from dynadapt.journal import show_table
 
     print(result["machine"])
     columns = list(dict.fromkeys(key for row in result["rows"] for key in row))
-    show_table("", columns, [[_text(row.get(key)) for key in columns] for row in result["rows"]])
+    table = [columns, *([_text(row.get(key)) for key in columns] for row in result["rows"])]
+    if len(columns) > WIDEST:
+        table = [list(line) for line in zip(*table, strict=True)]
+    show_table("", table[0], table[1:])
 
 
 def _text(value: Any) -> str:

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from dynadapt import tasks
+from dynadapt import backbones, tasks
 from dynadapt import config as configs
 from dynadapt.data import Info
+from dynadapt.errors import ConfigError
 
 CLASSES = 10
 
@@ -32,6 +33,13 @@ def on_accelerators(made: ConfigDict) -> ConfigDict:
 def task(made: ConfigDict) -> Any:
     """The task of the config, with ten classes."""
     return tasks.from_config(made.task, Info("random", tuple(map(str, range(CLASSES))), {}, ""))
+
+
+def side(backbone: str) -> int:
+    """Side of a backbone's own images; ConfigError for one that takes none."""
+    if not hasattr(sizes := backbones.config(backbone), "image_size"):
+        raise ConfigError(f"{backbone} takes no images; choose a backbone such as vit_b16")
+    return sizes.image_size
 
 
 def examples(count: int, side: int) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynadapt import backbones, compare, compiled, model, optim, plan, sharding, tree
+from dynadapt import compare, compiled, model, optim, plan, sharding, tree
 from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, step, timed
 from dynadapt.errors import ConfigError
 from dynadapt.population import Population
@@ -32,12 +32,12 @@ def run(
         cells: trained together.
 
     Returns:
-        A row a method: milliseconds of a `cell_ms` and of a `single_ms`, their ratio `cell_over_single`
-        and, over the config's steps, the ratio `with_compilation` (each single run compiles its own
-        rates and length); MiB of the `frozen` copy that all cells share, of what is `trained` with
+        A row a method: milliseconds of a cell's and of a single run's step, their ratio, and the
+        ratio `with_compilation` of whole runs of the config's 100 steps (each single run compiles
+        its own rates); MiB of the `frozen` copy that all cells share, of what is `trained` with
         its `optimizer` in all cells, and the `temporaries` of both programs.
     """
-    rows = []
+    rows, side = [], cases.side(backbone)
     for method in compare.chosen(methods):
         row = dict(backbone=backbone, method=method, batch=batch, cells=cells)
         rows.append(row)
@@ -45,11 +45,11 @@ def run(
             config = cases.config(backbone, method, batch)
             task = cases.task(config)
             bare = model.loaded_backbone(config)
-            several, several_s, held = _together(config, task, bare, cells)
+            several, several_s, held = _together(config, task, bare, cells, side)
         except ConfigError as error:
             row["reason"] = str(error)
             continue
-        single, single_s, temporaries = _alone(config, task, bare)
+        single, single_s, temporaries = _alone(config, task, bare, side)
         ours, other = interleaved([timed(several), timed(single)], rounds)
         ours = [seconds / cells for seconds in ours]
         row |= dict(cell_ms=milliseconds(ours), single_ms=milliseconds(other))
@@ -62,10 +62,12 @@ def run(
     return dict(machine=machine(), rows=rows)
 
 
-def _together(config: Any, task: Any, bare: Any, cells: int) -> tuple[Any, float, dict[str, float]]:
+def _together(
+    config: Any, task: Any, bare: Any, cells: int, side: int
+) -> tuple[Any, float, dict[str, float]]:
     """A step of all cells, the seconds of its compilation, and MiB."""
     population = Population(config, task, bare, cells)
-    given = cases.examples(EXAMPLES, bare.image_size)
+    given = cases.examples(EXAMPLES, side)
     data = population.put_data(given["image"], given["label"])
     values = {name: config.optim[name] for name in HYPER}
     hyper = population.hyper([{**values, "lr": 1e-3 * (i + 1)} for i in range(cells)])
@@ -84,12 +86,12 @@ def _together(config: Any, task: Any, bare: Any, cells: int) -> tuple[Any, float
     return call, seconds, _sizes(shapes[0], population.frozen, program.memory_analysis())
 
 
-def _alone(config: Any, task: Any, bare: Any) -> tuple[Any, float, int]:
+def _alone(config: Any, task: Any, bare: Any, side: int) -> tuple[Any, float, int]:
     """A step of one run, the seconds of its compilation, and the bytes of its temporaries."""
     graph, train, frozen = model.split(model.build(config, task, bare), config)
     tx = optim.make(config.optim, config.optim.steps, train)
     state, key = {"now": initial_state(train, tx, config)}, jax.random.key(0)
-    given = jax.device_put(cases.examples(config.input.batch_size, bare.image_size))
+    given = jax.device_put(cases.examples(config.input.batch_size, side))
     function = make_step(graph, task, tx, config)
     program, seconds = _compiled(function, (state["now"], frozen, given, key))
 
@@ -101,7 +103,7 @@ def _alone(config: Any, task: Any, bare: Any) -> tuple[Any, float, int]:
 
 
 def _compiled(function: Any, args: tuple[Any, ...]) -> tuple[Any, float]:
-    """The function compiled for these arguments, and the seconds that tracing and compiling took."""
+    """The function compiled for these arguments, and the seconds that this took."""
     start = time.perf_counter()
     program = function.lower(*args).compile()
     return program, time.perf_counter() - start
@@ -151,5 +153,23 @@ def ahead(
         except ConfigError as error:
             rows.append(row | dict(reason=str(error)))
             continue
-        rows.append(row | dict(run="single", cells=1) | _row(found))
+        alone = dict(run="single", cells=1)
+        rows.append(row | alone | _row(found["memory"], found["collectives"]))
     return dict(machine=topology, rows=rows)
+
+
+def _population_ahead(config: Any, chips: list[Any], cells: int) -> dict[str, Any]:
+    population = Population(config, cases.task(config), None, cells, chips)
+    side = cases.side(config.backbone.name)
+    args = population.arguments(HYPER, (EXAMPLES, side, side, 3))
+    program = population.step_program.lower(*args).compile()
+    memory = plan.memory_rows(program.memory_analysis(), (*args[:2], args[2:5], ()))
+    collectives = compiled.collectives(program.as_text())
+    share = cells // len(chips) if cells % len(chips) == 0 else cells
+    return dict(run=f"population of {cells}", cells=share) | _row(memory, collectives)
+
+
+def _row(memory: dict[str, int], collectives: dict[str, int]) -> dict[str, float]:
+    """MiB of one chip, and MiB moved."""
+    row = {"data" if name == "batch" else name: _mib(size) for name, size in memory.items()}
+    return row | dict(moved=_mib(sum(collectives.values())))

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
 
-from dynadapt import backbones, compare, compiled, model, optim, plan, sharding
+from dynadapt import compare, compiled, model, optim, plan, sharding
 from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, timed
 from dynadapt.errors import ConfigError
 from dynadapt.step import initial_state, make_step
@@ -42,7 +41,7 @@ def step(backbone: str, method: str, batch: int) -> tuple[Callable[[], float], i
     graph, train, frozen = model.split(model.build(config, task), config)
     tx = optim.make(config.optim, config.optim.steps, train)
     state = {"now": initial_state(train, tx, config)}
-    given = cases.examples(batch, nnx.merge(graph, train, frozen).backbone.image_size)
+    given = cases.examples(batch, cases.side(backbone))
     function, key = make_step(graph, task, tx, config), jax.random.key(0)
     flops = compiled.matmul_flops(function, state["now"], frozen, given, key)
 
@@ -67,8 +66,9 @@ def ahead(backbone: str, methods: list[str], batch: int, topology: str) -> dict[
     Returns:
         A row a method, GiB of one chip: `arguments` (frozen and trained leaves, optimizer, batch),
         `temporaries` and `total`, whether it `fits`, `tflop` of a step over all chips, and
-        `moved_over_trained`: what the chips exchange in a step over the bytes that train. Where the
-        method can't serve the backbone, or does not fit, its `reason`.
+        `moved_over_trained`: what the chips exchange in a step over the bytes that train (below 1
+        where gradients are summed in bfloat16). Where the method can't serve the backbone, or does
+        not fit, its `reason`.
     """
     names, chips = compare.chosen(methods), plan.devices(topology)
     rows = []
@@ -87,13 +87,13 @@ def ahead(backbone: str, methods: list[str], batch: int, topology: str) -> dict[
 
 def compiled_for(config: Any, mesh: Any, topology: str) -> dict[str, Any]:
     """The plan of a config's training step on images of the backbone's own size."""
-    task, side = cases.task(config), backbones.config(config.backbone.name).image_size
+    task, side = cases.task(config), cases.side(config.backbone.name)
     return plan.of_step(config, task, config.optim.steps, (side, side, 3), mesh, topology)
 
 
 def told(found: dict[str, Any]) -> dict[str, Any]:
     """What a plan says, for a row of a table."""
-    row: dict[str, Any] = dict(tflop=round(found["flops"] / 1e12, 2), fits=found["fits"])
+    row: dict[str, Any] = dict(tflop=round(found["flops"] / 1e12, 3), fits=found["fits"])
     if "memory" not in found:
         return row | dict(reason=found["reason"])
     memory = found["memory"]

@@ -101,30 +101,39 @@ def _data(options: flags.FlagValues, overrides: list[str]) -> Answer:
 def _bench_options(options: flags.FlagValues) -> None:
     text = "a Python with torch and timm to compare with; without one, ours alone"
     flags.DEFINE_string("reference", None, text, flag_values=options)
-    text = "backbones of forward, or the one of step"
+    text = "backbones of forward, or the one of the others"
     flags.DEFINE_list("backbone", ["vit_b16", "swin_t"], text, flag_values=options)
-    text = "methods of step; ratios are to the first"
+    text = "methods of step, bank and population, or all; step's ratios are to the first"
     methods = ["adaptformer", "iconformer", "adapter_x", "vfm_adapter"]
     flags.DEFINE_list("methods", methods, text, flag_values=options)
-    flags.DEFINE_integer("batch", 8, "images in a pass or a step", flag_values=options)
+    text = "images in a pass or a step; with --topology of step, over all chips"
+    flags.DEFINE_integer("batch", 8, text, flag_values=options)
     flags.DEFINE_integer("rounds", 7, "readings of each", flag_values=options)
-    text = "machine that isn't here, as of plan: dynamic compiles for it and times nothing"
+    text = "machine that isn't here, as of plan: dynamic, population and step then compile for it "
+    text += "and time nothing"
     flags.DEFINE_string("topology", None, text, flag_values=options)
 
 
 def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import bench
-    from dynadapt.bench import dynamic, forward, step
+    from dynadapt.bench import bank, dynamic, forward, population, step
 
-    what, names = options["what"].value, options.backbone
+    what, names, topology = options["what"].value, options.backbone, options.topology
+    given = names[0], options.methods, options.batch
+    if topology and what in ("bank", "forward"):
+        raise ConfigError(f"{what} runs here alone; --topology is for dynamic, population and step")
     if what == "forward":
         result = forward.run(options.reference, names, options.batch, options.rounds)
     elif what == "dynamic":
-        result = dynamic.run(options.reference, options.rounds, options.topology)
-    elif what == "step":
-        result = step.run(names[0], options.methods, options.batch, options.rounds)
+        result = dynamic.run(options.reference, options.rounds, topology)
+    elif what == "bank":
+        result = bank.run(*given, options.rounds)
+    elif what in ("population", "step"):
+        job = population if what == "population" else step
+        result = job.ahead(*given, topology) if topology else job.run(*given, options.rounds)
     else:
-        raise UnknownName("benchmark", str(what), ("dynamic", "forward", "step"))
+        choices = ("bank", "dynamic", "forward", "population", "step")
+        raise UnknownName("benchmark", str(what), choices)
     return Answer(result, lambda: bench.show(result))
 
 
@@ -144,7 +153,7 @@ COMMANDS = {
         ("what", "suite"),
     ),
     "bench": Command(
-        "time forward passes, dynamic primitives or training steps, candidates in turn",
+        "time forward passes, dynamic primitives, training steps, banks or populations",
         "dynadapt bench forward --backbone=vit_b16,swin_t --batch=8",
         _bench,
         _bench_options,

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from dynadapt import bench
-from dynadapt.bench import dynamic, forward, step
+from dynadapt.bench import dynamic, forward
 from dynadapt.errors import ConfigError, MachineError
 
 
@@ -69,10 +69,11 @@ def test_dynamic_forms_are_timed_and_counted(monkeypatch, capsys):
     assert "definition" in capsys.readouterr().out
 
 
-def test_steps_of_several_methods():
-    result = step.run("vit_mini", ["linear", "lora"], 2, 2)
-    linear, lora = result["rows"]
-    assert linear["over_first"]["ratio"] == 1.0 and lora["gflop"] >= linear["gflop"]
+def test_many_columns_are_shown_as_lines(capsys):
+    rows = [{f"column{i}": 10 * r + i for i in range(bench.WIDEST + 1)} for r in range(2)]
+    bench.show(dict(machine="here", rows=rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert any("column3" in line and " 3 " in line and " 13 " in line for line in lines)
 
 
 def test_the_command_names_the_benchmarks():
