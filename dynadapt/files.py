@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 import struct
 import zipfile
@@ -23,7 +24,8 @@ from dynadapt.errors import CheckpointError
 def whole(path: str | Path) -> Iterator[Path]:
     """A path to write to; it gets the final name at the end, if nothing was raised."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # Processes of several machines may write one file of a shared folder.
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
         yield partial
         with open(partial, "rb") as file:

@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +18,12 @@ from dynadapt.errors import ConfigError, UnknownName, suggest
 
 SUITES = {"vtab": "tfds", "offline": "offline"}  # and the form of their data
 GROUPS = ("natural", "specialized", "structured")
-HYPER = ("lr", "weight_decay", "drop_path", "scale")
+HYPER: dict[str, tuple[str, Callable[[float], bool]]] = {  # of a grid, and what they must be
+    "lr": ("above 0", lambda v: 0 < v < math.inf),
+    "weight_decay": ("of at least 0", lambda v: 0 <= v < math.inf),
+    "drop_path": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "scale": ("that are finite", math.isfinite),
+}
 SELECTIONS = ("val", "first")
 FIELDS = ("protocol", "grids", "settings", "eval_batch_size", "save_seconds", "compute")
 PROTOCOL = (
@@ -90,7 +97,7 @@ def check(config: ConfigDict) -> None:
     problems, p = [], config.protocol
     if p.select not in SELECTIONS:
         problems.append(f"unknown protocol.select {p.select!r}; {suggest(p.select, SELECTIONS)}")
-    if images.pipeline(p.transform.format(size=32)).random:
+    if images.pipeline(transform(config, 32)).random:
         problems.append(
             f"protocol.transform {p.transform!r} draws at random; a sweep decodes images once"
         )
@@ -107,6 +114,17 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(*problems)
 
 
+def transform(config: ConfigDict, size: int) -> str:
+    """The protocol's transforms for images of that side."""
+    try:
+        return config.protocol.transform.format(size=size)
+    except (KeyError, IndexError, ValueError):
+        raise ConfigError(
+            f"protocol.transform {config.protocol.transform!r} may have {{size}} in braces, and "
+            "nothing else"
+        ) from None
+
+
 def digest(config: ConfigDict) -> str:
     """SHA-256 of the protocol and of the precision of the arithmetic."""
     values = {"protocol": config.protocol.to_dict(), "compute": config.compute.to_dict()}
@@ -117,18 +135,34 @@ def grid(config: ConfigDict, method: str, task: str) -> list[dict[str, float]]:
     """The values to choose among for a method on a task, in the order of the config."""
     rules = [(pattern, values) for pattern, values in config.grids]
     name = f"{method}/{task}"
-    found = next((values for pattern, values in rules if tree.matches(pattern, name)), None)
+    try:
+        found = next((values for pattern, values in rules if tree.matches(pattern, name)), None)
+    except re.error as error:
+        raise ConfigError(f"a pattern of grids is no regular expression: {error}") from None
     if found is None:
         raise ConfigError(f"no pattern of grids matches {name}; end them with ('.*', …)")
     if strange := [k for k in found if k not in HYPER]:
         raise ConfigError(f"unknown value {strange[0]!r} in grids; {suggest(strange[0], HYPER)}")
     names = [n for n in HYPER if n != "scale" or has_scale(method, config)]
-    if missing := [n for n in names if not found.get(n)]:
+    if missing := [n for n in names if n not in found]:
         raise ConfigError(f"the grid of {name} has no {missing[0]}")
+    for value in names:
+        _check_values(value, found[value], name)
     return [
         dict(zip(names, map(float, values), strict=True))
         for values in itertools.product(*(found[n] for n in names))
     ]
+
+
+def _check_values(value: str, given: Any, name: str) -> None:
+    """Raises a ConfigError unless what a grid gives for a value is a row of fitting numbers."""
+    wanted, fits = HYPER[value]
+    row = given if isinstance(given, tuple | list) else ()
+    numbers = [v for v in row if isinstance(v, int | float) and not isinstance(v, bool)]
+    if not numbers or len(numbers) < len(row) or not all(map(fits, numbers)):
+        raise ConfigError(
+            f"{value} in the grid of {name} must be a row of numbers {wanted}, not {given!r}"
+        )
 
 
 def has_scale(method: str, config: ConfigDict) -> bool:
@@ -154,7 +188,7 @@ def training_config(
     if size is None:
         raise ConfigError(f"the backbone {backbone!r} takes point clouds, not images")
     c.task.pool = p.pool
-    c.input.train = c.input.eval = p.transform.format(size=size)
+    c.input.train = c.input.eval = transform(config, size)
     c.input.normalise, c.input.batch_size = p.normalise, p.batch_size
     c.input.eval_batch_size = config.eval_batch_size
     o = c.optim

@@ -1,27 +1,33 @@
 """The results of a sweep on disk, and who works on what.
 
 sweep.json           what all results of this folder share
+methods/<method>     a hash of the settings and grids of a method
 cells/<cell>.json    a finished cell; it appears whole or not at all
 claims/<cell>        a cell that a process works on; touched while it lives
 results.jsonl        all finished cells, one a line: written anew, whole, after each
-running/             checkpoints of what is being trained
+running/             states of what is being trained, to go on from
 
 Nothing is locked: a claim is a file that only one process can make, so several processes, on
 several machines that share the folder, do no cell twice. A claim of a dead process is given up: at
 once on the same machine, and on another one when it hasn't been touched for `STALE` seconds.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynadapt import files
-from dynadapt.errors import ConfigError, MachineError
+import jax
+import numpy as np
+
+from dynadapt import files, tree
+from dynadapt.errors import CheckpointError, ConfigError, DataError, MachineError
 from dynadapt.vtab.results import FILE
 
 STALE = 180.0
@@ -41,37 +47,55 @@ class Store:
         self._claims: set[str] = set()
         self._token = f"{platform.node()} {os.getpid()} {uuid.uuid4().hex}"
         self._over = threading.Event()
+        if (self.folder / FILE).exists() and not (self.folder / "sweep.json").exists():
+            raise ConfigError(
+                f"{folder} holds a {FILE} that no sweep wrote there; give another --workdir"
+            )
         try:
-            for name in ("cells", "claims", "running"):
+            for name in ("cells", "claims", "methods", "running"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
+            self._agree(dict(shared))
         except OSError as error:
             raise ConfigError(
                 f"nothing can be written in {folder}: {error.strerror}; give another --workdir"
             ) from None
-        self._agree(shared)
 
     def _agree(self, shared: dict[str, Any]) -> None:
         """Writes what all results share, or compares it with what is there."""
-        path = self.folder / "sweep.json"
-        if not path.exists():
-            files.write_json(path, shared)
-        found = files.read_json(path)
+        methods = shared.pop("methods")
+        found = self._settled("sweep.json", shared)
         for name, value in shared.items():
-            if name == "methods":
-                for method, own in value.items():
-                    old = found["methods"].get(method, own)
-                    if old != own:
-                        raise ConfigError(
-                            f"{self.folder} holds results of {method} with other settings or "
-                            "another grid; give another --workdir"
-                        )
-            elif found.get(name) != value:
+            if found.get(name) != value:
                 raise ConfigError(
                     f"{self.folder} holds results of another {name.replace('_', ' ')} "
                     f"({_short(found.get(name))}, now {_short(value)}); give another --workdir"
                 )
-        if set(shared["methods"]) - set(found["methods"]):
-            files.write_json(path, {**found, "methods": {**found["methods"], **shared["methods"]}})
+        for method, own in methods.items():
+            if self._settled(f"methods/{method}", own) != own:
+                raise ConfigError(
+                    f"{self.folder} holds results of {method} with other settings or "
+                    "another grid; give another --workdir"
+                )
+
+    def _settled(self, name: str, value: Any) -> Any:
+        """The values in a file that the first of all processes writes."""
+        path = self.folder / name
+        if not path.exists():
+            own = self.folder / f".{uuid.uuid4().hex}"
+            files.write_json(own, value)
+            _link(own, path)
+        return files.read_json(path)
+
+    def check_data(self, fingerprints: Mapping[str, str]) -> None:
+        """Raises a DataError where a task's results are of other data than are there now."""
+        for line in self.done().values():
+            task, old = line["task"], line["data_fingerprint"]
+            if fingerprints.get(task, old) != old:
+                raise DataError(
+                    f"the data of {task} are not those of its results in {self.folder} "
+                    f"({_short(old)}, now {_short(fingerprints[task])}); bring them back, or give "
+                    "another --workdir"
+                )
 
     def __enter__(self) -> "Store":
         self._thread = threading.Thread(target=self._touch, daemon=True)
@@ -119,7 +143,9 @@ class Store:
         """Gives claims up."""
         for name in cells:
             self._claims.discard(name)
-            self._claim_path(name).unlink(missing_ok=True)
+            # A process that slept may have lost its claim to another one.
+            if self._read(self._claim_path(name)) == self._token:
+                self._claim_path(name).unlink(missing_ok=True)
 
     def _claim_path(self, cell: str) -> Path:
         return self.folder / "claims" / cell
@@ -138,14 +164,9 @@ class Store:
     def _make(self, path: Path) -> bool:
         """Makes a claim, whole from the start; false where there is one."""
         own = self.folder / "claims" / f".{uuid.uuid4().hex}"
-        own.write_text(self._token)
-        try:
-            os.link(own, path)
-            return True
-        except FileExistsError:
-            return False
-        finally:
-            own.unlink()
+        with self._writing():
+            own.write_text(self._token)
+            return _link(own, path)
 
     def _read(self, path: Path) -> str | None:
         try:
@@ -154,7 +175,8 @@ class Store:
             return None
 
     def _stale(self, path: Path, token: str) -> bool:
-        host, process, _ = token.split()
+        # After a power cut a claim may be empty.
+        host, process, *_ = [*token.split(), "", ""]
         if host == platform.node():
             try:
                 os.kill(int(process), 0)
@@ -195,15 +217,20 @@ class Store:
         Raises:
             MachineError: if the disk is full; what was finished before stays whole.
         """
-        try:
+        with self._writing():
             for line in lines:
                 files.write_json(self.folder / "cells" / f"{line['cell']}.json", line)
             self.release([line["cell"] for line in lines])
             self._write()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise MachineError(
-                f"a result can't be written in {self.folder}: {error.strerror}; nothing that was "
-                "finished before is lost, start the same command again"
+                f"nothing can be written in {self.folder}: {error.strerror}; no finished result is "
+                "lost, mend it and start the same command again"
             ) from error
 
     def _write(self) -> None:
@@ -212,11 +239,61 @@ class Store:
         while True:
             done = self.done()
             text = "".join(json.dumps(done[c], sort_keys=True) + "\n" for c in sorted(done))
+            if self._read(path) == text:
+                return
             with files.whole(path) as partial:
                 partial.write_text(text)
-            self.done()
-            if path.read_text() == text and len(done) == text.count("\n"):
-                return
+
+    def save(self, name: str, done: int, state: Any, origin: str) -> None:
+        """Keeps the state of what is being trained, after `done` steps on the data `origin`."""
+        tensors = {p: np.asarray(x) for p, x in tree.leaves(jax.device_get(state)).items()}
+        notes = {"done": str(done), "origin": origin, "sha256": _hash(tensors)}
+        with self._writing():
+            files.write_tensors(self._running(name), tensors, notes)
+
+    def restore(self, name: str, state: Any, origin: str) -> tuple[int, Any]:
+        """How many steps were done, and the state after them; 0 and `state` for a new start.
+
+        What is damaged, or of other data, is not gone on with.
+        """
+        path = self._running(name)
+        if not path.exists():
+            return 0, state
+        try:
+            found = files.read_tensors(path)
+        except CheckpointError:
+            return 0, state
+        notes = files.read_metadata(path)
+        shapes = {p: (x.shape, x.dtype) for p, x in tree.leaves(state).items()}
+        same = shapes == {p: (x.shape, x.dtype) for p, x in found.items()}
+        if not same or notes["origin"] != origin or notes["sha256"] != _hash(found):
+            return 0, state
+        return int(notes["done"]), tree.map_leaves(lambda p, _: found[p], state)
+
+    def forget(self, name: str) -> None:
+        """Removes a kept state."""
+        self._running(name).unlink(missing_ok=True)
+
+    def _running(self, name: str) -> Path:
+        return self.folder / "running" / f"{name}.safetensors"
+
+
+def _link(own: Path, path: Path) -> bool:
+    """Gives a file its name, if no other has it; the file's own name goes."""
+    try:
+        os.link(own, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        own.unlink()
+
+
+def _hash(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(tensors):
+        digest.update(np.ascontiguousarray(tensors[path]).tobytes())
+    return digest.hexdigest()
 
 
 def _short(value: Any) -> str:

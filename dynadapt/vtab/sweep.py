@@ -9,7 +9,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
+import os
+import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from dynadapt import datasets, model, sharding, tasks, train, weights, workdir
-from dynadapt.checkpoint import Checkpoints
 from dynadapt.data import Info, images, loader
 from dynadapt.errors import ConfigError, DataError
 from dynadapt.population import Population
@@ -110,8 +111,12 @@ class Sweep:
         return tuning + protocol.cells(common, "final", points[:1], self.seeds)
 
 
-def check(sweep: Sweep) -> None:
-    """Raises a ConfigError or DataError for what can't be run, before anything is written."""
+def check(sweep: Sweep) -> dict[str, str]:
+    """Raises a ConfigError or DataError for what can't be run, before anything is written.
+
+    Returns:
+        The fingerprint of each task's data.
+    """
     protocol.check(sweep.config)
     for name, found in (("methods", sweep.methods), ("seeds", sweep.seeds)):
         if not found:
@@ -122,7 +127,7 @@ def check(sweep: Sweep) -> None:
     for task in sweep.tasks:
         for method in configs:
             protocol.grid(sweep.config, method, task)
-        source(sweep, task, "train800val200")
+    return {t: source(sweep, t, "train800val200").info.fingerprint for t in sweep.tasks}
 
 
 def source(sweep: Sweep, task: str, split: str) -> Any:
@@ -208,6 +213,7 @@ class Runner:
         if self._examples is None or self._examples[0] != task:
             self._examples = None
             self._examples = task, Examples(self.sweep, task, config)
+            self.store.check_data({task: self._examples[1].info.fingerprint})
         return self._examples[1]
 
     def population(self, method: str, config: ConfigDict, classes: int) -> Population:
@@ -268,16 +274,16 @@ class Runner:
                 }
             )
         self.store.finish(lines)
-        shutil.rmtree(self._running(group), ignore_errors=True)
+        self.store.forget(self._name(group))
         accuracies = " ".join(f"{line['top1']:.2f}" for line in lines)
         say(
             f"{task} {method} {first['stage']}: top1 {accuracies} on {lines[0]['split']}, "
             f"{time.monotonic() - began:.1f} s, {len(self.store.done())} cells done"
         )
 
-    def _running(self, group: list[dict[str, Any]]) -> Path:
+    def _name(self, group: list[dict[str, Any]]) -> str:
         names = " ".join([str(self.sweep.population), *(cell["cell"] for cell in group)])
-        return self.store.folder / "running" / hashlib.sha256(names.encode()).hexdigest()[:16]
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def _train(
         self,
@@ -289,36 +295,25 @@ class Runner:
         trained: int,
         length: int,
     ) -> Any:
-        """The state of the cells after training, going on from their last checkpoint."""
-        config = programs.config
-        state = programs.start(seeds, hyper)
+        """The state of the cells after training, going on from where it was kept."""
+        config, name, origin = programs.config, self._name(group), examples.info.fingerprint
         keys, arrays = programs.keys(seeds), programs.put_data(*examples.train)
-        origin = {"data": examples.info.fingerprint}
-        with Checkpoints(self._running(group), keep=1) as saved:
-            found = saved.restore(_kept(state), state["opt"])
-            done = 0
-            if found is not None and found[4] == origin:
-                done, kept, opt, _, _ = found
-                state = programs.put({**state, **kept, "opt": opt})
-                say(f"{group[0]['task']} {group[0]['method']}: going on from step {done}")
-            last = time.monotonic()
-            while done < length:
-                rows = np.stack(
-                    [loader.rows(s, done, config.input.batch_size, trained) for s in seeds]
-                )
-                state, _ = programs.step(state, arrays, rows, keys, hyper)
-                done += 1
-                stopping = self.stop.is_set()
-                if stopping or time.monotonic() - last > self.sweep.config.save_seconds:
-                    saved.save(done, _kept(state), state["opt"], {}, origin)
-                    last = time.monotonic()
-                if stopping:
-                    raise train.Preempted
+        done, state = self.store.restore(name, programs.start(seeds, hyper), origin)
+        if done:
+            state = programs.put(state)
+            say(f"{group[0]['task']} {group[0]['method']}: going on from step {done}")
+        last = time.monotonic()
+        while done < length:
+            rows = np.stack([loader.rows(s, done, config.input.batch_size, trained) for s in seeds])
+            state, _ = programs.step(state, arrays, rows, keys, hyper)
+            done += 1
+            stopping = self.stop.is_set()
+            if stopping or time.monotonic() - last > self.sweep.config.save_seconds:
+                self.store.save(name, done, state, origin)
+                last = time.monotonic()
+            if stopping:
+                raise train.Preempted
         return state
-
-
-def _kept(state: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in state.items() if k != "opt"}
 
 
 def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
@@ -328,10 +323,12 @@ def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
         DynadaptError: for anything that a user can mend.
         Preempted: after SIGTERM or SIGINT, with the cells in hand saved.
     """
-    check(sweep)
+    fingerprints = check(sweep)
     # Several processes of one job work side by side, each with the devices of its own.
     sharding.start_processes()
+    keep_programs()
     with Store(folder, sweep.shared) as store, train.stop_signal() as stop:
+        store.check_data(fingerprints)
         runner = Runner(sweep, store, stop)
         while True:
             worked, waiting = 0, False
@@ -362,6 +359,16 @@ def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
             for (method, size), made in runner.programs.items()
         },
     }
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs on disk for the next start, unless JAX has been told where."""
+    if not jax.config.jax_compilation_cache_dir:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        # A program for a CPU is for that machine's alone, and a home may be that of several.
+        own = folder / "dynadapt" / "programs" / platform.node()
+        jax.config.update("jax_compilation_cache_dir", str(own))
+        compilation_cache.reset_cache()
 
 
 def say(text: str) -> None:
