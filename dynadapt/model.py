@@ -26,7 +26,8 @@ def build(config: Any, task: Any, bare: nnx.Module | None = None) -> Model:
     """Backbone, its weights, the adapter, the head: in this order, from a checked config.
 
     The random weights of backbone, adapter and head depend on `config.seed`, each on its own. A
-    backbone `bare`, with its weights, is copied and not made anew.
+    backbone `bare`, with its weights, is adapted in a copy that shares its arrays: a step that
+    donates them must not get them.
     """
     backbone = loaded_backbone(config) if bare is None else nnx.clone(bare)
     _adapt(backbone, config)

@@ -20,7 +20,7 @@ def _vtab_options(options: flags.FlagValues) -> None:
     flags.DEFINE_string("form", "", "of vtab's data: tfds or folder", flag_values=options)
     flags.DEFINE_string("path", "", "where the data lies", flag_values=options)
     flags.DEFINE_string("backbone", "vit_b16", "backbone", flag_values=options)
-    text = "its weights: a file, or the name of shipped ones"
+    text = "its weights: a file, the name of shipped ones, or random"
     flags.DEFINE_string("weights", None, text, flag_values=options)
     text = "cells of one task that are trained together in one program"
     flags.DEFINE_integer("population", 1, text, flag_values=options)
@@ -43,6 +43,8 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt.vtab import estimate, protocol, sweep
 
     config = config_file.load(options.config, overrides, problems=protocol.field_problems)
+    if options.weights is None:
+        raise ConfigError("give --weights=FILE, or --weights=random for a backbone without any")
     given = sweep.Sweep(
         config=config,
         suite=options.suite,
@@ -52,7 +54,7 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         methods=protocol.chosen_methods(config, options.methods or [], options.backbone),
         seeds=protocol.chosen_seeds(options.seeds),
         backbone=options.backbone,
-        weights=options.weights or "",
+        weights="" if options.weights == "random" else options.weights,
         population=options.population,
     )
     if options.dry_run:
@@ -140,7 +142,8 @@ def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
 COMMANDS = {
     "vtab": Command(
         "run VTAB-1K, every cell once, or report it as a table",
-        "dynadapt vtab run --methods=iconformer,lora --tasks=all --workdir=runs/vtab",
+        "dynadapt vtab run --methods=lora --suite=offline --backbone=vit_mini --weights=vit_mini "
+        "--workdir=runs/offline",
         _vtab,
         _vtab_options,
         ("what",),

@@ -47,7 +47,7 @@ def options(work, path, *more, arg="lrs=2", tasks="kitti,svhn", methods="lora", 
     return [
         *("vtab", "run", f"--config={CONFIG}:{arg}", f"--workdir={work}", f"--path={path}"),
         *(f"--tasks={tasks}", f"--methods={methods}", f"--seeds={seeds}", "--population=2"),
-        *("--backbone=vit_tiny", *more),
+        *("--backbone=vit_tiny", "--weights=random", *more),
     ]
 
 
@@ -549,3 +549,10 @@ def test_the_offline_suite(tmp_path, capsys):
     assert np.mean(digits) > 30
     assert main(["vtab", "report", f"--workdir={work}", "--partial"]) == 0
     assert "PARTIAL" in capsys.readouterr().out
+
+
+def test_weights_must_be_named(tmp_path, capsys):
+    given = ["vtab", "run", "--methods=lora", "--suite=offline", f"--workdir={tmp_path / 'x'}"]
+    assert main([*given, f"--config={CONFIG}"]) == 2
+    assert "--weights=random" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
