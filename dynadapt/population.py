@@ -1,11 +1,11 @@
 """Many runs of one model in one program: seed, rates and scale are arguments, not constants.
 
-The trained leaves and the optimizer's state of k cells have a leading axis and are vmapped over one
-copy of the frozen half. Letters: `k` cells, `m` examples in memory, `b` batch.
+The trained leaves and the optimizer's state of k cells have a leading axis; there is one copy of
+the frozen half. Letters: `k` cells, `m` examples in memory, `b` batch.
 """
 
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -64,11 +64,14 @@ class Population:
         def start(train, hyper):
             return initial_state(train, self.optimizer(hyper), config)
 
+        # One cell fills the products of a CPU; vmapped, its activations no longer fit the caches.
+        platforms = {device.platform for device in mesh.devices.flat}
+        several = _looped if mesh.size == 1 and platforms == {"cpu"} else jax.vmap
         # Answers lie as arguments do, so that each program is compiled once.
         lies = dict(out_shardings=self._cut)
-        several = jax.vmap(step, in_axes=(0, None, None, None, 0, 0, 0))
-        self.step_program = jax.jit(several, donate_argnums=0, **lies)
-        self.test_program = jax.jit(jax.vmap(test, in_axes=(0, None, 0, None, 0)), **lies)
+        many = several(step, (0, None, None, None, 0, 0, 0))
+        self.step_program = jax.jit(many, donate_argnums=0, **lies)
+        self.test_program = jax.jit(several(test, (0, None, 0, None, 0)), **lies)
         self._start = jax.vmap(start)
 
     def _split(self, seed: int) -> tuple[Any, Any, Any]:
@@ -147,3 +150,20 @@ class Population:
         sums = jax.device_get(sums)
         each = [jax.tree.map(lambda x, i=i: x[i], sums) for i in range(self.size)]
         return [self.task.value(one) for one in each]
+
+
+def _looped(fn: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:
+    """What `jax.vmap` answers, one cell after another in one program."""
+
+    def run(*args: Any) -> Any:
+        own = [arg for arg, axis in zip(args, in_axes, strict=True) if axis == 0]
+
+        def one(cell: list[Any]) -> Any:
+            left = iter(cell)
+            return fn(
+                *(next(left) if a == 0 else arg for arg, a in zip(args, in_axes, strict=True))
+            )
+
+        return jax.lax.map(one, own)
+
+    return run
