@@ -64,9 +64,8 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
             found = gradient(train, frozen, piece, jax.random.fold_in(key, number), hyper)
             return jax.tree.map(lambda t, x: t + weight * x, total, found), None
 
-        shapes = jax.eval_shape(
-            gradient, train, frozen, jax.tree.map(lambda x: x[0], cut), key, hyper
-        )
+        first = jax.tree.map(lambda x: x[0], cut)
+        shapes = jax.eval_shape(gradient, train, frozen, first, key, dict(hyper))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, zeros, (cut, share, jnp.arange(parts)))[0]
 
