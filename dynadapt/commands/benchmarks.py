@@ -43,7 +43,7 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt.vtab import estimate, protocol, sweep
 
     config = config_file.load(options.config, overrides, problems=protocol.field_problems)
-    if options.weights is None:
+    if options.weights is None and not options.dry_run:
         raise ConfigError("give --weights=FILE, or --weights=random for a backbone without any")
     given = sweep.Sweep(
         config=config,
@@ -54,7 +54,7 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         methods=protocol.chosen_methods(config, options.methods or [], options.backbone),
         seeds=protocol.chosen_seeds(options.seeds),
         backbone=options.backbone,
-        weights="" if options.weights == "random" else options.weights,
+        weights="" if options.weights in (None, "random") else options.weights,
         population=options.population,
     )
     if options.dry_run:
