@@ -14,7 +14,7 @@ from dynadapt import adapters, attach, backbones, choices, compiled, tasks, work
 from dynadapt import config as configs
 from dynadapt.attach import Shared
 from dynadapt.context import Context
-from dynadapt.data import Info
+from dynadapt.data import numbered
 from dynadapt.errors import ConfigError
 from dynadapt.journal import show_table, size_text
 from dynadapt.model import Model
@@ -53,8 +53,7 @@ def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
     inputs = jax.ShapeDtypeStruct((1, *_input(bare)), jnp.float32)
     flops = _forward_flops(bare, inputs)
     section = configs.default(backbone=backbone, method="linear", data_set="digits").task
-    info = Info("classes", tuple(map(str, range(classes))), {}, "")
-    task = tasks.from_config(section, info)
+    task = tasks.from_config(section, numbered(classes))
     rows = []
     for name in names:
         printed = getattr(adapters.module(name), "PRINTED", {}).get(backbone, "")

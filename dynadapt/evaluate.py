@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -63,19 +62,15 @@ def make_step(graph: Any, task: Any, config: Any) -> Any:
 
 
 def pure_step(graph: Any, task: Any, config: Any) -> Any:
-    """The function `step(train, frozen, sums, batch, hyper={}) -> (sums, predictions)`."""
+    """The function `step(train, frozen, sums, batch, hyper=None) -> (sums, predictions)`."""
 
     def step(
-        train: Any,
-        frozen: Any,
-        sums: Any,
-        batch: Any,
-        hyper: Mapping[str, Array] = MappingProxyType({}),
+        train: Any, frozen: Any, sums: Any, batch: Any, hyper: Mapping[str, Array] | None = None
     ) -> tuple[Any, Any]:
         batch = prepared(task, batch, config, None, False)
         network = nnx.merge(graph, train, frozen)
         pixels = batch["image"].astype(config.compute.dtype)
-        answer = outputs(network, pixels, Context(), task, hyper)
+        answer = outputs(network, pixels, Context(), task, hyper or {})
         return sharding.whole(task.add(sums, answer, batch)), task.predict(answer)
 
     return step

@@ -1,7 +1,6 @@
 """The training step: gradients of the trained leaves alone, and the state that they change."""
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
 
 
 def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any) -> Any:
-    """The function `step(state, frozen, batch, key, hyper={}) -> (state, logs)`.
+    """The function `step(state, frozen, batch, key, hyper=None) -> (state, logs)`.
 
     Gradients are taken of the trained leaves alone. A step whose loss or gradient is not finite
     leaves the state as it was and notes its number and its batch's indices in `state["bad"]`.
@@ -65,13 +64,14 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
             return jax.tree.map(lambda t, x: t + weight * x, total, found), None
 
         first = jax.tree.map(lambda x: x[0], cut)
-        shapes = jax.eval_shape(gradient, train, frozen, first, key, dict(hyper))
+        shapes = jax.eval_shape(gradient, train, frozen, first, key, hyper)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, zeros, (cut, share, jnp.arange(parts)))[0]
 
     def step(
-        state: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper = MappingProxyType({})
+        state: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper | None = None
     ) -> tuple[Any, Any]:
+        hyper = hyper or {}
         number = state["step"]
         key = jax.random.fold_in(key, number)
         index = batch["index"]

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from dynadapt import backbones, tasks
 from dynadapt import config as configs
-from dynadapt.data import Info
+from dynadapt.data import numbered
 from dynadapt.errors import ConfigError
 
 CLASSES = 10
@@ -32,7 +32,7 @@ def on_accelerators(made: ConfigDict) -> ConfigDict:
 
 def task(made: ConfigDict) -> Any:
     """The task of the config, with ten classes."""
-    return tasks.from_config(made.task, Info("random", tuple(map(str, range(CLASSES))), {}, ""))
+    return tasks.from_config(made.task, numbered(CLASSES))
 
 
 def side(backbone: str) -> int:

@@ -36,6 +36,11 @@ class Info:
     fingerprint: str = ""
 
 
+def numbered(classes: int) -> Info:
+    """What a data set of so many classes without names is, for a head that needs no more."""
+    return Info("numbered", tuple(map(str, range(classes))), {}, "")
+
+
 @dataclass(frozen=True)
 class Task:
     """A task of a suite such as VTAB-1K, whose data sets have the splits `SPLITS`.

@@ -9,7 +9,7 @@ from flax import nnx
 
 from dynadapt import compiled, evaluate, model, optim, tasks
 from dynadapt.context import Context
-from dynadapt.data import Info
+from dynadapt.data import numbered
 from dynadapt.journal import show_table
 from dynadapt.step import initial_state, make_step
 from dynadapt.vtab import protocol, sweep
@@ -20,7 +20,7 @@ NOTE = (
 )
 
 
-def run(given: "sweep.Sweep") -> dict[str, Any]:
+def run(given: sweep.Sweep) -> dict[str, Any]:
     """Cells, steps, FLOPs and hours of a sweep, by method and task; nothing is run or written.
 
     Returns:
@@ -58,8 +58,7 @@ def run(given: "sweep.Sweep") -> dict[str, Any]:
 
 def cost(config: Any, classes: int) -> tuple[int, int]:
     """FLOPs of a training step and of an image in an evaluation, from shapes alone."""
-    info = Info("bucket", tuple(map(str, range(classes))), {}, "")
-    task = tasks.from_config(config.task, info)
+    task = tasks.from_config(config.task, numbered(classes))
     network = model.abstract(config, task)
     graph, train, frozen = model.split(network, config)
     tx = optim.make(config.optim, 1, train)

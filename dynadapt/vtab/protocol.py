@@ -66,11 +66,7 @@ def chosen_methods(config: ConfigDict, given: Sequence[str], backbone: str) -> l
         settings = {m: config.settings.get(m, {}) for m in adapters.names()}
         refused = compare.refusals(backbone, settings)
         return [m for m in settings if m not in refused]
-    for method in given:
-        adapters.module(method)
-    if not given:
-        raise ConfigError("give --methods=all, or names such as --methods=lora,iconformer")
-    return list(dict.fromkeys(given))
+    return compare.chosen(given)
 
 
 def chosen_seeds(given: Sequence[str]) -> list[int]:

@@ -125,15 +125,15 @@ class Store:
 
     def claim(self, cells: Iterable[dict[str, Any]], most: int) -> list[dict[str, Any]]:
         """Up to `most` of the cells that are neither finished nor claimed, now claimed."""
-        mine = []
+        mine, done = [], self.done()
         for cell in cells:
             if len(mine) == most:
                 break
             name = cell["cell"]
-            if name in self.done() or not self._take(name):
+            if name in done or not self._take(name):
                 continue
             # Finished by another one between the look and the claim.
-            if name in self.done():
+            if self._cell_path(name).exists():
                 self.release([name])
                 continue
             mine.append(cell)
@@ -146,6 +146,9 @@ class Store:
             # A process that slept may have lost its claim to another one.
             if self._read(self._claim_path(name)) == self._token:
                 self._claim_path(name).unlink(missing_ok=True)
+
+    def _cell_path(self, cell: str) -> Path:
+        return self.folder / "cells" / f"{cell}.json"
 
     def _claim_path(self, cell: str) -> Path:
         return self.folder / "claims" / cell
@@ -219,7 +222,7 @@ class Store:
         """
         with self._writing():
             for line in lines:
-                files.write_json(self.folder / "cells" / f"{line['cell']}.json", line)
+                files.write_json(self._cell_path(line["cell"]), line)
             self.release([line["cell"] for line in lines])
             self._write()
 

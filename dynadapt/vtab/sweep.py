@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from dynadapt import datasets, model, sharding, tasks, train, weights, workdir
-from dynadapt.data import Info, images, loader
+from dynadapt.data import Info, images, loader, numbered
 from dynadapt.errors import ConfigError, DataError
 from dynadapt.population import Population
 from dynadapt.vtab import protocol
@@ -204,7 +204,6 @@ class Runner:
     def __init__(self, sweep: Sweep, store: Store, stop: Any):
         self.sweep, self.store, self.stop = sweep, store, stop
         self.programs: dict[tuple[str, int], Population] = {}
-        self.counts: dict[tuple[str, int], dict[str, int]] = {}
         self._examples: tuple[str, Examples] | None = None
         self._bare: Any = None
 
@@ -222,11 +221,9 @@ class Runner:
         if (method, size) not in self.programs:
             if self._bare is None:
                 self._bare = model.loaded_backbone(config)
-            info = Info("bucket", tuple(map(str, range(size))), {}, "")
-            task = tasks.from_config(config.task, info)
+            task = tasks.from_config(config.task, numbered(size))
             made = Population(config, task, self._bare, self.sweep.population)
             self.programs[method, size] = made
-            self.counts[method, size] = workdir.counts(made.shapes, made.frozen)
         return self.programs[method, size]
 
     def run(self, group: list[dict[str, Any]]) -> None:
@@ -249,7 +246,7 @@ class Runner:
         batches = examples.test() if final else examples.validation()
         found = programs.evaluate(state, batches, hyper)
         diverged = jax.device_get(state["bad"]["step"])
-        counted = self.counts[method, bucket(classes)]
+        counted = workdir.counts(programs.shapes, programs.frozen)
         head = counted["trained_with_head"] - counted["trained"]
         lines = []
         for cell, values, bad in zip(group, found, diverged, strict=False):

@@ -445,7 +445,7 @@ def trail(work):
     """What changes when a sweep gets on."""
     if not (work / "cells").exists():
         return None
-    found = [p for name in ("cells", "running") for p in (work / name).iterdir()]
+    found = [p for name in ("cells", "running") for p in (work / name).glob("*")]
     return sorted((p.name, p.stat().st_mtime_ns) for p in found if p.exists())
 
 
