@@ -19,11 +19,20 @@ from dynadapt.journal import show_table
 SUITES: dict[str, ModuleType] = {"offline": offline, "vtab": vtab}
 
 
-def tasks(suite: str, names: Iterable[str] = ()) -> list[Task]:
-    """The tasks of a suite, all of them or those of `names`; raises UnknownName."""
+def find(suite: str) -> ModuleType:
+    """The data of a suite: its `TITLE`, its `TASKS` in table order, the `FORMS` it comes in.
+
+    Raises:
+        UnknownName: where there is no such suite.
+    """
     if suite not in SUITES:
         raise UnknownName("suite", suite, SUITES)
-    known = SUITES[suite].TASKS
+    return SUITES[suite]
+
+
+def tasks(suite: str, names: Iterable[str] = ()) -> list[Task]:
+    """The tasks of a suite, all of them or those of `names`; raises UnknownName."""
+    known = find(suite).TASKS
     return [find_task(known, name) for name in names or known]
 
 
@@ -36,7 +45,7 @@ def read(suite: str, split: str, task: str, form: str = "tfds", path: str = "") 
 
 
 def status(
-    suite: str, form: str = "tfds", path: str = "", names: Iterable[str] = ()
+    suite: str, form: str = "", path: str = "", names: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
     """A row for each task: whether it is there, where, what it holds, or how to obtain it.
 
@@ -44,17 +53,17 @@ def status(
     labels as they are stored. `counts` are images of each split, `published` the test images of the
     whole set; `problem` is empty or says in a sentence what is wrong.
     """
-    rows = []
+    rows, form = [], form or find(suite).FORMS[0]
     for task in tasks(suite, names):
         row = dict(task=task.name, title=task.title, group=task.group, classes=task.classes)
-        row |= dict(present=False, form=form if suite == "vtab" else suite, set="", counts={})
+        row |= dict(present=False, form=form, set="", counts={})
         row |= dict(published=task.test, labels=[], sha256="", problem="")
         if suite == "offline":
             row |= dict(where=str(offline.folder(path)), obtain=offline.obtain(task.name))
         else:
             row |= dict(where=path, obtain=vtab.obtain(task.name, form, path))
         try:
-            if suite == "vtab" and form == "tfds":
+            if form == "tfds":
                 row["where"] = str(tfds.make(task.builder, path).data_dir)
             row |= _there(suite, task, form, path)
         except DataError as error:

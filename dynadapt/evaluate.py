@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from dynadapt import adapters, checkpoint, data, files, model, sharding, tasks, tree, weights
 from dynadapt import config as configs
@@ -134,7 +133,7 @@ def run(folder: Path, out: Path | None = None) -> dict[str, Any]:
         CheckpointError: for a damaged adapter or another backbone than it was trained on.
     """
     config, task, source, transform, network = load(folder)
-    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1)))
+    mesh = sharding.make_mesh()
     config.input.eval_batch_size = fitting(config.input.eval_batch_size, mesh)
     graph, train, frozen = model.split(network, config)
     train = sharding.put_whole(train, sharding.replicated(train, mesh))

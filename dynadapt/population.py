@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from dynadapt import evaluate, model, optim, sharding
 from dynadapt.step import best, initial_state, pure_step
@@ -46,7 +45,7 @@ class Population:
         self._bare, self._starts = bare, {}
         self.graph, train, frozen = self._split(config.seed)
         self.shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train)
-        mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1)), devices or jax.local_devices())
+        mesh = sharding.make_mesh(devices=devices or jax.local_devices())
         axis = PartitionSpec(sharding.AXES) if size % mesh.size == 0 else PartitionSpec()
         self._cut, self._whole = NamedSharding(mesh, axis), NamedSharding(mesh, PartitionSpec())
         self.frozen = frozen if bare is None else jax.device_put(frozen, self._whole)

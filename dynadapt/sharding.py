@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import time
+import types
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from dynadapt import tree
 from dynadapt.errors import ConfigError, MachineError
 
 AXES = ("data", "fsdp")
+DATA = types.SimpleNamespace(data=-1, fsdp=1)  # every device has all weights
 BATCH = P(AXES)
 
 # Ordered (path pattern, axis or None): the largest divisible dimension is cut over the axis.
@@ -63,8 +65,8 @@ def shape(mesh: Any, devices: int) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def make_mesh(mesh: Any, devices: list[Any] | None = None) -> Mesh:
-    """The mesh of a config over these devices (all of them by default)."""
+def make_mesh(mesh: Any = DATA, devices: list[Any] | None = None) -> Mesh:
+    """The mesh of a config, or for data alone, over these devices (all of them by default)."""
     devices = jax.devices() if devices is None else devices
     grid = np.asarray(devices).reshape(shape(mesh, len(devices)))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

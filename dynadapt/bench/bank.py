@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynadapt import compare, model, serving
+from dynadapt import model, serving
 from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, timed
-from dynadapt.errors import ConfigError
 
 ADAPTERS = 16
 # Largest difference between a mixed batch and its images one by one, of the largest output.
@@ -34,30 +33,26 @@ def run(
         same images one by one, and `equal`: whether it is within `TOLERANCE`; or a `reason`
         where the method can't serve the backbone.
     """
-    rows, side = [], cases.side(backbone)
-    for method in compare.chosen(methods):
-        row = dict(backbone=backbone, method=method, batch=batch, adapters=adapters)
-        rows.append(row)
-        try:
-            host, trees = hosted(backbone, method, adapters)
-        except ConfigError as error:
-            row["reason"] = str(error)
-            continue
+    side = cases.side(backbone)
+
+    def measure(method: str) -> dict[str, Any]:
+        host, trees = hosted(backbone, method, adapters)
         answer, mixed = serving.make_answer(host), serving.make_mixed(host)
         rng = np.random.default_rng(1)
         images = jnp.asarray(rng.normal(size=(batch, side, side, 3)), jnp.float32)
         which = jnp.asarray(rng.integers(adapters, size=batch), jnp.int32)
         bank = serving.stack(trees)
         found = mixed(host.frozen, bank, which, images)
-        row |= compared(host, trees, which, images, found)
+        row = dict(adapters=adapters) | compared(host, trees, which, images, found)
         calls = (
             functools.partial(mixed, host.frozen, bank, which, images),
             functools.partial(answer, trees[0], host.frozen, images),
         )
         ours, other = interleaved([timed(call) for call in calls], rounds)
         row |= dict(mixed_ms=milliseconds(ours), one_adapter_ms=milliseconds(other))
-        row["mixed_over_one"] = ratio(ours, other)
-    return dict(machine=machine(), rows=rows)
+        return row | dict(mixed_over_one=ratio(ours, other))
+
+    return dict(machine=machine(), rows=cases.rows(backbone, methods, batch, measure))
 
 
 def hosted(backbone: str, method: str, adapters: int) -> tuple[serving.Host, list[Any]]:

@@ -1,16 +1,32 @@
 """What benchmarks run: a config of a backbone and a method, and random examples for it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from dynadapt import backbones, tasks
+from dynadapt import backbones, compare, tasks
 from dynadapt import config as configs
 from dynadapt.data import numbered
 from dynadapt.errors import ConfigError
 
 CLASSES = 10
+
+
+def rows(
+    backbone: str, methods: list[str], batch: int, measure: Callable[[str], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row a method: what `measure(method)` finds, or the reason why it can't serve."""
+    found = []
+    for method in compare.chosen(methods):
+        row = dict(backbone=backbone, method=method, batch=batch)
+        try:
+            row |= measure(method)
+        except ConfigError as error:
+            row["reason"] = str(error)
+        found.append(row)
+    return found
 
 
 def config(backbone: str, method: str, batch: int) -> ConfigDict:

@@ -37,29 +37,25 @@ def run(
         its own rates); MiB of the `frozen` copy that all cells share, of what is `trained` with
         its `optimizer` in all cells, and the `temporaries` of both programs.
     """
-    rows, side = [], cases.side(backbone)
-    for method in compare.chosen(methods):
-        row = dict(backbone=backbone, method=method, batch=batch, cells=cells)
-        rows.append(row)
-        try:
-            config = cases.config(backbone, method, batch)
-            task = cases.task(config)
-            bare = model.loaded_backbone(config)
-            several, several_s, held = _together(config, task, bare, cells, side)
-        except ConfigError as error:
-            row["reason"] = str(error)
-            continue
+    side = cases.side(backbone)
+
+    def measure(method: str) -> dict[str, Any]:
+        config = cases.config(backbone, method, batch)
+        task = cases.task(config)
+        bare = model.loaded_backbone(config)
+        several, several_s, held = _together(config, task, bare, cells, side)
         single, single_s, temporaries = _alone(config, task, bare, side)
         ours, other = interleaved([timed(several), timed(single)], rounds)
         ours = [seconds / cells for seconds in ours]
-        row |= dict(cell_ms=milliseconds(ours), single_ms=milliseconds(other))
+        row = dict(cells=cells, cell_ms=milliseconds(ours), single_ms=milliseconds(other))
         row["cell_over_single"] = ratio(ours, other)
         together = several_s / cells + config.optim.steps * float(np.median(ours))
         alone = single_s + config.optim.steps * float(np.median(other))
         row |= dict(compile_s=round(several_s, 1), single_compile_s=round(single_s, 1))
         row["with_compilation"] = round(together / alone, 3)
-        row |= dict(held, single_temporaries=_mib(temporaries))
-    return dict(machine=machine(), rows=rows)
+        return row | dict(held, single_temporaries=_mib(temporaries))
+
+    return dict(machine=machine(), rows=cases.rows(backbone, methods, batch, measure))
 
 
 def _together(

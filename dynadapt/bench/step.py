@@ -70,19 +70,14 @@ def ahead(backbone: str, methods: list[str], batch: int, topology: str) -> dict[
         where gradients are summed in bfloat16). Where the method can't serve the backbone, or does
         not fit, its `reason`.
     """
-    names, chips = compare.chosen(methods), plan.devices(topology)
-    rows = []
-    for method in names:
+    chips = plan.devices(topology)
+    sharding.check_batch(batch, sharding.make_mesh(devices=chips))
+
+    def measure(method: str) -> dict[str, Any]:
         config = cases.on_accelerators(cases.config(backbone, method, batch))
-        mesh = sharding.make_mesh(config.mesh, chips)
-        sharding.check_batch(batch, mesh)
-        row = dict(backbone=backbone, method=method, batch=batch)
-        try:
-            row |= told(compiled_for(config, mesh, topology))
-        except ConfigError as error:
-            row["reason"] = str(error)
-        rows.append(row)
-    return dict(machine=topology, rows=rows)
+        return told(compiled_for(config, sharding.make_mesh(config.mesh, chips), topology))
+
+    return dict(machine=topology, rows=cases.rows(backbone, methods, batch, measure))
 
 
 def compiled_for(config: Any, mesh: Any, topology: str) -> dict[str, Any]:

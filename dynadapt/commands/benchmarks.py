@@ -38,7 +38,7 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         return _report(options)
     if what != "run":
         raise UnknownName("part of vtab", str(what), ("run", "report"))
-    from dynadapt import config_file
+    from dynadapt import config_file, datasets
     from dynadapt.train import Preempted
     from dynadapt.vtab import estimate, protocol, sweep
 
@@ -48,7 +48,7 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
     given = sweep.Sweep(
         config=config,
         suite=options.suite,
-        form=options.form or protocol.form(options.suite),
+        form=options.form or datasets.find(options.suite).FORMS[0],
         path=options.path,
         tasks=protocol.chosen_tasks(options.suite, options.tasks),
         methods=protocol.chosen_methods(config, options.methods or [], options.backbone),
@@ -79,7 +79,7 @@ def _report(options: flags.FlagValues) -> Answer:
 
 
 def _data_options(options: flags.FlagValues) -> None:
-    flags.DEFINE_string("form", "tfds", "of vtab: tfds or folder", flag_values=options)
+    flags.DEFINE_string("form", "", "of vtab: tfds or folder", flag_values=options)
     text = "where the data lies, or is to be built"
     flags.DEFINE_string("path", "", text, flag_values=options)
     flags.DEFINE_list("tasks", [], "tasks; all where none are given", flag_values=options)

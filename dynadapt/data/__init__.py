@@ -66,7 +66,8 @@ class Source(Protocol):
     """Random access to the examples of a split.
 
     An example is `dict(image=<encoded bytes or uint8 h w 3>, label=int, name=str)`, where `name` is
-    a file path or `split[position]`. Reading must be safe from several threads.
+    a file path or `split[position]`. Reading must be safe from several threads; `in_memory = True`
+    says that it needs none.
     """
 
     info: Info

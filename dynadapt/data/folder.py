@@ -18,8 +18,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 class Folder:
     """A source over image files, which it returns as encoded bytes; `name` is the path."""
 
-    in_memory = False
-
     def __init__(self, split: str, path: Path, files: dict[str, list[tuple[str, int]]], info: Info):
         self.info = info
         self._path, self._files = path, files

@@ -35,6 +35,8 @@ from PIL import Image
 from dynadapt.data import Info, Task, check_split, digits, find_task, scenes
 from dynadapt.errors import DataError
 
+TITLE = "offline suite"
+FORMS = ("offline",)
 NATURAL, SPECIALIZED, STRUCTURED = "natural", "specialized", "structured"
 TASKS: dict[str, Task] = {
     task.name: task

@@ -23,8 +23,6 @@ class Tfds:
     `read(example)` gives the image and the label of an example as TFDS stores it.
     """
 
-    in_memory = False
-
     def __init__(
         self, tables: Mapping[str, Any], rows: Sequence, info: Info, read: Callable[[dict], tuple]
     ):

@@ -28,6 +28,7 @@ import numpy as np
 from dynadapt.data import Info, Rows, Task, check_split, find_task, folder, images, parse, tfds
 from dynadapt.errors import DataError, UnknownName
 
+TITLE = "VTAB-1K"
 FORMS = ("tfds", "folder")
 OBTAIN = "build it once with: dynadapt data prepare vtab --tasks={task}{path}"
 ELSEWHERE = "build it again in another folder: dynadapt data prepare vtab --tasks={task} --path=DIR"

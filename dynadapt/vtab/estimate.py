@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import compiled, evaluate, model, optim, tasks
+from dynadapt import compiled, datasets, evaluate, model, optim, tasks
 from dynadapt.context import Context
 from dynadapt.data import numbered
 from dynadapt.journal import show_table
@@ -29,7 +29,7 @@ def run(given: sweep.Sweep) -> dict[str, Any]:
     """
     sweep.check(given)
     rate = device_rate()
-    known, rows = protocol.suite(given.suite).TASKS, []
+    known, rows = datasets.find(given.suite).TASKS, []
     for method in given.methods:
         costs: dict[int, tuple[int, int]] = {}
         for name in given.tasks:

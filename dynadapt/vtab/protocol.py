@@ -6,18 +6,15 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dynadapt import adapters, backbones, compare, data, tree
+from dynadapt import adapters, backbones, compare, datasets, tree
 from dynadapt import config as configs
 from dynadapt.data import images
 from dynadapt.errors import ConfigError, UnknownName, suggest
 
-SUITES = {"vtab": "tfds", "offline": "offline"}  # and the form of their data
-GROUPS = ("natural", "specialized", "structured")
 HYPER: dict[str, tuple[str, Callable[[float], bool]]] = {  # of a grid, and what they must be
     "lr": ("above 0", lambda v: 0 < v < math.inf),
     "weight_decay": ("of at least 0", lambda v: 0 <= v < math.inf),
@@ -33,31 +30,19 @@ PROTOCOL = (
 TRAINED, BOTH = 800, 1000
 
 
-def suite(name: str) -> ModuleType:
-    """The data of a suite; UnknownName where there is none."""
-    if name not in SUITES:
-        raise UnknownName("suite", name, SUITES)
-    return data.module(name)
-
-
-def chosen_tasks(name: str, given: Sequence[str]) -> list[str]:
+def chosen_tasks(suite: str, given: Sequence[str]) -> list[str]:
     """Tasks of a suite by name, by group, or all of them, in the suite's order."""
-    known = suite(name).TASKS
+    known = datasets.find(suite).TASKS
+    groups = dict.fromkeys(t.group for t in known.values())
     found = set()
     for word in given:
         own = [t.name for t in known.values() if word in ("all", t.group, t.name)]
         if not own:
-            raise UnknownName(f"task of {name}", word, [*known, *GROUPS, "all"])
+            raise UnknownName(f"task of {suite}", word, [*known, *groups, "all"])
         found.update(own)
     if not found:
-        raise ConfigError(f"give tasks of {name}: all, groups such as natural, or names")
+        raise ConfigError(f"give tasks of {suite}: all, groups such as natural, or names")
     return [task for task in known if task in found]
-
-
-def form(name: str) -> str:
-    """The form in which a suite's data is read where none is given."""
-    suite(name)
-    return SUITES[name]
 
 
 def chosen_methods(config: ConfigDict, given: Sequence[str], backbone: str) -> list[str]:
@@ -168,11 +153,11 @@ def has_scale(method: str, config: ConfigDict) -> bool:
 
 
 def training_config(
-    config: ConfigDict, method: str, suite_name: str, backbone: str, weights: str
+    config: ConfigDict, method: str, suite: str, backbone: str, weights: str
 ) -> ConfigDict:
     """The config of a run of one cell, checked; its seed and grid values are yet to come."""
     p = config.protocol
-    c = configs.default(backbone=backbone, method=method, data_set=suite_name)
+    c = configs.default(backbone=backbone, method=method, data_set=suite)
     c.backbone.weights = weights
     given = config.settings.get(method, {})
     if strange := [k for k in given if k not in c.adapter]:

@@ -18,21 +18,10 @@ import dataclasses
 import re
 from typing import Any
 
+from dynadapt.data.vtab import TASKS
+
 BACKBONE = "vit_b16"
 PRETRAINING = "ImageNet-21k"
-
-# The order of a row's numbers, by the names of `dynadapt.data.vtab`.
-NATURAL = "cifar100 caltech101 dtd oxford_flowers102 oxford_iiit_pet svhn sun397"
-SPECIALIZED = "patch_camelyon eurosat resisc45 diabetic_retinopathy"
-STRUCTURED = (
-    "clevr_count clevr_dist dmlab kitti dsprites_loc dsprites_ori smallnorb_azi smallnorb_ele"
-)
-GROUPS = {
-    "natural": tuple(NATURAL.split()),
-    "specialized": tuple(SPECIALIZED.split()),
-    "structured": tuple(STRUCTURED.split()),
-}
-TASKS = tuple(name for group in GROUPS.values() for name in group)
 
 BENCH = "README of V-PETL Bench (synbol/Parameter-Efficient-Transfer-Learning-Benchmark)"
 PETL_VIT = "README of Convpass (JieShibo/PETL-ViT)"
@@ -77,7 +66,7 @@ def _row(
     mean: str = "tasks",
     **settings: Any,
 ) -> Row:
-    values = [float(n) for n in re.split(r"[ /]+", numbers)]
+    values = [float(n) for n in re.split(r"[ /]+", numbers)]  # in the order of the suite
     top1 = dict(zip(TASKS, values, strict=True))
     return Row(title, method, settings, protocol, source, trained, top1, printed, mean)
 

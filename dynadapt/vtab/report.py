@@ -8,18 +8,16 @@ The rank of a method is averaged over tasks, 1 is best, ties share the mean of t
 """
 
 import functools
-import importlib
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from dynadapt import files
+from dynadapt import datasets, files
+from dynadapt.data import vtab
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.journal import show_table
 from dynadapt.vtab import plots, published, render, results
-
-SUITES = {"vtab": "VTAB-1K", "offline": "offline suite"}
 
 
 def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = None) -> dict:
@@ -47,7 +45,7 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
     """
     finals = results.final(results.read(workdir))
     first = finals[0]
-    tasks = suite_tasks(first["suite"]) if tasks is None else tasks
+    tasks = datasets.find(first["suite"]).TASKS if tasks is None else tasks
     for line in finals:
         if line["task"] not in tasks:
             raise UnknownName("task", line["task"], tasks)
@@ -73,13 +71,6 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
     result["rows"] = rows
     result.update(_published(result))
     return {"title": _title(result), **result}
-
-
-def suite_tasks(suite: str) -> dict[str, Any]:
-    """The tasks of a suite, by name in table order."""
-    if suite not in SUITES:
-        raise UnknownName("suite", suite, SUITES)
-    return importlib.import_module(f"dynadapt.data.{suite}").TASKS
 
 
 def find_gaps(cells: dict[str, dict[str, dict[int, float]]], tasks: dict[str, Any]) -> list[str]:
@@ -229,7 +220,7 @@ def _other(settings: dict[str, Any], row: published.Row, name: str) -> bool:
 def _printed(row: published.Row, common: list[str]) -> dict[str, Any]:
     """A published row in the shape of ours; its means are computed here, over the same tasks."""
     own = {name: {0: top1} for name, top1 in row.top1.items()}
-    values = numbers(own, published.GROUPS, [n for n in common if n in own])
+    values = numbers(own, by_group(vtab.TASKS), [n for n in common if n in own])
     trained = None if row.trained is None else round(row.trained * 1e6)
     return {**values, "method": row.title, "trained": trained, "seeds": []}
 
@@ -253,7 +244,7 @@ def _title(result: dict[str, Any]) -> str:
     source = f" from {result['form']}" if result["suite"] == "vtab" else ""
     weights = result["weights"] or "random weights"
     title = (
-        f"{SUITES[result['suite']]}{source}, protocol {result['protocol']} "
+        f"{datasets.find(result['suite']).TITLE}{source}, protocol {result['protocol']} "
         f"({result['protocol_digest'][:8]}), {result['backbone']} ({weights}), {count}"
     )
     if not result["partial"]:

@@ -31,7 +31,7 @@ from dynadapt.vtab.store import Store
 
 # Sizes of heads: classes beyond a task's own are out of reach, so that tasks share programs.
 BUCKETS = (16, 64, 128, 512)
-# Test splits up to this many bytes of pixels are decoded once and kept.
+# Evaluated splits up to this many bytes of pixels are decoded once and kept.
 KEEP = 1 << 30
 POLL = 5.0
 
@@ -80,7 +80,7 @@ class Sweep:
 
     def _method_digest(self, method: str) -> str:
         """A hash of a method's settings and of its grids on all tasks of the suite."""
-        grids = {t: protocol.grid(self.config, method, t) for t in protocol.suite(self.suite).TASKS}
+        grids = {t: protocol.grid(self.config, method, t) for t in datasets.find(self.suite).TASKS}
         text = json.dumps([self.settings(method), grids], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -154,42 +154,29 @@ class Examples:
         pieces = list(self._batches(found))
         whole = {k: np.concatenate([p[k] for p in pieces]) for k in ("image", "label")}
         self.train = whole["image"][: protocol.BOTH], whole["label"][: protocol.BOTH]
-        self._kept: list[dict[str, np.ndarray]] | None = None
+        self._kept: dict[str, list[dict[str, np.ndarray]]] = {}
 
     def _batches(self, found: Any) -> Any:
         return loader.eval_batches(
             found, self._change, batch_size=self._config.input.eval_batch_size
         )
 
-    def validation(self) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of val200, the last one padded."""
-        size, pictures, labels = self._config.input.eval_batch_size, *self.train
-        for start in range(protocol.TRAINED, protocol.BOTH, size):
-            rows = np.arange(start, start + size)
-            mask = (rows < protocol.BOTH).astype(np.float32)
-            rows = np.minimum(rows, protocol.BOTH - 1)
-            yield dict(
-                image=pictures[rows],
-                label=labels[rows],
-                index=np.where(mask > 0, rows, -1).astype(np.int32),
-                mask=mask,
-            )
-
-    def test(self) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of the test split, the last one padded."""
-        if self._kept is not None:
-            yield from self._kept
+    def batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of val200 or test, the last one padded."""
+        if split in self._kept:
+            yield from self._kept[split]
             return
-        found = source(self._sweep, self._task, "test")
+        found = source(self._sweep, self._task, split)
         if found.info.classes != self.info.classes:
-            raise DataError(f"train800val200 and test of {self._task} have different classes")
+            raise DataError(f"train800val200 and {split} of {self._task} have different classes")
         small = len(found) * self.train[0][0].nbytes <= KEEP
         kept = []
         for batch in self._batches(found):
             if small:
                 kept.append(batch)
             yield batch
-        self._kept = kept if small else None
+        if small:
+            self._kept[split] = kept
 
 
 def bucket(classes: int) -> int:
@@ -243,8 +230,8 @@ class Runner:
         )
         seeds = [cell["seed"] for cell in filled]
         state = self._train(programs, examples, group, seeds, hyper, trained, length)
-        batches = examples.test() if final else examples.validation()
-        found = programs.evaluate(state, batches, hyper)
+        split = "test" if final else "val200"
+        found = programs.evaluate(state, examples.batches(split), hyper)
         diverged = jax.device_get(state["bad"]["step"])
         counted = workdir.counts(programs.shapes, programs.frozen)
         head = counted["trained_with_head"] - counted["trained"]
@@ -254,9 +241,9 @@ class Runner:
                 {
                     **cell,
                     "weights": Path(self.sweep.weights).name,
-                    "group": protocol.suite(self.sweep.suite).TASKS[task].group,
+                    "group": datasets.find(self.sweep.suite).TASKS[task].group,
                     "classes": classes,
-                    "split": "test" if final else "val200",
+                    "split": split,
                     "examples": values["examples"],
                     "top1": values["top1"],
                     "loss": values["loss"],
@@ -274,7 +261,7 @@ class Runner:
         self.store.forget(self._name(group))
         accuracies = " ".join(f"{line['top1']:.2f}" for line in lines)
         say(
-            f"{task} {method} {first['stage']}: top1 {accuracies} on {lines[0]['split']}, "
+            f"{task} {method} {first['stage']}: top1 {accuracies} on {split}, "
             f"{time.monotonic() - began:.1f} s, {len(self.store.done())} cells done"
         )
 

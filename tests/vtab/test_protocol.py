@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dynadapt import adapters
+from dynadapt import adapters, datasets
 from dynadapt.data import vtab
 from dynadapt.errors import ConfigError, DynadaptError, UnknownName
 from dynadapt.vtab import protocol
@@ -35,11 +35,11 @@ def one_sentence(error):
 
 @pytest.mark.parametrize("suite", ["vtab", "offline"])
 def test_tasks_by_name_group_and_all_in_the_suites_order(suite):
-    known = protocol.suite(suite).TASKS
+    known = datasets.find(suite).TASKS
     assert protocol.chosen_tasks(suite, ["all"]) == list(known)
     first, last = list(known)[0], list(known)[-1]
     assert protocol.chosen_tasks(suite, [last, first, last]) == [first, last]
-    for group in protocol.GROUPS:
+    for group in ("natural", "specialized", "structured"):
         own = [t.name for t in known.values() if t.group == group]
         assert own and protocol.chosen_tasks(suite, [group, own[0]]) == own
 

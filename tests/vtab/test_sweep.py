@@ -181,10 +181,10 @@ def test_the_choice_is_made_on_the_last_200(few):
     images, labels = found.train
     both = datasets.read("vtab", "val200", "kitti", "tfds", str(few))
     assert len(images) == len(labels) == 1000
-    rows = list(found.validation())
+    rows = list(found.batches("val200"))
     index = np.concatenate([b["index"][b["mask"] > 0] for b in rows])
     label = np.concatenate([b["label"][b["mask"] > 0] for b in rows])
-    assert index.tolist() == list(range(800, 1000))
+    assert index.tolist() == list(range(200))
     assert label.tolist() == [both[i]["label"] for i in range(200)]
 
 
@@ -204,7 +204,7 @@ def test_the_last_batch_is_padded(few):
     config = protocol.training_config(_config(), "lora", "vtab", "vit_tiny", "")
     config.input.eval_batch_size = 64
     found = sweep.Examples(_sweep(few), "kitti", config)
-    rows = list(found.validation())
+    rows = list(found.batches("val200"))
     assert [len(b["image"]) for b in rows] == [64] * 4
     assert [int(b["mask"].sum()) for b in rows] == [64, 64, 64, 8]
     assert rows[-1]["index"][8:].tolist() == [-1] * 56
