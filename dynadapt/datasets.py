@@ -30,6 +30,14 @@ def find(suite: str) -> ModuleType:
     return SUITES[suite]
 
 
+def form_of(suite: str, given: str = "") -> str:
+    """The form in which a suite is read: the one given, or its first; raises UnknownName."""
+    forms = find(suite).FORMS
+    if given and given not in forms:
+        raise UnknownName(f"form of {suite}", given, forms)
+    return given or forms[0]
+
+
 def tasks(suite: str, names: Iterable[str] = ()) -> list[Task]:
     """The tasks of a suite, all of them or those of `names`; raises UnknownName."""
     known = find(suite).TASKS
@@ -44,6 +52,18 @@ def read(suite: str, split: str, task: str, form: str = "tfds", path: str = "") 
     return vtab.source(split, task, form, path)
 
 
+def here(suite: str, form: str = "", path: str = "") -> list[str]:
+    """The tasks whose training images are here."""
+    found, form = [], form_of(suite, form)
+    for task in tasks(suite):
+        try:
+            read(suite, "train800val200", task.name, form, path)
+        except DataError:
+            continue
+        found.append(task.name)
+    return found
+
+
 def status(
     suite: str, form: str = "", path: str = "", names: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
@@ -53,7 +73,7 @@ def status(
     labels as they are stored. `counts` are images of each split, `published` the test images of the
     whole set; `problem` is empty or says in a sentence what is wrong.
     """
-    rows, form = [], form or find(suite).FORMS[0]
+    rows, form = [], form_of(suite, form)
     for task in tasks(suite, names):
         row = dict(task=task.name, title=task.title, group=task.group, classes=task.classes)
         row |= dict(present=False, form=form, set="", counts={})

@@ -5,8 +5,8 @@
 #     --backbone=vit_mini --weights=vit_mini --workdir=runs/offline
 #   launch/vtab.sh --print …     shows the commands and runs none
 #
-# The report is DIR/table.md and DIR/table.csv. Started again, it goes on where it was; started on
-# several machines that share DIR, each does a part.
+# The report is DIR/table.md and DIR/table.csv; where tasks are missing its title says so. Started
+# again, it goes on where it was; started on several machines that share DIR, each does a part.
 #
 # EXTRAS  comma list of extras in setup.cfg: cuda12, cuda13, tpu, …
 # PYTHON  the Python to make .venv with
@@ -23,5 +23,5 @@ step launch/local.sh vtab run "$@"
 for word in "$@"; do
   if [ "$word" = --dry-run ] || [ "$word" = --dry_run ]; then exit; fi
 done
-step launch/local.sh vtab report "--workdir=$folder" "--out=$folder/table.csv"
-step launch/local.sh vtab report "--workdir=$folder" "--out=$folder/table.md"
+step launch/local.sh vtab report --partial "--workdir=$folder" "--out=$folder/table.csv"
+step launch/local.sh vtab report --partial "--workdir=$folder" "--out=$folder/table.md"

@@ -146,3 +146,16 @@ def test_wrong_names():
     with pytest.raises(UnknownName, match="unknown form of vtab 'folders'; did you mean 'folder'"):
         datasets.status("vtab", "folders", names=["kitti"])
     assert datasets.read("offline", "val200", "digits").info.name == "digits"
+
+
+def test_what_is_here_and_in_which_form(vtab_folder, tmp_path):
+    assert datasets.here("vtab", "folder", str(vtab_folder)) == list(vtab.TASKS)
+    shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
+    assert datasets.here("vtab", "folder", str(tmp_path)) == ["svhn"]
+    drawn = ["digits", "count", "distance", "orientation", "azimuth"]
+    assert datasets.here("offline", path=str(tmp_path)) == drawn
+    assert [datasets.form_of("vtab"), datasets.form_of("offline")] == ["tfds", "offline"]
+    with pytest.raises(UnknownName, match="'folder'"):
+        datasets.form_of("vtab", "foldr")
+    with pytest.raises(UnknownName, match="one of offline"):
+        datasets.form_of("offline", "folder")

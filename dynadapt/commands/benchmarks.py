@@ -13,7 +13,7 @@ def _vtab_options(options: flags.FlagValues) -> None:
     flags.DEFINE_string("config", "configs/vtab.py", text, flag_values=options)
     flags.DEFINE_string("workdir", None, "folder of the results", flag_values=options)
     flags.DEFINE_list("methods", None, "methods to run, or all", flag_values=options)
-    text = "tasks, groups such as natural, or all"
+    text = "tasks, groups such as natural, all, or here: those whose data is here"
     flags.DEFINE_list("tasks", ["all"], text, flag_values=options)
     flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the final runs", flag_values=options)
     flags.DEFINE_string("suite", "vtab", "vtab or offline", flag_values=options)
@@ -45,12 +45,13 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
     config = config_file.load(options.config, overrides, problems=protocol.field_problems)
     if options.weights is None and not options.dry_run:
         raise ConfigError("give --weights=FILE, or --weights=random for a backbone without any")
+    suite, form = options.suite, datasets.form_of(options.suite, options.form)
     given = sweep.Sweep(
         config=config,
-        suite=options.suite,
-        form=options.form or datasets.find(options.suite).FORMS[0],
+        suite=suite,
+        form=form,
         path=options.path,
-        tasks=protocol.chosen_tasks(options.suite, options.tasks),
+        tasks=_tasks(suite, form, options.path, options.tasks),
         methods=protocol.chosen_methods(config, options.methods or [], options.backbone),
         seeds=protocol.chosen_seeds(options.seeds),
         backbone=options.backbone,
@@ -67,6 +68,21 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         print("dynadapt: stopped and saved; the same command goes on", file=sys.stderr)
         return Answer({"stopped": True}, code=143)
     return Answer(result, lambda: sweep.show(result))
+
+
+def _tasks(suite: str, form: str, path: str, given: list[str]) -> list[str]:
+    from dynadapt import datasets
+    from dynadapt.vtab import protocol
+
+    if given != ["here"]:
+        return protocol.chosen_tasks(suite, given)
+    found, known = datasets.here(suite, form, path), datasets.find(suite).TASKS
+    obtain = f"`dynadapt data status {suite}` says how to obtain it"
+    if not found:
+        raise ConfigError(f"no data of {suite} is here; {obtain}")
+    if missing := [name for name in known if name not in found]:
+        print(f"dynadapt: no data of {', '.join(missing)}; {obtain}", file=sys.stderr)
+    return found
 
 
 def _report(options: flags.FlagValues) -> Answer:

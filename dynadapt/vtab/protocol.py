@@ -38,7 +38,7 @@ def chosen_tasks(suite: str, given: Sequence[str]) -> list[str]:
     for word in given:
         own = [t.name for t in known.values() if word in ("all", t.group, t.name)]
         if not own:
-            raise UnknownName(f"task of {suite}", word, [*known, *groups, "all"])
+            raise UnknownName(f"task of {suite}", word, [*known, *groups, "all", "here"])
         found.update(own)
     if not found:
         raise ConfigError(f"give tasks of {suite}: all, groups such as natural, or names")

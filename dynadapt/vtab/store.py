@@ -248,7 +248,10 @@ class Store:
                 partial.write_text(text)
 
     def save(self, name: str, done: int, state: Any, origin: str) -> None:
-        """Keeps the state of what is being trained, after `done` steps on the data `origin`."""
+        """Keeps the state of what is being trained, after `done` steps on the data `origin`.
+
+        Its name is that of the first of its cells, a hyphen, and what tells it from others.
+        """
         tensors = {p: np.asarray(x) for p, x in tree.leaves(jax.device_get(state)).items()}
         notes = {"done": str(done), "origin": origin, "sha256": _hash(tensors)}
         with self._writing():
@@ -276,6 +279,12 @@ class Store:
     def forget(self, name: str) -> None:
         """Removes a kept state."""
         self._running(name).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Removes the states of cells that were then finished beside others."""
+        for path in (self.folder / "running").glob("[!.]*"):
+            if path.name.split("-")[0] in self.done():
+                path.unlink(missing_ok=True)
 
     def _running(self, name: str) -> Path:
         return self.folder / "running" / f"{name}.safetensors"

@@ -111,12 +111,8 @@ class Sweep:
         return tuning + protocol.cells(common, "final", points[:1], self.seeds)
 
 
-def check(sweep: Sweep) -> dict[str, str]:
-    """Raises a ConfigError or DataError for what can't be run, before anything is written.
-
-    Returns:
-        The fingerprint of each task's data.
-    """
+def check(sweep: Sweep) -> None:
+    """Raises a ConfigError for what can't be run, before data are read or anything is written."""
     protocol.check(sweep.config)
     for name, found in (("methods", sweep.methods), ("seeds", sweep.seeds)):
         if not found:
@@ -127,6 +123,10 @@ def check(sweep: Sweep) -> dict[str, str]:
     for task in sweep.tasks:
         for method in configs:
             protocol.grid(sweep.config, method, task)
+
+
+def fingerprints(sweep: Sweep) -> dict[str, str]:
+    """The fingerprint of each task's data; DataError where they aren't there."""
     return {t: source(sweep, t, "train800val200").info.fingerprint for t in sweep.tasks}
 
 
@@ -267,7 +267,7 @@ class Runner:
 
     def _name(self, group: list[dict[str, Any]]) -> str:
         names = " ".join([str(self.sweep.population), *(cell["cell"] for cell in group)])
-        return hashlib.sha256(names.encode()).hexdigest()[:16]
+        return f"{group[0]['cell']}-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
     def _train(
         self,
@@ -307,12 +307,13 @@ def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
         DynadaptError: for anything that a user can mend.
         Preempted: after SIGTERM or SIGINT, with the cells in hand saved.
     """
-    fingerprints = check(sweep)
+    check(sweep)
+    data = fingerprints(sweep)
     # Several processes of one job work side by side, each with the devices of its own.
     sharding.start_processes()
     keep_programs()
     with Store(folder, sweep.shared) as store, train.stop_signal() as stop:
-        store.check_data(fingerprints)
+        store.check_data(data)
         runner = Runner(sweep, store, stop)
         while True:
             worked, waiting = 0, False
@@ -330,6 +331,7 @@ def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
             if not worked and stop.wait(POLL):
                 raise train.Preempted
         store.finish([])
+        store.tidy()
         done = store.done()
     return {
         "workdir": str(folder),

@@ -148,8 +148,8 @@ env DYNADAPT_DISTRIBUTED=1 .venv/bin/dynadapt train \
 
 VTAB = """\
 launch/local.sh vtab run --methods=lora --workdir=runs/v
-launch/local.sh vtab report --workdir=runs/v --out=runs/v/table.csv
-launch/local.sh vtab report --workdir=runs/v --out=runs/v/table.md
+launch/local.sh vtab report --partial --workdir=runs/v --out=runs/v/table.csv
+launch/local.sh vtab report --partial --workdir=runs/v --out=runs/v/table.md
 """
 
 SHOWN = [

@@ -45,6 +45,20 @@ def test_a_dry_run_runs_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_without_data(tmp_path, capsys, monkeypatch):
+    """What a sweep takes is known without them; `here` leaves out what isn't there."""
+    monkeypatch.setattr(estimate, "device_rate", lambda: 1e9)
+    found = planned(tmp_path, capsys, f"--path={tmp_path}", "--tasks=bccd")
+    assert {r["task"] for r in found["rows"]} == {"bccd"}
+    assert main(options(tmp_path, f"--path={tmp_path}", "--tasks=here", "--json")) == 0
+    shown = capsys.readouterr()
+    drawn = {"digits", "count", "distance", "orientation", "azimuth"}
+    assert {r["task"] for r in json.loads(shown.out)["rows"]} == drawn
+    assert "no data of clothing10, omniglot, bccd, nuclei" in shown.err
+    assert main(options(tmp_path, f"--path={tmp_path}", "--tasks=here", "--suite=vtab")) == 2
+    assert "no data of vtab is here" in capsys.readouterr().err
+
+
 def test_cells_steps_and_flops_add_up(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(estimate, "device_rate", lambda: 1e9)
     found = planned(tmp_path, capsys)

@@ -451,6 +451,15 @@ def test_a_kept_state_comes_back(tmp_path):
     own.forget("run")
 
 
+def test_states_of_cells_that_others_finished_go(tmp_path):
+    own = Store(tmp_path, SHARED)
+    for number, mark in ((1, "x"), (1, "y"), (2, "x")):
+        own.save(f"{cell(number)['cell']}-{mark}", 3, state(1), "data")
+    own.finish([line(1)])
+    own.tidy()
+    assert [p.stem for p in (tmp_path / "running").iterdir()] == [f"{cell(2)['cell']}-x"]
+
+
 def test_a_kept_state_that_is_no_good_is_passed_over(tmp_path):
     own = Store(tmp_path, SHARED)
     own.save("run", 3, state(1), "data")
