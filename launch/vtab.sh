@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the VTAB benchmark on this machine and writes its report; options go to `dynadapt vtab run`:
 #
-#   launch/vtab.sh --suite=offline --methods=linear,lora,iconformer --tasks=all --seeds=0,1,2 \
-#     --backbone=vit_mini --weights=vit_mini --workdir=runs/offline
+#   launch/vtab.sh --config=configs/offline.py --suite=offline --methods=linear,lora,iconformer \
+#     --tasks=here --seeds=0,1,2 --backbone=vit_mini --weights=vit_mini --workdir=runs/offline
 #   launch/vtab.sh --print …     shows the commands and runs none
 #
 # The report is DIR/table.md and DIR/table.csv; where tasks are missing its title says so. Started

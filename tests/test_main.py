@@ -1,13 +1,17 @@
 """The command line: one clear sentence for each mistake, nothing written, help that runs."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dynadapt import files
+from dynadapt import main as entry
 from dynadapt.commands import COMMANDS
 from dynadapt.config_file import read_config
 from dynadapt.main import main
@@ -248,3 +252,37 @@ def test_the_module_is_the_command(tmp_path):
     command = [sys.executable, "-m", "dynadapt", "trian"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+
+
+# How a process starts.
+
+
+def started(monkeypatch, **env):
+    """The environment variables that a process is started again with, or None if it isn't."""
+    found = []
+    monkeypatch.setattr(os, "execv", lambda *args: found.append((args, dict(os.environ))))
+    for name in ("JAX_PLATFORMS", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    entry.keep_memory()
+    if not found:
+        return None
+    [((program, args), now)] = found
+    assert program == args[0] == sys.executable and args[1:] == sys.orig_argv[1:]
+    return now
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have another C library")
+def test_on_a_cpu_freed_memory_is_kept(monkeypatch):
+    assert started(monkeypatch, JAX_PLATFORMS="cpu")["GLIBC_TUNABLES"] == entry.ALLOCATION
+    assert started(monkeypatch, JAX_PLATFORMS="cpu", GLIBC_TUNABLES="") is None
+    assert started(monkeypatch, JAX_PLATFORMS="cuda") is None
+    assert started(monkeypatch) is None
+
+
+def test_a_process_that_starts_again_keeps_its_arguments():
+    env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    call = [sys.executable, "-m", "dynadapt", "data", "status", "offline", "--tasks=digit"]
+    result = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert_sentence((result.returncode, result.stdout, result.stderr), "'digits'")

@@ -29,7 +29,7 @@ from dynadapt.adapters import check_least, check_rank, check_rate
 from dynadapt.attach import Shared, attach, sites
 from dynadapt.context import Context, dropout, join_map, split_map
 from dynadapt.errors import ConfigError, UnknownName
-from dynadapt.layers import Linear
+from dynadapt.layers import Linear, kaiming
 
 Array = jax.Array
 TRAINS = (r"blocks/\d+/mlp/norm/(scale|bias)", "class_token", "class_position")
@@ -45,7 +45,6 @@ class Mixture(nnx.Module):
     def __init__(self, dim: int, *, heads, rank, experts, width, scale, rate, rngs):
         d = dim // heads
         self.heads, self.scale, self.rate = heads, scale, rate
-        kaiming = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.down = nnx.Param(
             jnp.stack([kaiming(rngs.params(), (d, rank)) for _ in range(experts)])
         )
