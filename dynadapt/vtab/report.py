@@ -9,6 +9,7 @@ The rank of a method is averaged over tasks, 1 is best, ties share the mean of t
 
 import functools
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
     Returns:
         `title`; `suite`, `form`, `protocol`, `protocol_digest`, `backbone`, `backbone_parameters`,
         `weights`, `weights_sha256`; `partial`, and `gaps`, a sentence each; `tasks` (`name`,
-        `title`, `group`, and `common`: whether it is in the means); `groups`; `rows`: of each
-        method `method`, `settings`, `seeds`, `tasks`, `groups`, `mean_of_groups`, `mean_of_tasks`,
-        `trained`, `trained_with_head`, `rank`; a number is `{"mean", "std"}` or None. `published`
-        has rows of the same protocol and backbone, `differences` is ours minus the published one of
-        the same method and settings, and `notes` says what isn't compared and why.
+        `title`, `group`, and `common`: whether it is in the means); `groups`; `rows`, the best rank
+        first: of each method `method`, `settings`, `seeds`, `tasks`, `groups`, `mean_of_groups`,
+        `mean_of_tasks`, `trained`, `trained_with_head`, `rank`; a number is `{"mean", "std"}` or
+        None. `published` has rows of the same protocol and backbone, `differences` is ours minus
+        the published one of the same method and settings, and `notes` says what isn't compared and
+        why.
 
     Raises:
         ConfigError: for missing tasks or uneven seeds without `partial`, or results that can't
@@ -61,6 +63,7 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
     rows = [{**_facts(m, finals), **numbers(own, groups, common)} for m, own in cells.items()]
     for row, rank in zip(rows, ranks(rows, common), strict=True):
         row["rank"] = rank
+    rows.sort(key=lambda row: (math.inf if row["rank"] is None else row["rank"], row["method"]))
     fields = ("suite", "form", "protocol", "protocol_digest", "backbone", "backbone_parameters")
     result = {k: first[k] for k in (*fields, "weights", "weights_sha256")}
     result.update(partial=bool(gaps), gaps=gaps, groups=list(groups))

@@ -102,6 +102,15 @@ def test_ranks_of_three():
     assert report.ranks(rows, []) == [None] * 3
 
 
+def named(result, method):
+    return next(row for row in result["rows"] if row["method"] == method)
+
+
+def test_the_best_rank_comes_first(result):
+    ranks = [row["rank"] for row in result["rows"]]
+    assert ranks == sorted(ranks) and len(set(ranks)) > 1
+
+
 def test_title_and_facts(result):
     assert result["title"] == (
         "VTAB-1K from tfds, protocol vtab (aaaaaaaa), vit_b16 (vit_b16_augreg_in21k), "
@@ -113,7 +122,7 @@ def test_title_and_facts(result):
 
 def test_one_seed_has_no_deviation(tmp_path):
     result = make(tmp_path, [found for found in lines() if found["seed"] == 1])
-    row = result["rows"][0]
+    row = named(result, "lora")
     assert row["tasks"]["pets"] == {"mean": 82, "std": None}
     assert row["mean_of_groups"] == {"mean": 83, "std": None}
     assert "±" not in report.render.markdown(result) and result["title"].endswith(", 1 seed")
@@ -162,7 +171,7 @@ def test_uneven_seeds_are_refused(tmp_path):
         make(tmp_path, found)
     result = make(tmp_path, found, partial=True)
     assert result["title"].startswith("PARTIAL, means over 3 of 3 tasks, uneven seeds: ")
-    lora = result["rows"][0]
+    lora = named(result, "lora")
     assert lora["tasks"]["svhn"] == approx(72, 0)
     assert lora["groups"]["natural"] == {"mean": 77, "std": None}
 
