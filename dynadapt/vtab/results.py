@@ -93,9 +93,8 @@ def final(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             raise ConfigError(f"{key[0]} on {key[1]} with seed {key[2]} is there twice")
         seen.add(key)
     for task, cells in _by(finals, "task").items():
-        _one(
-            (line.get("data_fingerprint", "") for line in cells), f"versions of the data of {task}"
-        )
+        for field, what in (("data_fingerprint", "data"), ("split_fingerprint", "test data")):
+            _one((line.get(field, "") for line in cells), f"versions of the {what} of {task}")
     return finals
 
 

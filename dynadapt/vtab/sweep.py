@@ -140,6 +140,7 @@ class Examples:
 
     Attributes:
         train: images `1000 h w 3` uint8 and labels `1000`: train800, then val200.
+        fingerprints: of the splits that were evaluated.
     """
 
     def __init__(self, sweep: Sweep, task: str, config: ConfigDict):
@@ -154,6 +155,7 @@ class Examples:
         pieces = list(self._batches(found))
         whole = {k: np.concatenate([p[k] for p in pieces]) for k in ("image", "label")}
         self.train = whole["image"][: protocol.BOTH], whole["label"][: protocol.BOTH]
+        self.fingerprints: dict[str, str] = {}
         self._kept: dict[str, list[dict[str, np.ndarray]]] = {}
 
     def _batches(self, found: Any) -> Any:
@@ -169,6 +171,7 @@ class Examples:
         found = source(self._sweep, self._task, split)
         if found.info.classes != self.info.classes:
             raise DataError(f"train800val200 and {split} of {self._task} have different classes")
+        self.fingerprints[split] = found.info.fingerprint
         small = len(found) * self.train[0][0].nbytes <= KEEP
         kept = []
         for batch in self._batches(found):
@@ -254,6 +257,7 @@ class Runner:
                     "trained_with_head": counted["trained"] + head * classes // bucket(classes),
                     "backbone_parameters": counted["backbone"],
                     "data_fingerprint": examples.info.fingerprint,
+                    "split_fingerprint": examples.fingerprints[split],
                     "seconds": round((time.monotonic() - began) / len(group), 3),
                 }
             )

@@ -196,6 +196,7 @@ def test_uneven_seeds_between_methods_are_refused(tmp_path):
         ({"trained": 5}, "2 counts of trained parameters of lora, 294912 and 5"),
         ({"hyper": {"lr": 0.1}}, "2 hyper-parameters of lora on eurosat"),
         ({"data_fingerprint": "x"}, "2 versions of the data of eurosat"),
+        ({"split_fingerprint": "x"}, "2 versions of the test data of eurosat"),
         ({"seed": 0}, "lora on eurosat with seed 0 is there twice"),
     ],
 )

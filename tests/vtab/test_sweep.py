@@ -545,6 +545,8 @@ def test_the_offline_suite(tmp_path, capsys):
         name: offline.TASKS[name].test for name in ("digits", "count")
     }
     assert {len(x["data_fingerprint"]) for x in found} == {64}
+    prints = {(x["task"], x["split_fingerprint"]) for x in found}
+    assert len({digest for _, digest in prints} | {x["data_fingerprint"] for x in found}) == 4
     digits = [x["top1"] for x in found if x["task"] == "digits"]
     assert np.mean(digits) > 30
     assert main(["vtab", "report", f"--workdir={work}", "--partial"]) == 0
