@@ -24,6 +24,7 @@ from flax import nnx
 from dynadapt.adapters import BLOCK, check_map, check_rank, check_rate
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout, join_map, split_map
+from dynadapt.dynamic import depthwise
 from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear, kaiming
 
 Array = jax.Array
@@ -53,14 +54,8 @@ class Depthwise(nnx.Module):
         self.bias = nnx.Param(_bias(rngs, rank, side * side))
 
     def __call__(self, m: Array) -> Array:
-        y = jax.lax.conv_general_dilated(
-            m,
-            self.kernel[...].astype(m.dtype),
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=m.shape[-1],
-        )
+        kernel = jnp.squeeze(self.kernel[...], 2)
+        y = depthwise(m, jnp.broadcast_to(kernel, (m.shape[0], *kernel.shape)))
         return y + self.bias[...].astype(m.dtype)[None, None, None]
 
 
