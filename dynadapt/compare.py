@@ -17,6 +17,7 @@ from dynadapt.context import Context
 from dynadapt.data import numbered
 from dynadapt.errors import ConfigError
 from dynadapt.journal import show_table, size_text
+from dynadapt.layers import SameKey
 from dynadapt.model import Model
 
 NOTE = (
@@ -48,7 +49,7 @@ def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
         raise ConfigError(f"classes must be at least 2, not {classes}")
     names = chosen(methods)
     # Blocks of one kind are traced once; what is counted does not depend on it.
-    bare = nnx.eval_shape(lambda: backbones.create(backbone, rngs=_Keys(), scan=True))
+    bare = backbones.abstract(backbone, scan=True)
     graph, state = nnx.split(bare)
     inputs = jax.ShapeDtypeStruct((1, *_input(bare)), jnp.float32)
     flops = _forward_flops(bare, inputs)
@@ -83,13 +84,13 @@ def chosen(methods: list[str]) -> list[str]:
 
 def refusals(backbone: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Why each of the methods that can't serve the backbone with these settings does not."""
-    bare = nnx.eval_shape(lambda: backbones.create(backbone, rngs=_Keys()))
+    bare = backbones.abstract(backbone)
     graph, state = nnx.split(bare)
     found = {}
     for name, given in settings.items():
 
         def adapt(state: Any, name: str = name, given: Any = given) -> None:
-            adapters.adapt(nnx.merge(graph, state), name, rngs=_Keys(), **given)
+            adapters.adapt(nnx.merge(graph, state), name, rngs=SameKey(), **given)
 
         try:
             jax.eval_shape(adapt, state)
@@ -105,13 +106,6 @@ def _input(backbone: nnx.Module) -> tuple[int, ...]:
     return (16 * backbone.config.groups, 3)
 
 
-class _Keys:
-    """One key for all draws, which shapes don't depend on: `nnx.Rngs` counts slowly in a trace."""
-
-    def params(self) -> jax.Array:
-        return jax.random.key(0)
-
-
 def _row(
     name: str, graph: Any, state: Any, inputs: jax.ShapeDtypeStruct, flops: int, task: Any
 ) -> dict[str, Any]:
@@ -120,9 +114,9 @@ def _row(
     def adapted(state: Any) -> Model:
         nonlocal obstacle
         backbone = nnx.merge(graph, state)
-        adapters.adapt(backbone, name, rngs=_Keys())
+        adapters.adapt(backbone, name, rngs=SameKey())
         obstacle = adapters.obstacle(backbone, name)
-        return Model(backbone, task.head(backbone, rngs=_Keys()))
+        return Model(backbone, task.head(backbone, rngs=SameKey()))
 
     network = nnx.eval_shape(adapted, state)
     filters = adapters.trainable(adapters.trains(name))

@@ -15,6 +15,7 @@ from flax import nnx
 from dynadapt import adapters, backbones, checkpoint, evaluate, files, model, tree, weights
 from dynadapt import config as configs
 from dynadapt.errors import CheckpointError, ConfigError, UnknownName
+from dynadapt.layers import SameKey
 from dynadapt.weights import peft
 from dynadapt.weights.layouts import LAYOUTS
 from dynadapt.weights.published import METADATA, layout_for
@@ -166,7 +167,7 @@ def to_peft(source: Path, out: Path) -> dict[str, Any]:
     settings = dict(config.adapter)
     method = settings.pop("name")
     evaluate.check_backbone(config, card)
-    backbone = nnx.eval_shape(lambda: model.bare_backbone(config))
+    backbone = nnx.eval_shape(lambda: model.bare_backbone(config, rngs=SameKey()))
     _serves_peft(backbone, backbones.family(config.backbone.name))
     own = {k.removeprefix("backbone/"): v for k, v in leaves.items()}
     kernels = {}

@@ -21,6 +21,16 @@ def _follow_input(values: tuple, *, dtype: Any = None) -> tuple:
     return tuple(None if v is None else v.astype(values[0].dtype) for v in values)
 
 
+class SameKey:
+    """In place of `nnx.Rngs` where only shapes count: one key for all draws.
+
+    `nnx.Rngs` counts its draws, which is most of the time of tracing a network's making.
+    """
+
+    def params(self) -> Array:
+        return jax.random.key(0)
+
+
 class Linear(nnx.Linear):
     """`x @ kernel + bias` in the dtype of `x`; the context is for an adapter on it."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from dynadapt.commands import COMMANDS
-from dynadapt.errors import ConfigError, DynadaptError, UnknownName, suggest
+from dynadapt.errors import ConfigError, DynadaptError, MachineError, UnknownName, suggest
 
 # Keep what is freed, in large pages. Only glibc reads it, and only when a process starts.
 ALLOCATION = ":".join(
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         print("dynadapt: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who read the output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 141
 
 
@@ -116,11 +116,23 @@ def dispatch(argv: list[str]) -> int:
         answer = command.run(options, overrides)
     if answer.values is None:
         return answer.code
-    if options.json:
-        print(json.dumps(answer.values, indent=1))
-    elif answer.show is not None:
-        answer.show()
+    try:
+        if options.json:
+            print(json.dumps(answer.values, indent=1))
+        elif answer.show is not None:
+            answer.show()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        raise MachineError(f"cannot write to the standard output: {error.strerror}") from error
     return answer.code
+
+
+def discard_output() -> None:
+    """Sends what is left of standard output nowhere, so that it can't fail again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

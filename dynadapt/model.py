@@ -8,6 +8,7 @@ from flax import nnx
 
 from dynadapt import adapters, backbones, tree, weights
 from dynadapt.context import Context
+from dynadapt.layers import SameKey
 
 Array = jax.Array
 
@@ -30,8 +31,8 @@ def build(config: Any, task: Any, bare: nnx.Module | None = None) -> Model:
     donates them must not get them.
     """
     backbone = loaded_backbone(config) if bare is None else nnx.clone(bare)
-    _adapt(backbone, config)
-    return _with_head(backbone, config, task)
+    _adapt(backbone, config, _rngs(config, "adapter"))
+    return _with_head(backbone, task, _rngs(config, "head"))
 
 
 def abstract(config: Any, task: Any) -> Model:
@@ -39,9 +40,9 @@ def abstract(config: Any, task: Any) -> Model:
     checkpoint = _checkpoint(config)
 
     def make() -> Model:
-        backbone = bare_backbone(config, checkpoint)
-        _adapt(backbone, config)
-        return _with_head(backbone, config, task)
+        backbone = bare_backbone(config, checkpoint, SameKey())
+        _adapt(backbone, config, SameKey())
+        return _with_head(backbone, task, SameKey())
 
     return nnx.eval_shape(make)
 
@@ -49,7 +50,7 @@ def abstract(config: Any, task: Any) -> Model:
 def adapted_backbone(config: Any) -> nnx.Module:
     """The backbone of a config with its weights and the adapter, not yet trained."""
     backbone = loaded_backbone(config)
-    _adapt(backbone, config)
+    _adapt(backbone, config, _rngs(config, "adapter"))
     return backbone
 
 
@@ -68,7 +69,9 @@ def _checkpoint(config: Any) -> weights.Checkpoint | None:
     return weights.read(weights.locate(name)) if name else None
 
 
-def bare_backbone(config: Any, checkpoint: weights.Checkpoint | None = None) -> nnx.Module:
+def bare_backbone(
+    config: Any, checkpoint: weights.Checkpoint | None = None, rngs: nnx.Rngs | None = None
+) -> nnx.Module:
     """The backbone of a config with random weights, without adapter.
 
     Options that the config leaves open are those of the weights' publisher, then the variant's.
@@ -78,21 +81,21 @@ def bare_backbone(config: Any, checkpoint: weights.Checkpoint | None = None) -> 
     if not given["image_size"]:
         del given["image_size"]
     options = weights.options(checkpoint, name) if checkpoint else {}
-    return backbones.create(name, rngs=_rngs(config.seed, "backbone"), **{**options, **given})
+    return backbones.create(name, rngs=rngs or _rngs(config, "backbone"), **{**options, **given})
 
 
-def _adapt(backbone: nnx.Module, config: Any) -> None:
+def _adapt(backbone: nnx.Module, config: Any, rngs: nnx.Rngs) -> None:
     given = dict(config.adapter)
-    adapters.adapt(backbone, given.pop("name"), rngs=_rngs(config.seed, "adapter"), **given)
+    adapters.adapt(backbone, given.pop("name"), rngs=rngs, **given)
 
 
-def _with_head(backbone: nnx.Module, config: Any, task: Any) -> Model:
-    return Model(backbone, task.head(backbone, rngs=_rngs(config.seed, "head")))
+def _with_head(backbone: nnx.Module, task: Any, rngs: nnx.Rngs) -> Model:
+    return Model(backbone, task.head(backbone, rngs=rngs))
 
 
-def _rngs(seed: int, part: str) -> nnx.Rngs:
+def _rngs(config: Any, part: str) -> nnx.Rngs:
     number = ("backbone", "adapter", "head").index(part)
-    return nnx.Rngs(jax.random.fold_in(jax.random.key(seed), number))
+    return nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), number))
 
 
 def patterns(config: Any) -> tuple[str, ...]:

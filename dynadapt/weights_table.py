@@ -61,9 +61,7 @@ def sizes(backbone: str, fields: tuple[tuple[str, Any], ...], points: int) -> tu
     """Parameters of a backbone, and FLOPs of its matrix products for one input of its size."""
     config = backbones.config(backbone, **dict(fields))
     # A scan is traced once a block and counted in full.
-    network = nnx.eval_shape(
-        lambda: backbones.create(backbone, rngs=nnx.Rngs(0), scan=True, **dict(fields))
-    )
+    network = backbones.abstract(backbone, scan=True, **dict(fields))
     graph, state = nnx.split(network)
     shape = (1, points, 3) if points else (1, config.image_size, config.image_size, 3)
     flops = compiled.matmul_flops(
@@ -189,7 +187,7 @@ def differences() -> list[dict[str, Any]]:
 
 def told(publisher: str, backbone: str, **fields: Any) -> dict[str, Any]:
     """The config that a publisher's layout tells from the shapes of a backbone's tensors."""
-    network = nnx.eval_shape(lambda: backbones.create(backbone, rngs=nnx.Rngs(0), **fields))
+    network = backbones.abstract(backbone, **fields)
     family, config = backbones.family(backbone), network.config
     layout = layout_for(publisher, family, config)
     # Zeros that take no memory: only shapes count.

@@ -5,7 +5,6 @@ import math
 
 import jax
 import pytest
-from flax import nnx
 
 from dynadapt import adapters, compare
 from dynadapt.errors import ConfigError, UnknownName
@@ -141,11 +140,6 @@ def test_nothing_is_allocated(monkeypatch):
     found = compare.run("vit_g14", ["iconformer"])
     assert found["parameters"] > 1e9
     assert sum(x.nbytes for x in jax.live_arrays() if id(x) not in before) < 2**20
-
-
-def test_one_key_draws_the_same_shapes():
-    keys = compare._Keys()
-    assert keys.params().dtype == nnx.Rngs(0).params().dtype
 
 
 @pytest.mark.parametrize(

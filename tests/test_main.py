@@ -242,9 +242,6 @@ def test_help_of_all(command):
 
 
 def test_the_module_is_the_command(tmp_path):
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "dynadapt", "plan", f"--config={TINY}", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -252,6 +249,23 @@ def test_the_module_is_the_command(tmp_path):
     command = [sys.executable, "-m", "dynadapt", "trian"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /dev/full")
+@pytest.mark.parametrize("json_too", [(), ("--json",)])
+def test_an_output_that_cannot_be_written(json_too):
+    """A full disk is one sentence; a reader that has gone, as `| head` does, is none."""
+    call = [sys.executable, "-m", "dynadapt", "weights", *json_too]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(call, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left" in done.stderr
+    gone, left = os.pipe()
+    os.close(gone)
+    done = subprocess.run(call, cwd=ROOT, stdout=left, stderr=subprocess.PIPE, text=True)
+    os.close(left)
+    # rich, which draws the tables, has a code of its own.
+    assert done.returncode in (1, 141) and done.stderr == ""
 
 
 # How a process starts.

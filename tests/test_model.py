@@ -51,8 +51,9 @@ def test_a_model_is_a_head_on_a_backbone():
     assert {p.split("/")[0] for p in values(nnx.state(network))} == {"backbone", "head"}
 
 
-def test_an_abstract_model_has_the_same_paths_shapes_and_graph():
-    c = settings()
+@pytest.mark.parametrize("method", ["iconformer", "vfm_adapter", "lora", "vpt", "full"])
+def test_an_abstract_model_has_the_same_paths_shapes_and_graph(method):
+    c = settings(method)
     real, shapes = model.build(c, task(c)), model.abstract(c, task(c))
     assert nnx.graphdef(real) == nnx.graphdef(shapes)
     found = {p: (x.shape, x.dtype) for p, x in tree.leaves(nnx.state(shapes)).items()}

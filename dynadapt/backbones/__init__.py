@@ -11,7 +11,7 @@ from flax import nnx
 
 from dynadapt import choices
 from dynadapt.errors import ConfigError, UnknownName
-from dynadapt.layers import ACTIVATIONS
+from dynadapt.layers import ACTIVATIONS, SameKey
 
 Array = jax.Array
 
@@ -48,6 +48,11 @@ def create(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
         UnknownName: for a variant or a field that does not exist, naming the nearest.
     """
     return _family(name).Backbone(config(name, **overrides), rngs=rngs)
+
+
+def abstract(name: str, **overrides: Any) -> nnx.Module:
+    """The same with shapes in place of arrays: nothing is allocated."""
+    return nnx.eval_shape(lambda: create(name, rngs=SameKey(), **overrides))
 
 
 def config(name: str, **overrides: Any) -> Any:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from dynadapt import backbones, files, tree
 from dynadapt.errors import CheckpointError, suggest
+from dynadapt.layers import SameKey
 from dynadapt.weights import pth, source
 from dynadapt.weights.published import Checkpoint, read
 
@@ -81,7 +82,7 @@ def build(checkpoint: Checkpoint, **known: Any) -> nnx.Module:
             )
     network = backbones.of(checkpoint.family, **fields)
     try:
-        return nnx.eval_shape(lambda: network(nnx.Rngs(0)))
+        return nnx.eval_shape(lambda: network(SameKey()))
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
