@@ -40,7 +40,10 @@ def draw(result: dict[str, Any], path: Path, form: str) -> None:
         mean = row["mean_of_tasks"]
         if mean is not None:
             look = dict(color=colour, marker=mark, linestyle="", capsize=3)
-            points.errorbar(row["trained"], mean["mean"], mean["std"] or 0.0, **look)
+            place = row["trained"], mean["mean"]
+            points.errorbar(*place, mean["std"] or 0.0, **look)
+            beside = dict(xytext=(5, 3), textcoords="offset points", fontsize=7)
+            points.annotate(row["method"], place, **beside)
     titles = [task["title"] for task in result["tasks"]]
     bars.set_xticks(range(len(titles)), titles, rotation=40, ha="right")
     bars.set_ylabel("top-1, %")
