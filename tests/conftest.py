@@ -23,6 +23,28 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
+def _optimize(whole: bool) -> None:
+    import jax  # after the environment is set
+
+    jax.config.update("jax_disable_most_optimizations", not whole)
+
+
+@pytest.fixture(scope="module")
+def fast_compiling():
+    """Compiles with few optimizations, in two thirds of the time; for tests of values."""
+    _optimize(False)
+    yield
+    _optimize(True)
+
+
+@pytest.fixture
+def compiled_as_for_users():
+    """Compiles with all optimizations, in a module that is otherwise `fast_compiling`."""
+    _optimize(True)
+    yield
+    _optimize(False)
+
+
 def _folder(variable: str) -> Path:
     folder = Path(os.environ[variable])
     if not folder.is_dir():

@@ -23,6 +23,8 @@ from dynadapt.errors import (
 )
 from dynadapt.step import initial_state, make_step
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 INFO = Info("test", tuple("abcde"), {"train": 1}, "by hand")
 TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
 
@@ -102,13 +104,6 @@ METHODS = {
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 folding = [(name, {}) for name, method in METHODS.items() if method.merges]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def settings(name, *, backbone=None, like=None, **changes):

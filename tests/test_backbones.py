@@ -13,14 +13,9 @@ from dynadapt.context import Context
 from dynadapt.errors import ConfigError, UnknownName
 from tests.networks import randomised
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 SMALL = dict(dim=16, heads=2, depth=3, image_size=16)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make(seed=0, **changes):

@@ -10,14 +10,9 @@ from dynadapt import tree
 from dynadapt.attach import Shared, attach
 from dynadapt.context import Context, drop_path, dropout, fold
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 DIM, DEPTH = 6, 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Block(nnx.Module):

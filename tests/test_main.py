@@ -255,7 +255,8 @@ def test_the_module_is_the_command(tmp_path):
 @pytest.mark.parametrize("json_too", [(), ("--json",)])
 def test_an_output_that_cannot_be_written(json_too):
     """A full disk is one sentence; a reader that has gone, as `| head` does, is none."""
-    call = [sys.executable, "-m", "dynadapt", "weights", *json_too]
+    call = [sys.executable, "-m", "dynadapt", "data", "status", "offline", "--tasks=digits"]
+    call += json_too
     with open("/dev/full", "w") as full:
         done = subprocess.run(call, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -5,6 +5,8 @@ import pytest
 
 from dynadapt import mixture
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 
 def draw(seed, *shapes):
     rng = np.random.default_rng(seed)

@@ -9,14 +9,9 @@ from dynadapt.context import Context
 from dynadapt.data import Info
 from dynadapt.errors import CheckpointError, ConfigError
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 INFO = Info("test", tuple("abcde"), {"train": 1}, "by hand")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def settings(method="iconformer", **changes):

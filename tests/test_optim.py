@@ -7,6 +7,8 @@ import pytest
 from dynadapt import config, optim, tree
 from dynadapt.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 RNG = np.random.default_rng(4)
 TRAIN = {
     "backbone": {
@@ -34,13 +36,6 @@ TRAIN = jax.tree.map(
     is_leaf=lambda x: isinstance(x, tuple),
 )
 FC1 = "backbone/blocks/{}/mlp/fc1/kernel"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def settings(**changes):

@@ -17,6 +17,8 @@ from dynadapt.population import Population
 from tests import population_cells as tiny
 from tests.population_cells import cell
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("iconformer", "adapter_x", "vfm_adapter", "lora", "ssf")
 STEPS = 20
@@ -27,13 +29,6 @@ CELLS = (
     cell(seed=3, lr=3e-3, weight_decay=0.0, drop_path=0.0, scale=0.2, steps=25, classes=8),
     cell(seed=0, lr=2e-3, weight_decay=0.05, drop_path=0.3, scale=3.0, steps=40, classes=3),
 )
-
-
-@pytest.fixture(autouse=True)
-def fast_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def alone(config, bare, given, data, steps):

@@ -13,6 +13,8 @@ from dynadapt.config_file import read_config
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 
 

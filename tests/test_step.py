@@ -13,15 +13,10 @@ from dynadapt.data import Info, images
 from dynadapt.errors import TrainingError
 from dynadapt.train import check_finite
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 INFO = Info("test", tuple("abcde"), {"train": 1}, "by hand")
 SIDE = 8
-
-
-@pytest.fixture(autouse=True)
-def fast_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def settings(method="iconformer", batch_size=8, **changes):
@@ -207,9 +202,8 @@ def test_losses_of_layers_join_the_loss():
 
 
 @pytest.mark.parametrize("method", ["iconformer", pytest.param("lora", marks=pytest.mark.slow)])
-def test_a_step_costs_what_a_step_by_hand_costs(method):
+def test_a_step_costs_what_a_step_by_hand_costs(method, compiled_as_for_users):
     """Frozen weights get no gradient: the FLOPs are those of the trained leaves' alone."""
-    jax.config.update("jax_disable_most_optimizations", False)  # FLOPs as a user has them
     c = settings(method, batch_size=16)
     c.backbone.update(dict(dim=32, image_size=16))
     task, graph, frozen, tx, state, run = ready(c)
@@ -254,9 +248,8 @@ def test_one_compilation_for_all_steps():
     assert run._cache_size() == 1
 
 
-def test_layers_below_what_trains_get_no_gradient():
+def test_layers_below_what_trains_get_no_gradient(compiled_as_for_users):
     """A linear probe's gradient needs no backward pass through the backbone."""
-    jax.config.update("jax_disable_most_optimizations", False)
     c = settings("linear")
     task, graph, frozen, tx, state, run = ready(c)
     lowered = run.lower(state, frozen, batch(0), jax.random.key(0))

@@ -9,6 +9,8 @@ from flax import nnx
 from dynadapt import adapters, attach, backbones
 from dynadapt.context import Context
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 SWIN = dict(dim=8, depths=(1, 2), heads=(1, 2), window=2, image_size=16)
 VIT = dict(dim=16, depth=1, heads=2, patch=4, image_size=8)
 

@@ -9,6 +9,8 @@ from dynadapt.backbones import point_mae
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError, UnknownName
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 SMALL = dict(dim=12, depth=3, heads=2, image_size=8)
 
 

@@ -12,15 +12,10 @@ from dynadapt.backbones import point_mae
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 SMALL = dict(dim=16, heads=2, depth=3, groups=6, group_size=4)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def bare(**changes):

@@ -9,6 +9,8 @@ from dynadapt.adapters import vfm_adapter
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError, UnknownName
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 VIT = ("vit", dict(dim=12, depth=2, heads=2, patch=4, image_size=16))
 SWIN = ("swin", dict(dim=8, depths=(2, 2), heads=(2, 4), window=4, image_size=32))
 SAM = ("sam", dict(dim=8, depth=2, heads=2, patch=4, image_size=16, window=3, whole=(1,), neck=0))

@@ -10,6 +10,8 @@ from dynadapt import adapters, attach, backbones
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 SIZES = dict(dim=16, depth=4, heads=2, patch=4, image_size=8, registers=2, levels=(0, 2))
 FORMS = [dict(form=f, prompts=3, project=w) for f in ("shallow", "deep") for w in (0, 5)]
 

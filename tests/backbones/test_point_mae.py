@@ -14,6 +14,8 @@ from dynadapt.errors import ConfigError
 from dynadapt.layers import Linear
 from tests.networks import randomised
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 SMALL = dict(dim=16, heads=2, depth=3, groups=6, group_size=4)
 FORMS = [dict(scan=True), dict(remat=True), dict(scan=True, remat=True)]
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)

@@ -9,6 +9,8 @@ from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from tests.networks import randomised
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 SMALL = dict(dim=8, depth=4, heads=2, patch=4, image_size=32, window=3, whole=(1, 3), neck=6)
 
 

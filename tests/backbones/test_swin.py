@@ -9,6 +9,8 @@ from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from tests.networks import randomised
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 SMALL = dict(dim=8, depths=(2, 4), heads=(2, 4), window=4, image_size=64)
 
 

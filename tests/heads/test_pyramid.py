@@ -12,6 +12,8 @@ from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from dynadapt.heads.pyramid import SimplePyramid
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 
 def make(dim=8, channels=6, seed=0, **changes):
     made = SimplePyramid(dim, channels, rngs=nnx.Rngs(0), **changes)

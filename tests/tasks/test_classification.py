@@ -11,14 +11,9 @@ from dynadapt.data import Info
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.tasks.classification import Task
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 CLASSES = 7
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def info(classes=CLASSES):

@@ -7,6 +7,8 @@ from dynadapt.data import Info
 from dynadapt.errors import ConfigError
 from dynadapt.tasks import pretraining
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 INFO = Info("generated", ("generated",), {"train": 4}, "")
 
 
