@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -54,6 +56,14 @@ def test_status_covers_images_and_labels(vtab_folder, tmp_path):
     assert status()["sha256"] == first["sha256"]
     (tmp_path / "svhn" / "train800.txt").write_text("\n".join(lines))
     assert status()["sha256"] != first["sha256"]
+
+
+def test_sets_that_are_not_there_are_told_once(tmp_path):
+    """In a process of its own, where TFDS's warnings go to standard error."""
+    call = [sys.executable, "-m", "dynadapt", "data", "status", "vtab", f"--path={tmp_path}"]
+    done = subprocess.run([*call, "--tasks=dtd,svhn"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("build it once with") == 2
 
 
 def test_status_of_what_is_missing_or_wrong(vtab_folder, tmp_path, capsys):
