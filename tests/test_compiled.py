@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from dynadapt import compiled
+from tests import devices
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,9 +174,8 @@ print(json.dumps([compiled.collectives(a), compiled.collectives(b)]))
 
 
 def test_collectives_of_sharded_programs():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-c", SHARDED]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, env=devices.eight(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     once, turns = json.loads(done.stdout)
     assert once == {"all-reduce": 32 * 48 * 4}

@@ -1,7 +1,6 @@
 """Cells that are trained together come to what each comes to alone."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from flax import nnx
 
 from dynadapt import adapters, evaluate, model, optim, step, tasks, tree
 from dynadapt.population import Population
+from tests import devices
 from tests import population_cells as tiny
 from tests.population_cells import cell
 
@@ -212,9 +212,8 @@ def test_methods_without_a_fixed_scale_get_none():
 
 @pytest.mark.slow
 def test_eight_devices_are_as_one():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-m", "tests.population_cells"]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, env=devices.eight(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found, wanted = json.loads(done.stdout), tiny.eight()
     assert (found["devices"], wanted["devices"]) == (8, jax.device_count())

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from dynadapt import files, sharding, train
 from dynadapt.errors import ConfigError, MachineError
 from dynadapt.main import main
+from tests import devices
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,9 +86,8 @@ def test_the_largest_divisible_dimension_is_cut(shape, cut):
 
 
 def in_eight(job, folder):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, str(Path(__file__).with_name("eight_devices.py")), job, str(folder)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, env=devices.eight(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
