@@ -128,7 +128,14 @@ def show_table(
     for row in rows:
         cells = ("" if v is None else f"{v:,}" if isinstance(v, int) else str(v) for v in row)
         table.add_row(*cells)
-    Console(file=file or sys.stdout, width=None if sys.stdout.isatty() else 140).print(table)
+    _Console(file=file or sys.stdout, width=None if sys.stdout.isatty() else 140).print(table)
+
+
+class _Console(Console):
+    """Raises a BrokenPipeError as `print` does, where rich would leave the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what is being handled
 
 
 def size_text(count: float) -> str:
