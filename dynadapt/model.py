@@ -70,7 +70,9 @@ def _checkpoint(config: Any) -> weights.Checkpoint | None:
 
 
 def bare_backbone(
-    config: Any, checkpoint: weights.Checkpoint | None = None, rngs: nnx.Rngs | None = None
+    config: Any,
+    checkpoint: weights.Checkpoint | None = None,
+    rngs: nnx.Rngs | SameKey | None = None,
 ) -> nnx.Module:
     """The backbone of a config with random weights, without adapter.
 
@@ -84,12 +86,12 @@ def bare_backbone(
     return backbones.create(name, rngs=rngs or _rngs(config, "backbone"), **{**options, **given})
 
 
-def _adapt(backbone: nnx.Module, config: Any, rngs: nnx.Rngs) -> None:
+def _adapt(backbone: nnx.Module, config: Any, rngs: nnx.Rngs | SameKey) -> None:
     given = dict(config.adapter)
     adapters.adapt(backbone, given.pop("name"), rngs=rngs, **given)
 
 
-def _with_head(backbone: nnx.Module, task: Any, rngs: nnx.Rngs) -> Model:
+def _with_head(backbone: nnx.Module, task: Any, rngs: nnx.Rngs | SameKey) -> Model:
     return Model(backbone, task.head(backbone, rngs=rngs))
 
 

@@ -1,6 +1,6 @@
 """Cells of a tiny population, trained; run as a program, it prints what its devices came to.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.population_cells
+NPROC=32 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.population_cells
 """
 
 import json
