@@ -22,13 +22,18 @@ def _follow_input(values: tuple, *, dtype: Any = None) -> tuple:
 
 
 class SameKey:
-    """In place of `nnx.Rngs` where only shapes count: one key for all draws.
+    """In place of `nnx.Rngs` where only shapes count: one key for all draws of all streams.
 
     `nnx.Rngs` counts its draws, which is most of the time of tracing a network's making.
     """
 
-    def params(self) -> Array:
+    def __call__(self) -> Array:
         return jax.random.key(0)
+
+    def __getattr__(self, stream: str) -> "SameKey":
+        if stream.startswith("_"):
+            raise AttributeError(stream)
+        return self
 
 
 class Linear(nnx.Linear):

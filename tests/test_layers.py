@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from dynadapt.context import Context
-from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
+from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear, SameKey
 
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
@@ -77,3 +77,16 @@ def test_activations():
     x = np.linspace(-3, 3, 13)
     for name, act in ACTIVATIONS.items():
         np.testing.assert_allclose(act(jnp.asarray(x)), [wanted[name](v) for v in x], atol=1e-6)
+
+
+def test_one_key_stands_for_all_streams():
+    """An adapter of a user's own may draw from any stream, or from none by name."""
+
+    def make(rngs):
+        return [jax.random.normal(k, (2, 3)) for k in (rngs.params(), rngs.masks(), rngs())]
+
+    found, wanted = (
+        jax.eval_shape(lambda r=r: make(r(0))) for r in (lambda _: SameKey(), nnx.Rngs)
+    )
+    assert found == wanted
+    assert SameKey().params().dtype == nnx.Rngs(0).params().dtype
