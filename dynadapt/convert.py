@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt import adapters, backbones, checkpoint, evaluate, files, model, tree, weights
+from dynadapt import adapters, backbones, evaluate, files, model, tree, weights
 from dynadapt import config as configs
 from dynadapt.errors import CheckpointError, ConfigError, UnknownName
 from dynadapt.layers import SameKey
+from dynadapt.runs import checkpoint
 from dynadapt.weights import peft
 from dynadapt.weights.layouts import LAYOUTS
 from dynadapt.weights.published import METADATA, layout_for

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt import adapters, checkpoint, data, files, model, sharding, tasks, tree, weights
+from dynadapt import adapters, data, files, model, sharding, tasks, tree, weights
 from dynadapt import config as configs
 from dynadapt.context import Context
 from dynadapt.data import images, loader
 from dynadapt.errors import CheckpointError, DataError
+from dynadapt.runs import checkpoint
 
 Array = jax.Array
 

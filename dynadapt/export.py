@@ -5,9 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dynadapt import checkpoint, files
+from dynadapt import files
 from dynadapt.config import DTYPES
 from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.runs import checkpoint
 
 
 def run(folder: Path, out: Path, dtype: str) -> dict[str, Any]:

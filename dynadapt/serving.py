@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import checkpoint, evaluate, model, tasks, tree
 from dynadapt import config as configs
+from dynadapt import evaluate, model, tasks, tree
 from dynadapt.context import Context
-from dynadapt.data import Info
+from dynadapt.data import labelled
 from dynadapt.errors import CheckpointError, ConfigError
+from dynadapt.runs import checkpoint
 
 Array = jax.Array
 
@@ -75,7 +76,7 @@ def host(folder: Path) -> Host:
 
 
 def _task(config: Any, card: dict[str, Any]) -> Any:
-    return tasks.from_config(config.task, Info(card["data"], tuple(card["classes"]), {}, ""))
+    return tasks.from_config(config.task, labelled(card["data"], card["classes"]))
 
 
 def load_adapter(host: Host, folder: Path) -> Any:

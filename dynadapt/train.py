@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynadapt import backbones, checkpoint, evaluate, model, optim, sharding, tasks, workdir
+from dynadapt import backbones, evaluate, model, optim, sharding, tasks
 from dynadapt import config as configs
 from dynadapt.data import loader
 from dynadapt.errors import CheckpointError, ConfigError, TrainingError
-from dynadapt.journal import Journal
+from dynadapt.runs import checkpoint, workdir
+from dynadapt.runs.journal import Journal
 from dynadapt.step import best, initial_state, make_step
 
 Array = jax.Array

@@ -11,21 +11,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dynadapt import (
-    compiled,
-    evaluate,
-    model,
-    optim,
-    sharding,
-    step,
-    tasks,
-    train,
-    tree,
-    workdir,
-)
 from dynadapt import config as configs
-from dynadapt.config_file import read_config
+from dynadapt import evaluate, model, optim, sharding, step, tasks, train, tree
+from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
+from dynadapt.plans import compiled
+from dynadapt.runs import workdir
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 STEPS = 20

@@ -12,8 +12,8 @@ import numpy as np
 from dynadapt import config as configs
 from dynadapt import model, tasks, tree
 from dynadapt.adapters import names
-from dynadapt.data import Info, loader
-from dynadapt.population import Population
+from dynadapt.data import labelled, loader
+from dynadapt.sweep.population import Population
 
 SIDE, EXAMPLES, CLASSES = 8, 40, 8
 
@@ -33,7 +33,7 @@ def settings(method, **backbone):
 
 
 def info(classes):
-    return Info("test", tuple(map(str, range(classes))), {}, "")
+    return labelled("test", tuple(map(str, range(classes))), {}, "")
 
 
 def examples(classes=3, seed=5):

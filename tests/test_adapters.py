@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, attach, backbones, config, model, optim, tasks, tree, workdir
+from dynadapt import adapters, attach, backbones, config, model, optim, tasks, tree
 from dynadapt.context import Context, dropout
-from dynadapt.data import Info
+from dynadapt.data import labelled
 from dynadapt.errors import (
     AttachError,
     ConfigError,
@@ -21,11 +21,12 @@ from dynadapt.errors import (
     NotMergeable,
     UnknownName,
 )
+from dynadapt.runs import workdir
 from dynadapt.step import initial_state, make_step
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
-INFO = Info("test", tuple("abcde"), {"train": 1}, "by hand")
+INFO = labelled("test", tuple("abcde"), {"train": 1}, "by hand")
 TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
 
 

@@ -118,7 +118,7 @@ def test_weights_tells_one_row(capsys):
 
 def test_weights_lists_all_rows_and_writes_the_page(tmp_path, monkeypatch, capsys):
     few = tuple(catalogue.find(n) for n in ("deit_ti16_in1k", "vit_s32_augreg_in21k"))
-    monkeypatch.setattr("dynadapt.weights_table.PUBLISHED", few)
+    monkeypatch.setattr("dynadapt.plans.weights_table.PUBLISHED", few)
     page = tmp_path / "models.md"
     assert main(["weights", "--json", f"--out={page}"]) == 0
     rows = json.loads(capsys.readouterr().out)

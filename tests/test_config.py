@@ -8,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from dynadapt import adapters, backbones, config, data, tasks
-from dynadapt.config_file import read_config
+from dynadapt.commands.config_file import read_config
 from dynadapt.errors import ConfigError
 from dynadapt.main import main
-from dynadapt.vtab import protocol
+from dynadapt.sweep import protocol
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = ("offline", "vtab")

@@ -11,19 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import (
-    adapters,
-    attach,
-    backbones,
-    checkpoint,
-    config_file,
-    evaluate,
-    model,
-    tasks,
-    workdir,
-)
+from dynadapt import adapters, attach, backbones, evaluate, model, tasks
 from dynadapt import config as configs
+from dynadapt.commands import config_file
 from dynadapt.main import main
+from dynadapt.runs import checkpoint, workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "add_a_method.md"

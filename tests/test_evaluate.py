@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dynadapt import adapters, evaluate, files, model, sharding, tree
-from dynadapt.config_file import read_config
+from dynadapt.commands.config_file import read_config
 from dynadapt.errors import CheckpointError
 from dynadapt.main import main
 
@@ -95,7 +95,8 @@ def test_fitting():
 
 @pytest.mark.parametrize("method", adapters.names())
 def test_the_adapter_file_holds_what_is_trained_and_no_more(method, tmp_path):
-    from dynadapt import checkpoint, tasks
+    from dynadapt import tasks
+    from dynadapt.runs import checkpoint
 
     config = read_config(TINY, f"method={method}")
     source, _ = evaluate.open_split(config, "eval")
@@ -124,7 +125,7 @@ def test_the_running_mean_is_what_is_kept(made, tmp_path):
 
 
 def test_a_card_of_another_structure(made, tmp_path):
-    from dynadapt import checkpoint
+    from dynadapt.runs import checkpoint
 
     leaves, card = checkpoint.load_adapter(made / "adapter")
     lost = leaves.pop("head/linear/bias")

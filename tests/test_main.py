@@ -13,7 +13,7 @@ import pytest
 from dynadapt import files
 from dynadapt import main as entry
 from dynadapt.commands import COMMANDS
-from dynadapt.config_file import read_config
+from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
@@ -189,7 +189,7 @@ def backbone_file(tmp_path):
 
 
 def test_workdir_of_another_config(command, tmp_path):
-    from dynadapt import workdir
+    from dynadapt.runs import workdir
 
     work = tmp_path / "run"
     spec = f"--config={TINY}:method=linear"

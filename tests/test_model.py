@@ -6,12 +6,12 @@ from flax import nnx
 
 from dynadapt import config, files, model, tasks, tree
 from dynadapt.context import Context
-from dynadapt.data import Info
+from dynadapt.data import labelled
 from dynadapt.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
-INFO = Info("test", tuple("abcde"), {"train": 1}, "by hand")
+INFO = labelled("test", tuple("abcde"), {"train": 1}, "by hand")
 
 
 def settings(method="iconformer", **changes):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, checkpoint, evaluate, model, serving, tasks, tree, workdir
-from dynadapt.config_file import read_config
+from dynadapt import adapters, evaluate, model, serving, tasks, tree
+from dynadapt.commands.config_file import read_config
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError
+from dynadapt.runs import checkpoint, workdir
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 

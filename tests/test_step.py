@@ -9,13 +9,13 @@ from flax import nnx
 
 from dynadapt import adapters, attach, config, model, optim, step, tasks, tree
 from dynadapt.context import Context
-from dynadapt.data import Info, images
+from dynadapt.data import images, labelled
 from dynadapt.errors import TrainingError
 from dynadapt.train import check_finite
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
-INFO = Info("test", tuple("abcde"), {"train": 1}, "by hand")
+INFO = labelled("test", tuple("abcde"), {"train": 1}, "by hand")
 SIDE = 8
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynadapt import checkpoint, files, train, workdir
-from dynadapt.config_file import read_config
+from dynadapt import files, train
+from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
+from dynadapt.runs import checkpoint, workdir
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 ROOT = Path(__file__).resolve().parents[1]

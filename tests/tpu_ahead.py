@@ -9,7 +9,8 @@ import json
 import sys
 import time
 
-from dynadapt import config, plan
+from dynadapt import config
+from dynadapt.plans import plan
 
 
 def case(method, data, fsdp, remat):

@@ -15,7 +15,7 @@ from dynadapt.backbones import Features, check_block, check_numbers
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
 from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
-from dynadapt.transformer import Attention, Block, Mlp
+from dynadapt.layers.transformer import Attention, Block, Mlp
 
 Array = jax.Array
 

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt import windows
 from dynadapt.backbones import Features, check_block, check_numbers
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
-from dynadapt.layers import Conv, LayerNorm, Linear
-from dynadapt.resample import linear, resample
-from dynadapt.transformer import Attention, Block, Mlp, PatchEmbed
+from dynadapt.layers import Conv, LayerNorm, Linear, windows
+from dynadapt.layers.resample import linear, resample
+from dynadapt.layers.transformer import Attention, Block, Mlp, PatchEmbed
 
 Array = jax.Array
 

@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt import windows
 from dynadapt.backbones import Features, check_block
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError, UnknownName
-from dynadapt.layers import LayerNorm, Linear
-from dynadapt.resample import resample
-from dynadapt.transformer import Attention, Block, Mlp, PatchEmbed
+from dynadapt.layers import LayerNorm, Linear, windows
+from dynadapt.layers.resample import resample
+from dynadapt.layers.transformer import Attention, Block, Mlp, PatchEmbed
 
 Array = jax.Array
 

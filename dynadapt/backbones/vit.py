@@ -16,8 +16,8 @@ from dynadapt.backbones import Features, check_block, check_numbers
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import LayerNorm
-from dynadapt.resample import RULES, resample
-from dynadapt.transformer import Attention, Block, Mlp, PatchEmbed
+from dynadapt.layers.resample import RULES, resample
+from dynadapt.layers.transformer import Attention, Block, Mlp, PatchEmbed
 
 Array = jax.Array
 

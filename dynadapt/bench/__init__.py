@@ -127,7 +127,7 @@ def machine() -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the rows as a table, ratios with their range; many columns as lines."""
-    from dynadapt.journal import show_table
+    from dynadapt.runs.journal import show_table
 
     print(result["machine"])
     columns = list(dict.fromkeys(key for row in result["rows"] for key in row))

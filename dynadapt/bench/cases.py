@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from dynadapt import backbones, compare, tasks
+from dynadapt import backbones, tasks
 from dynadapt import config as configs
 from dynadapt.data import numbered
 from dynadapt.errors import ConfigError
+from dynadapt.plans import compare
 
 CLASSES = 10
 

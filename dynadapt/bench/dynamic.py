@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynadapt import dynamic, mixture, plan
+from dynadapt import dynamic, mixture
 from dynadapt.bench import Worker, interleaved, machine, milliseconds, ratio, timed
+from dynadapt.plans import plan
 
 IN_USE = "in use"
 # Batch, side of the map, channels, kernel side.

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynadapt import compare, compiled, model, optim, plan, sharding, tree
+from dynadapt import model, optim, sharding, tree
 from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, step, timed
 from dynadapt.errors import ConfigError
-from dynadapt.population import Population
+from dynadapt.plans import compare, compiled, plan
 from dynadapt.step import initial_state, make_step
+from dynadapt.sweep.population import Population
 
 CELLS = 8
 # Examples in memory, as in VTAB-1K.

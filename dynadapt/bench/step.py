@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 
-from dynadapt import compare, compiled, model, optim, plan, sharding
+from dynadapt import model, optim, sharding
 from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, timed
 from dynadapt.errors import ConfigError
+from dynadapt.plans import compare, compiled, plan
 from dynadapt.step import initial_state, make_step
 
 

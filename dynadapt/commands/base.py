@@ -47,7 +47,7 @@ def config_options(options: flags.FlagValues) -> None:
 
 def config_of(options: flags.FlagValues, overrides: list[str], arg: str | None = None) -> Any:
     """The config given, with its overrides."""
-    from dynadapt import config_file
+    from dynadapt.commands import config_file
 
     return config_file.load(options.config, overrides, arg)
 

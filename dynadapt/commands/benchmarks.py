@@ -38,9 +38,9 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         return _report(options)
     if what != "run":
         raise UnknownName("part of vtab", str(what), ("run", "report"))
-    from dynadapt import config_file, datasets
+    from dynadapt.commands import config_file
+    from dynadapt.sweep import datasets, estimate, protocol, sweep
     from dynadapt.train import Preempted
-    from dynadapt.vtab import estimate, protocol, sweep
 
     config = config_file.load(options.config, overrides, problems=protocol.field_problems)
     if options.weights is None and not options.dry_run:
@@ -71,8 +71,7 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
 
 def _tasks(suite: str, form: str, path: str, given: list[str]) -> list[str]:
-    from dynadapt import datasets
-    from dynadapt.vtab import protocol
+    from dynadapt.sweep import datasets, protocol
 
     if given != ["here"]:
         return protocol.chosen_tasks(suite, given)
@@ -86,7 +85,7 @@ def _tasks(suite: str, form: str, path: str, given: list[str]) -> list[str]:
 
 
 def _report(options: flags.FlagValues) -> Answer:
-    from dynadapt.vtab import report
+    from dynadapt.sweep import report
 
     result = report.make(need(options, "workdir"), options.partial)
     if out := out_file(options):
@@ -102,7 +101,7 @@ def _data_options(options: flags.FlagValues) -> None:
 
 
 def _data(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt import datasets
+    from dynadapt.sweep import datasets
 
     what, suite = options["what"].value, options["suite"].value
     if suite is None:

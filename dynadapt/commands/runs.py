@@ -48,7 +48,8 @@ def _export_options(options: flags.FlagValues) -> None:
 def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
     import jax
 
-    from dynadapt import report, train
+    from dynadapt import train
+    from dynadapt.runs import report
 
     folder = need(options, "workdir")
     config = config_of(options, overrides)
@@ -74,7 +75,8 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
 
 def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt import evaluate, report
+    from dynadapt import evaluate
+    from dynadapt.runs import report
 
     out = out_file(options)
     result = evaluate.run(need(options, "workdir") / "adapter", out)
@@ -82,7 +84,7 @@ def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
 
 def _plan(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt import plan
+    from dynadapt.plans import plan
 
     if options.methods is not None:
         return _compare(options, overrides)
@@ -94,7 +96,7 @@ def _plan(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
 
 def _compare(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt import compare
+    from dynadapt.plans import compare
 
     given = [f"--{name}" for name in ("config", "topology") if options[name].value]
     for other in given + overrides:
@@ -105,7 +107,7 @@ def _compare(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
 
 def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt import verify
+    from dynadapt.runs import verify
 
     rows = verify.run(need(options, "workdir"))
     bad = any(row["fault"] for row in rows)

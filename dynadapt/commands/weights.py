@@ -37,8 +37,8 @@ def _weights_options(options: flags.FlagValues) -> None:
 
 
 def _weights(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt import weights_table
     from dynadapt.bench import published
+    from dynadapt.plans import weights_table
     from dynadapt.weights import catalogue
 
     name, out = options["name"].value, out_file(options)

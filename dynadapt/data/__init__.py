@@ -18,31 +18,60 @@ from typing import Any, Protocol
 import numpy as np
 
 from dynadapt import choices
+from dynadapt.data.fields import Field
 from dynadapt.errors import DataError, UnknownName, suggest
 
-_PIPELINE = ("images", "loader", "scenes")  # modules of this package that are not data sets
+# Modules of this package that are not data sets.
+_PIPELINE = ("decode", "fields", "frames", "images", "loader", "scenes", "transforms")
 _PART = re.compile(r"([\w.\-]+)(?:\[(-?\d+)?:(-?\d+)?\])?")
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a data set is: its classes in label order, the size of each split that is there,
-    how to obtain it, and a SHA-256 that changes when the data does ("" where there is none)."""
+    """What a data set is: its fields, the size of each split that is there, how to obtain it, and a
+    SHA-256 that changes when the data does ("" where there is none)."""
 
     name: str
-    classes: tuple[str, ...]
+    fields: Mapping[str, Field]
     counts: Mapping[str, int]
     obtain: str
     fingerprint: str = ""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers; () where no field has any."""
+        return next((f.classes for f in self.fields.values() if f.classes), ())
+
+
+def labelled(
+    name: str,
+    classes: Sequence[str],
+    counts: Mapping[str, int] | None = None,
+    obtain: str = "",
+    fingerprint: str = "",
+    size: tuple[int, ...] = (),
+) -> Info:
+    """What a data set of images with one class each is.
+
+    Args:
+        name: of the set.
+        classes: their names, in the order of their numbers.
+        counts: size of each split.
+        obtain: how to.
+        fingerprint: a SHA-256 of the data.
+        size: `(h, w)` of the images where all are of one size.
+    """
+    fields = {"image": Field("pixels", size=size), "label": Field("number", classes=tuple(classes))}
+    return Info(name, fields, counts or {}, obtain, fingerprint)
+
 
 def numbered(classes: int) -> Info:
     """What a data set of so many classes without names is, for a head that needs no more."""
-    return Info("numbered", tuple(map(str, range(classes))), {}, "")
+    return labelled("numbered", tuple(map(str, range(classes))))
 
 
 @dataclass(frozen=True)
-class Task:
+class Benchmark:
     """A task of a suite such as VTAB-1K, whose data sets have the splits `SPLITS`.
 
     Attributes:
@@ -172,7 +201,7 @@ def read_classes(folder: Path) -> tuple[str, ...]:
     return classes
 
 
-def find_task(tasks: Mapping[str, Task], name: str) -> Task:
+def find_task(tasks: Mapping[str, Benchmark], name: str) -> Benchmark:
     """The suite's task of that name; raises UnknownName, naming the nearest."""
     if name not in tasks:
         raise UnknownName("task", name, tasks)

@@ -8,7 +8,7 @@ import hashlib
 
 import numpy as np
 
-from dynadapt.data import Arrays, Info
+from dynadapt.data import Arrays, labelled
 from dynadapt.errors import DataError
 
 OBTAIN = "comes with scikit-learn: pip install scikit-learn"
@@ -33,12 +33,13 @@ def source(split: str) -> Arrays:
     digest = hashlib.sha256()
     for rows in parts.values():
         digest.update(images[rows].tobytes() + labels[rows].astype("<i4").tobytes())
-    info = Info(
+    info = labelled(
         name="digits",
         classes=CLASSES,
         counts={name: len(rows) for name, rows in parts.items()},
         obtain=OBTAIN,
         fingerprint=digest.hexdigest(),
+        size=(8, 8),
     )
     return Arrays(
         split,

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dynadapt.data import Info, Rows, parse, read_classes
+from dynadapt.data import Info, Rows, labelled, parse, read_classes
 from dynadapt.errors import DataError, suggest
 
 OBTAIN = (
@@ -56,7 +56,7 @@ def source(split: str, path: str = "", list: str = "") -> Folder:
         files, classes = read_lists(root, lists)
     else:
         files, classes = _read_folders(root, splits)
-    info = Info(
+    info = labelled(
         name="folder",
         classes=classes,
         counts={name: len(rows) for name, rows in files.items()},

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynadapt.data import Arrays, Info, parse
+from dynadapt.data import Arrays, labelled, parse
 
 Array = jax.Array
 
@@ -28,7 +28,7 @@ def source(split: str, size: int = 16384, image_size: int = 32, seed: int = 0) -
     The split "test" holds `CHUNK` other images of the same kind.
     """
     counts = {"train": size, "test": CHUNK}
-    info = Info("generated", ("generated",), counts, OBTAIN)
+    info = labelled("generated", ("generated",), counts, OBTAIN, size=(image_size, image_size))
     images, labels = {}, {}
     for number, name in enumerate(counts):
         if name in {part for part, _ in parse(split)}:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.data import Arrays, Info, parse, read_classes
+from dynadapt.data import Arrays, labelled, parse, read_classes
 from dynadapt.errors import DataError, suggest
 
 OBTAIN = (
@@ -51,7 +51,7 @@ def source(split: str, path: str = "") -> Arrays:
     for name in sorted(labels):
         digest.update(name.encode() + labels[name].tobytes())
         digest.update(images[name].tobytes() if name in images else b"")
-    info = Info(
+    info = labelled(
         name="idx",
         classes=classes,
         counts={name: len(values) for name, values in labels.items()},

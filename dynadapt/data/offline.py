@@ -32,24 +32,24 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from dynadapt.data import Info, Task, check_split, digits, find_task, scenes
+from dynadapt.data import Benchmark, Info, check_split, digits, find_task, labelled, scenes
 from dynadapt.errors import DataError
 
 TITLE = "offline suite"
 FORMS = ("offline",)
 NATURAL, SPECIALIZED, STRUCTURED = "natural", "specialized", "structured"
-TASKS: dict[str, Task] = {
+TASKS: dict[str, Benchmark] = {
     task.name: task
     for task in (
-        Task("digits", "Digits", NATURAL, 10, 797),
-        Task("clothing10", "Clothing", NATURAL, 10, 313),
-        Task("omniglot", "Omniglot", NATURAL, 8, 1000),
-        Task("bccd", "BCCD", SPECIALIZED, 3, 431),
-        Task("nuclei", "Nuclei", SPECIALIZED, 3, 444),
-        Task("count", "Count", STRUCTURED, 6, 1000),
-        Task("distance", "Distance", STRUCTURED, 5, 1000),
-        Task("orientation", "Orientation", STRUCTURED, 8, 1000),
-        Task("azimuth", "Azimuth", STRUCTURED, 8, 1000),
+        Benchmark("digits", "Digits", NATURAL, 10, 797),
+        Benchmark("clothing10", "Clothing", NATURAL, 10, 313),
+        Benchmark("omniglot", "Omniglot", NATURAL, 8, 1000),
+        Benchmark("bccd", "BCCD", SPECIALIZED, 3, 431),
+        Benchmark("nuclei", "Nuclei", SPECIALIZED, 3, 444),
+        Benchmark("count", "Count", STRUCTURED, 6, 1000),
+        Benchmark("distance", "Distance", STRUCTURED, 5, 1000),
+        Benchmark("orientation", "Orientation", STRUCTURED, 8, 1000),
+        Benchmark("azimuth", "Azimuth", STRUCTURED, 8, 1000),
     )
 }
 ROWS = {"train800": (0, 800), "val200": (800, 1000), "train800val200": (0, 1000)}
@@ -113,7 +113,7 @@ def source(split: str, task: str = "", path: str = "") -> Examples:
         images.append(read())
         data = images[-1] if isinstance(images[-1], bytes) else np.asarray(images[-1]).tobytes()
         digest.update(b"%d %d " % (label, len(data)) + data)
-    info = Info(task, CLASSES[task], {split: len(rows)}, obtain(task), digest.hexdigest())
+    info = labelled(task, CLASSES[task], {split: len(rows)}, obtain(task), digest.hexdigest())
     return Examples(rows, info, images)
 
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dynadapt.data import Info, Rows, parse
+from dynadapt.data import Info, Rows, labelled, parse
 from dynadapt.errors import DataError, suggest
 
 OBTAIN = (
@@ -70,7 +70,7 @@ def source(
             raise DataError(
                 f"{name} has no {kind.__name__} feature {key!r}; {suggest(key, fitting)}"
             )
-    info = Info(
+    info = labelled(
         name=name,
         classes=tuple(features[label_key].names),
         counts=counts(made),

@@ -25,7 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from dynadapt.data import Info, Rows, Task, check_split, find_task, folder, images, parse, tfds
+from dynadapt.data import (
+    Benchmark,
+    Rows,
+    check_split,
+    find_task,
+    folder,
+    images,
+    labelled,
+    parse,
+    tfds,
+)
 from dynadapt.errors import DataError, UnknownName
 
 TITLE = "VTAB-1K"
@@ -46,7 +56,7 @@ Rule = Callable[[Mapping[str, int]], tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class VtabTask(Task):
+class VtabTask(Benchmark):
     """A task of VTAB-1K.
 
     Attributes:
@@ -265,7 +275,7 @@ def _from_tfds(split: str, task: VtabTask, path: str) -> tfds.Tfds:
         )
     sizes = {name: len(Rows(text, counts)) for name, text in texts.items()}
     digest = hashlib.sha256(f"{task.name} {tfds.fingerprint(made)}".encode()).hexdigest()
-    info = Info(made.info.full_name, names, sizes, how, digest)
+    info = labelled(made.info.full_name, names, sizes, how, digest)
 
     def read(example):
         image = example["image"]
@@ -292,5 +302,5 @@ def _from_folder(split: str, task: VtabTask, path: str) -> folder.Folder:
             raise DataError(f"there is no list {file}; {OBTAIN_FOLDER}")
     files, _ = folder.read_lists(root, lists, classes)
     counts = {part: len(rows) for part, rows in files.items()}
-    info = Info(f"vtab-1k/{name}", classes, counts, OBTAIN_FOLDER, folder.fingerprint(files))
+    info = labelled(f"vtab-1k/{name}", classes, counts, OBTAIN_FOLDER, folder.fingerprint(files))
     return folder.Folder(text, root, files, info)

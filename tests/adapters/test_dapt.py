@@ -7,10 +7,11 @@ import pytest
 from flax import nnx
 from scipy.special import erf, softmax
 
-from dynadapt import adapters, attach, backbones, checkpoint, tree
+from dynadapt import adapters, attach, backbones, tree
 from dynadapt.backbones import point_mae
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
+from dynadapt.runs import checkpoint
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from dynadapt import adapters, attach, backbones, model, tasks
-from dynadapt.config_file import read_config
+from dynadapt.commands.config_file import read_config
 from dynadapt.context import Context
-from dynadapt.data import Info
+from dynadapt.data import labelled
 from dynadapt.errors import ConfigError
 from dynadapt.main import main
 
@@ -67,7 +67,7 @@ def config(name):
 
 
 def abstract(c):
-    info = Info("test", tuple("abcde"), {"train": 1}, "by hand")
+    info = labelled("test", tuple("abcde"), {"train": 1}, "by hand")
     return model.abstract(c, tasks.from_config(c.task, info))
 
 

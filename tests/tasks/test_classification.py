@@ -7,7 +7,7 @@ from flax import nnx
 from sklearn import metrics
 
 from dynadapt import backbones, tasks
-from dynadapt.data import Info
+from dynadapt.data import labelled
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.tasks.classification import Task
 
@@ -17,7 +17,7 @@ CLASSES = 7
 
 
 def info(classes=CLASSES):
-    return Info("test", tuple(f"c{i}" for i in range(classes)), {"train": 1}, "by hand")
+    return labelled("test", tuple(f"c{i}" for i in range(classes)), {"train": 1}, "by hand")
 
 
 def batch_of(logits_or_images, labels, mask=None):

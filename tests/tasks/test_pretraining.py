@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynadapt.data import Info
+from dynadapt.data import labelled
 from dynadapt.errors import ConfigError
 from dynadapt.tasks import pretraining
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
-INFO = Info("generated", ("generated",), {"train": 4}, "")
+INFO = labelled("generated", ("generated",), {"train": 4}, "")
 
 
 def batch(seed=0, b=3):

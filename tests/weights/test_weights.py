@@ -7,7 +7,7 @@ from flax import nnx
 
 from dynadapt import adapters, backbones, files, tree, weights
 from dynadapt.errors import CheckpointError
-from dynadapt.resample import resample
+from dynadapt.layers.resample import resample
 
 SMALL = dict(dim=16, heads=2, depth=2, image_size=16)
 

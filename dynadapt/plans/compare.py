@@ -1,0 +1,167 @@
+"""Methods side by side on one backbone, at their default settings, from shapes alone.
+
+Nothing is read, drawn or compiled: the forward pass of each is traced once.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt import adapters, attach, backbones, choices, tasks
+from dynadapt import config as configs
+from dynadapt.attach import Shared
+from dynadapt.context import Context
+from dynadapt.data import numbered
+from dynadapt.errors import ConfigError
+from dynadapt.layers import SameKey
+from dynadapt.model import Model
+from dynadapt.plans import compiled
+from dynadapt.runs import workdir
+from dynadapt.runs.journal import show_table, size_text
+
+NOTE = (
+    "sites: adapted modules. bytes: float32, with the head, as in an adapter file. FLOPs: matrix "
+    "products and convolutions of one input, without the head, over the bare backbone's; "
+    "iconformer's depth-wise kernels are sums of products and not among them. printed: the "
+    "literature's count or share for these settings."
+)
+
+
+def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
+    """What each method adds to a backbone.
+
+    Args:
+        backbone: a variant such as `vit_b16`.
+        methods: names of methods, or `all`.
+        classes: classes of the linear head that is counted.
+
+    Returns:
+        `backbone`, its `parameters`, `flops` of one input and `input`, and `methods`: a row each,
+        with `sites`, `trained`, `trained_with_head`, `share` and `extra_flops` in percent, `bytes`,
+        `mergeable`, `obstacle` (why not) and `printed`; or `reason` where the method can't serve
+        the backbone.
+
+    Raises:
+        ConfigError: for an unknown backbone or method, or fewer than two classes.
+    """
+    if classes < 2:
+        raise ConfigError(f"classes must be at least 2, not {classes}")
+    names = chosen(methods)
+    # Blocks of one kind are traced once; what is counted does not depend on it.
+    bare = backbones.abstract(backbone, scan=True)
+    graph, state = nnx.split(bare)
+    inputs = jax.ShapeDtypeStruct((1, *_input(bare)), jnp.float32)
+    flops = _forward_flops(bare, inputs)
+    section = configs.default(backbone=backbone, method="linear", data_set="digits").task
+    task = tasks.from_config(section, numbered(classes))
+    rows = []
+    for name in names:
+        printed = getattr(adapters.module(name), "PRINTED", {}).get(backbone, "")
+        try:
+            row = _row(name, graph, state, inputs, flops, task)
+        except ConfigError as error:
+            row = {"reason": str(error)}
+        rows.append({"method": name, **row, "printed": printed})
+    counted = sum(x.size for x in jax.tree.leaves(state))
+    values = {"backbone": backbone, "parameters": counted, "flops": flops, "classes": classes}
+    return {**values, "input": list(inputs.shape[1:]), "methods": rows}
+
+
+def chosen(methods: list[str]) -> list[str]:
+    """The named methods, each once, or `all`.
+
+    Raises:
+        ConfigError: for a method that does not exist, or none.
+    """
+    names = adapters.names() if list(methods) == ["all"] else list(dict.fromkeys(methods))
+    if not names:
+        raise ConfigError("give --methods=all, or names such as --methods=lora,iconformer")
+    for name in names:
+        choices.module(adapters, name, "method")
+    return names
+
+
+def refusals(backbone: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Why each of the methods that can't serve the backbone with these settings does not."""
+    bare = backbones.abstract(backbone)
+    graph, state = nnx.split(bare)
+    found = {}
+    for name, given in settings.items():
+
+        def adapt(state: Any, name: str = name, given: Any = given) -> None:
+            adapters.adapt(nnx.merge(graph, state), name, rngs=SameKey(), **given)
+
+        try:
+            jax.eval_shape(adapt, state)
+        except ConfigError as error:
+            found[name] = str(error)
+    return found
+
+
+def _input(backbone: nnx.Module) -> tuple[int, ...]:
+    """Shape of one input: a square image, or the points that make up all groups."""
+    if hasattr(backbone, "image_size"):
+        return (backbone.image_size, backbone.image_size, 3)
+    return (16 * backbone.config.groups, 3)
+
+
+def _row(
+    name: str, graph: Any, state: Any, inputs: jax.ShapeDtypeStruct, flops: int, task: Any
+) -> dict[str, Any]:
+    obstacle = ""
+
+    def adapted(state: Any) -> Model:
+        nonlocal obstacle
+        backbone = nnx.merge(graph, state)
+        adapters.adapt(backbone, name, rngs=SameKey())
+        obstacle = adapters.obstacle(backbone, name)
+        return Model(backbone, task.head(backbone, rngs=SameKey()))
+
+    network = nnx.eval_shape(adapted, state)
+    filters = adapters.trainable(adapters.trains(name))
+    counts = workdir.counts(*nnx.split(network, filters, ...)[1:])
+    hosts = [host for _, host in attach.adapted(network)]
+    return {
+        "sites": sum(not isinstance(host.adapter, Shared) for host in hosts),
+        "trained": counts["trained"],
+        "trained_with_head": counts["trained_with_head"],
+        "share": 100 * counts["trained"] / counts["backbone"],
+        "extra_flops": 100 * (_forward_flops(network.backbone, inputs) / flops - 1),
+        "bytes": counts["trained_bytes"],
+        "mergeable": not obstacle,
+        "obstacle": obstacle,
+    }
+
+
+def _forward_flops(backbone: nnx.Module, inputs: jax.ShapeDtypeStruct) -> int:
+    graph, state = nnx.split(backbone)
+
+    def forward(state: Any, x: jax.Array) -> Any:
+        return nnx.merge(graph, state)(x, Context()).maps
+
+    return compiled.matmul_flops(forward, state, inputs)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the comparison."""
+    columns = ["method", "sites", "trained", "with head", "of backbone", "FLOPs", "bytes"]
+    rows = []
+    for row in result["methods"]:
+        if "reason" in row:
+            rows.append([row["method"], *[None] * 3, "", "", "", row["printed"], row["reason"]])
+            continue
+        counts = [row[k] for k in ("sites", "trained", "trained_with_head")]
+        shares = [f"{row['share']:7.3f} %", f"{row['extra_flops']:+7.2f} %"]
+        why = row["obstacle"].removeprefix(f"{row['method']} can't be merged into the weights: ")
+        merges = f"no: {why}" if why else "yes" if row["sites"] else "nothing to merge"
+        line = [row["method"], *counts, *shares, size_text(row["bytes"]), row["printed"], merges]
+        rows.append(line)
+    size = "x".join(map(str, result["input"]))
+    title = (
+        f"{result['backbone']}: {result['parameters']:,} parameters, "
+        f"{result['flops'] / 1e9:.1f} GFLOP an input of {size}, {result['classes']} classes"
+    )
+    show_table(title, [*columns, "printed", "merges"], rows, note=NOTE)

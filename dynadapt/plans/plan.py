@@ -1,0 +1,255 @@
+"""What a run will be, before it runs: sites, parameters, memory, FLOPs and what crosses the
+network.
+
+The whole training step is compiled, for the devices here or for machines that aren't here.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from dynadapt import attach, evaluate, model, optim, sharding, tasks, tree
+from dynadapt import config as configs
+from dynadapt.errors import ConfigError, MachineError
+from dynadapt.plans import compiled
+from dynadapt.runs import workdir
+from dynadapt.runs.journal import show_table, size_text
+from dynadapt.step import initial_state, make_step
+from dynadapt.train import check_image, training_steps
+
+GIB = 2**30
+# Memory of one chip, GiB, by the first part of a topology's name.
+MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "h100": 80, "h200": 141}
+
+
+def run(config: Any, topology: str | None = None) -> dict[str, Any]:
+    """The plan of a config; nothing is read but the data's first example, nothing is written.
+
+    Args:
+        config: a complete config.
+        topology: a machine that isn't here, such as `v5e:4x4` or `h100`; None for the devices here.
+
+    Returns:
+        `sites`, `trainable` rows, `counts`, `memory` in bytes a device, `flops` of a step,
+        `collectives` in bytes, and `fits`: true, false, or None where the memory isn't known.
+
+    Raises:
+        ConfigError, DataError, MachineError: as training would, or where the compiler is missing.
+    """
+    configs.check(config)
+    mesh = sharding.make_mesh(config.mesh, devices(topology))
+    sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
+    source, transform = evaluate.open_split(config, "train")
+    shape = evaluate.example_shape(config, source, transform)
+    check_image(config, shape)
+    check_image(config, evaluate.example_shape(config, *evaluate.open_split(config, "eval")))
+    task = tasks.from_config(config.task, source.info)
+    return of_step(config, task, training_steps(config, len(source)), shape, mesh, topology)
+
+
+def of_step(
+    config: Any, task: Any, steps: int, shape: tuple[int, ...], mesh: Any, topology: str | None
+) -> dict[str, Any]:
+    """The plan of a training step on examples of this shape, as `run` returns it.
+
+    Args:
+        config: checked.
+        task: what is trained.
+        steps: length of the training.
+        shape: of an example, `h w 3` or `n 3`.
+        mesh: over devices here or of the topology.
+        topology: whose memory the step must fit; None for the devices here.
+    """
+    network = model.abstract(config, task)
+    sites = site_rows(network)
+    graph, train, frozen = model.split(network, config)
+    tx = optim.make(config.optim, steps, train)
+    step = make_step(graph, task, tx, config)
+    args = arguments(config, shape, train, frozen, tx, mesh)
+    result = {
+        "backbone": config.backbone.name,
+        "method": config.adapter.name,
+        "machine": topology or f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "mesh": dict(mesh.shape),
+        "batch_size": config.input.batch_size,
+        "sites": sites,
+        "trainable": [
+            dict(zip(("group", "leaves", "shape", "parameters", "bytes"), row, strict=True))
+            for row in tree.table(train)
+        ],
+        "counts": workdir.counts(train, frozen),
+        "flops": compiled.matmul_flops(step, *args),
+    }
+    with jax.set_mesh(mesh):
+        lowered = step.lower(*args)
+        try:
+            program = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error).lower():
+                raise
+            return {**result, "fits": False, "reason": _reason(str(error))}
+    memory = memory_rows(program.memory_analysis(), args)
+    limit = MEMORY.get(topology.split(":")[0]) if topology else None
+    return {
+        **result,
+        "memory": memory,
+        "collectives": compiled.collectives(program.as_text()),
+        "fits": None if limit is None else memory["total"] <= limit * GIB,
+    }
+
+
+def devices(topology: str | None) -> list[Any]:
+    """The devices here, or those of a machine that isn't here, to compile for.
+
+    Raises:
+        MachineError: if the compiler for that machine is not installed.
+        ConfigError: for a topology that the compiler does not know.
+    """
+    if topology is None:
+        return jax.devices()
+    if topology in ("h100", "h200"):
+        return _gpu(topology)
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is opened
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise MachineError(
+            "compiling for TPUs needs libtpu: pip install 'dynadapt[tpu]'"
+        ) from error
+    try:
+        described = topologies.get_topology_desc(topology_name=topology, platform="tpu")
+    except Exception as error:
+        raise ConfigError(
+            f"unknown topology {topology!r}; write one such as v5e:4x4, v5p:4x4x4, v6e:16x16, "
+            f"h100 or h200"
+        ) from error
+    return list(described.devices)
+
+
+def _gpu(name: str) -> list[Any]:
+    memory = {"h100": 84978434048, "h200": 150754820096}[name]
+    bandwidth = {"h100": 3352320000000, "h200": 4800000000000}[name]
+    # Device description of a Hopper chip, as XLA's target configuration wants it.
+    target = f"""gpu_device_info {{
+      threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+      shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
+      fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+      block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: 52428800
+      clock_rate_ghz: 1.98 device_memory_size: {memory} shared_memory_per_block_optin: 232448
+      cuda_compute_capability {{ major: 9 minor: 0 }} registers_per_core_limit: 65536
+      registers_per_block_limit: 65536 }}
+      platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 1 patch: 1 }}
+      device_description_str: "NVIDIA {name.upper()}" """
+    try:
+        described = topologies.get_topology_desc(
+            topology_name=name, platform="cuda", topology="1x1x1", target_config=target
+        )
+    except Exception as error:
+        raise MachineError(
+            f"compiling for {name} needs the CUDA plugin: pip install 'dynadapt[cuda13]'"
+        ) from error
+    return list(described.devices)
+
+
+def site_rows(network: Any) -> list[dict[str, Any]]:
+    """One row for each group of adapted modules: where, how many, which adapter, its parameters."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for path, host in attach.adapted(network):
+        key = (tree.group(path), type(host.adapter).__name__)
+        row = rows.setdefault(key, {"site": key[0], "adapter": key[1], "hosts": 0, "parameters": 0})
+        row["hosts"] += 1
+        row["parameters"] += tree.size(host.adapter)
+    return list(rows.values())
+
+
+def arguments(
+    config: Any, shape: tuple[int, ...], train: Any, frozen: Any, tx: Any, mesh: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Abstract arguments of the step, each with its place on the mesh."""
+    b = config.input.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((b, *shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((b,), jnp.float32),
+    }
+    state = jax.eval_shape(lambda t: initial_state(t, tx, config), train)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return (
+        _placed(state, sharding.state(state, mesh)),
+        _placed(frozen, sharding.frozen(frozen, mesh)),
+        _placed(batch, sharding.batch(batch, mesh)),
+        _placed(key, sharding.replicated(key, mesh)),
+    )
+
+
+def _placed(values: Any, places: Any) -> Any:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), values, places
+    )
+
+
+def memory_rows(analysis: Any, args: tuple) -> dict[str, int]:
+    """Bytes a device: the frozen and trained leaves, optimizer, batch, temporaries, and in all."""
+    state, frozen, batch, _ = args
+    return {
+        "frozen": _device_bytes(frozen),
+        "trained": _device_bytes([state["train"], state.get("ema", ())]),
+        "optimizer": _device_bytes(state["opt"]),
+        "batch": _device_bytes(batch),
+        "temporaries": analysis.temp_size_in_bytes,
+        "total": analysis.argument_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes,
+    }
+
+
+def _device_bytes(values: Any) -> int:
+    """Bytes that one device holds of these leaves."""
+    shards = [
+        jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype)
+        for x in jax.tree.leaves(values)
+    ]
+    return tree.nbytes(shards)
+
+
+def _reason(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if "memory" in line.lower()]
+    return (lines or text.splitlines())[0][:300]
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the plan."""
+    sites = [[r["site"], r["adapter"], r["hosts"], r["parameters"]] for r in result["sites"]]
+    if sites:
+        show_table("adapted sites", ["site", "adapter", "hosts", "parameters"], sites)
+    rows = [
+        [r["group"], r["leaves"], r["shape"], r["parameters"], size_text(r["bytes"])]
+        for r in result["trainable"]
+    ]
+    show_table("trainable", ["group", "leaves", "shape", "parameters", "bytes"], rows)
+    c = result["counts"]
+    share = 100 * c["trained"] / c["backbone"]
+    print(
+        f"trained {c['trained']:,} ({share:.3f} % of the backbone's {c['backbone']:,}), "
+        f"{c['trained_with_head']:,} with head, {size_text(c['trained_bytes'])}"
+    )
+    mesh = ", ".join(f"{k}={v}" for k, v in result["mesh"].items())
+    print(f"machine {result['machine']}  mesh {mesh}  batch {result['batch_size']}")
+    print(f"matrix products {result['flops'] / 1e9:,.1f} GFLOP a step, all devices")
+    if "memory" in result:
+        rows = [[k, size_text(v)] for k, v in result["memory"].items()]
+        show_table("memory of one device, as compiled", ["what", "bytes"], rows)
+        moved = result["collectives"].items()
+        print("moved a step: " + (", ".join(f"{k} {size_text(v)}" for k, v in moved) or "nothing"))
+    if result["fits"] is not None:
+        print("it fits" if result["fits"] else f"it does NOT fit: {result.get('reason', '')}")
+        if not result["fits"]:
+            print("try --config.backbone.remat, --config.optim.accumulate=2, or a smaller batch")

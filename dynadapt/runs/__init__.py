@@ -1,0 +1,1 @@
+"""Run folders: what a training leaves, and how it is read, verified and told."""

@@ -1,0 +1,64 @@
+"""The table at the end of training."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dynadapt import config as configs
+from dynadapt.errors import ConfigError
+from dynadapt.runs.journal import show_table, size_text
+
+
+def check_all(runs: list[Any]) -> None:
+    """Checks several configs before the first of them runs; lists every problem once."""
+    problems: dict[str, None] = {}
+    for config in runs:
+        try:
+            configs.check(config)
+        except ConfigError as error:
+            problems.update(dict.fromkeys(error.problems))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def show(results: list[dict[str, Any]], folder: Path, config: str) -> None:
+    """Prints one row for each result, and the command to try next."""
+    headline = results[0]["headline"]
+    rows = [
+        [
+            r["method"],
+            f"{r[headline]:.2f}",
+            r["trained"],
+            r["trained_with_head"],
+            f"{100 * r['trained'] / r['backbone']:.2f} %",
+            size_text(r["adapter_bytes"]),
+            f"{r['images_per_second']:.0f}",
+        ]
+        for r in results
+    ]
+    columns = ["method", headline, "trained", "with head", "of backbone", "file", "images/s"]
+    show_table(f"{folder}", columns, rows)
+    print(_next(results, folder, config))
+
+
+def command() -> str:
+    """How the user calls this program: `dynadapt`, or the script that started it."""
+    return os.environ.get("DYNADAPT_COMMAND", "dynadapt")
+
+
+def _next(results: list[dict[str, Any]], folder: Path, config: str) -> str:
+    path = config.partition(":")[0]
+    if len(results) > 1:
+        return f"Evaluate one again: {command()} eval --workdir={folder}/{results[-1]['method']}"
+    compare = f"{command()} train --config={path}:method=all --workdir={folder.parent / 'all'}"
+    return (
+        f"The adapter is in {results[0]['adapter']}\n"
+        f"Evaluate it again:      {command()} eval --workdir={folder}\n"
+        f"Compare all methods:    {compare}"
+    )
+
+
+def show_metrics(result: dict[str, Any]) -> None:
+    """Prints what an evaluation found."""
+    rows = [[k, round(v, 4) if isinstance(v, float) else str(v)] for k, v in result.items()]
+    show_table("evaluation", ["what", "value"], [[k, str(v)] for k, v in rows])

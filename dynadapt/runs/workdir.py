@@ -1,0 +1,150 @@
+"""The run folder: what is checked before it is touched, and what lies in it.
+
+config.json            resolved config, its hash, versions, device
+metrics.jsonl          one line a record
+checkpoints/           to go on from
+adapter/               the product
+predictions.csv        the final evaluation, one line an example
+result.json            what the run came to
+manifest.json          SHA-256 of these files, where the run is complete
+"""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dynadapt import config as configs
+from dynadapt import files, tree, weights
+from dynadapt.errors import CheckpointError, ConfigError
+from dynadapt.runs import checkpoint
+
+PRODUCTS = ("config.json", "result.json", "predictions.csv")
+PACKAGES = ("dynadapt", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def check(config: Any, folder: Path) -> None:
+    """Raises a ConfigError if the folder belongs to another config, or is no folder."""
+    above = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{above} is a file; give another --workdir")
+    if not os.access(above, os.W_OK):
+        raise ConfigError(f"nothing can be written in {above}; give another --workdir")
+    if not (folder / "config.json").exists():
+        return
+    old = files.read_json(folder / "config.json")
+    new = configs.plain(config)
+    if old["digest"] != configs.digest(config):
+        changed = configs.differences(old["config"], new)
+        shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+        raise ConfigError(
+            f"{folder} holds a run of another config ({shown}); give another --workdir"
+        )
+
+
+def result(config: Any, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is complete and whole, or None."""
+    found = faults(folder)
+    if not found or any(found.values()):
+        return None
+    try:
+        checkpoint.load_adapter(folder / "adapter")
+    except CheckpointError:
+        return None
+    return files.read_json(folder / "result.json")
+
+
+def finish(folder: Path, result: dict[str, Any]) -> None:
+    """Writes `result.json` and, last of all, `manifest.json`: the run is complete."""
+    files.write_json(folder / "result.json", result)
+    files.write_json(
+        folder / "manifest.json", {name: files.sha256(folder / name) for name in PRODUCTS}
+    )
+
+
+def faults(folder: Path) -> dict[str, str]:
+    """What is wrong with each file of a complete run, "" where it is whole; {} before the end."""
+    if not (folder / "manifest.json").exists() and not (folder / "result.json").exists():
+        return {}
+    try:
+        hashes = files.read_json(folder / "manifest.json")
+    except CheckpointError as error:
+        return {"manifest.json": str(error)}
+    found = {}
+    for name in PRODUCTS:
+        whole = (folder / name).is_file() and files.sha256(folder / name) == hashes.get(name)
+        fault = f"{name} was changed" if (folder / name).is_file() else f"{name} is missing"
+        found[name] = "" if whole else fault
+    return found
+
+
+def start(config: Any, folder: Path) -> None:
+    """Makes the folder and writes `config.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = jax.devices()[0]
+    values = {
+        "config": configs.plain(config),
+        "digest": configs.digest(config),
+        "versions": versions(),
+        "device": f"{jax.device_count()} x {device.device_kind}",
+    }
+    files.write_json(folder / "config.json", values)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def weights_hash(config: Any) -> str:
+    """SHA-256 of the backbone's weights file, "" where the weights are random."""
+    name = config.backbone.weights
+    return weights.digest(weights.locate(name)) if name else ""
+
+
+def counts(train: Any, frozen: Any) -> dict[str, int]:
+    """Parameter counts: trained without and with head, of the backbone, and trained bytes.
+
+    The backbone's own parameters are those outside adapters and head, trained or not.
+    """
+    leaves = tree.leaves(train)
+    head = tree.size([x for p, x in leaves.items() if p.startswith("head/")])
+    base = [
+        x for p, x in leaves.items() if not p.startswith("head/") and "adapter" not in p.split("/")
+    ]
+    return {
+        "trained": tree.size(train) - head,
+        "trained_with_head": tree.size(train),
+        "backbone": tree.size(base) + tree.size(frozen),
+        "trained_bytes": tree.nbytes(train),
+    }
+
+
+def card(
+    config: Any, info: Any, counted: dict[str, int], metrics: dict[str, float]
+) -> dict[str, Any]:
+    """All that an evaluation of the adapter in a fresh process needs, and what it came from."""
+    return {
+        "format": 1,
+        "method": config.adapter.name,
+        "backbone": config.backbone.name,
+        "weights": config.backbone.weights,
+        "weights_sha256": weights_hash(config),
+        "task": config.task.name,
+        "data": info.name,
+        "classes": list(info.classes),
+        "preprocessing": {"transforms": config.input.eval, "normalise": config.input.normalise},
+        "config": configs.plain(config),
+        "metrics": metrics,
+        **counted,
+        "versions": versions(),
+    }

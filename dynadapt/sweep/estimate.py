@@ -1,0 +1,108 @@
+"""What a sweep will take, before it runs: cells, steps, FLOPs, and time at this machine's speed."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dynadapt import evaluate, model, optim, tasks
+from dynadapt.context import Context
+from dynadapt.data import numbered
+from dynadapt.plans import compiled
+from dynadapt.runs.journal import show_table
+from dynadapt.step import initial_state, make_step
+from dynadapt.sweep import datasets, protocol, sweep
+
+NOTE = (
+    "FLOPs: matrix products and convolutions of all steps and evaluations. hours: at the rate that "
+    "large matrix products reach on one device here; steps reach about a half of it."
+)
+
+
+def run(given: sweep.Sweep) -> dict[str, Any]:
+    """Cells, steps, FLOPs and hours of a sweep, by method and task; nothing is run or written.
+
+    Returns:
+        `rows` (`method`, `task`, `tuning`, `final`, `steps`, `flops`, `hours`), `flops_per_second`
+        and the totals `cells`, `flops` and `hours`.
+    """
+    sweep.check(given)
+    rate = device_rate()
+    known, rows = datasets.find(given.suite).TASKS, []
+    for method in given.methods:
+        costs: dict[int, tuple[int, int]] = {}
+        for name in given.tasks:
+            size = sweep.bucket(known[name].classes)
+            if size not in costs:
+                costs[size] = cost(given.configs[method], size)
+            step, image = costs[size]
+            points = len(protocol.grid(given.config, method, name))
+            p = given.config.protocol
+            tuning = points * len(p.tuning_seeds) if p.select == "val" and points > 1 else 0
+            short = protocol.steps(given.config, protocol.TRAINED)
+            long = protocol.steps(given.config, protocol.BOTH)
+            final = len(given.seeds)
+            steps = tuning * short + final * long
+            flops = steps * step + image * (tuning * 200 + final * known[name].test)
+            row = dict(method=method, task=name, tuning=tuning, final=final, steps=steps)
+            rows.append({**row, "flops": flops, "hours": flops / rate / 3600})
+    return {
+        "rows": rows,
+        "flops_per_second": rate,
+        "cells": sum(r["tuning"] + r["final"] for r in rows),
+        "flops": sum(r["flops"] for r in rows),
+        "hours": sum(r["hours"] for r in rows),
+    }
+
+
+def cost(config: Any, classes: int) -> tuple[int, int]:
+    """FLOPs of a training step and of an image in an evaluation, from shapes alone."""
+    task = tasks.from_config(config.task, numbered(classes))
+    network = model.abstract(config, task)
+    graph, train, frozen = model.split(network, config)
+    tx = optim.make(config.optim, 1, train)
+    state = jax.eval_shape(lambda t: initial_state(t, tx, config), train)
+    side, b = network.backbone.image_size, config.input.batch_size
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    batch = dict(image=shape(b, side, side, 3, dtype=jnp.uint8), mask=shape(b))
+    batch |= {k: shape(b, dtype=jnp.int32) for k in ("label", "index")}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = compiled.matmul_flops(make_step(graph, task, tx, config), state, frozen, batch, key)
+
+    def forward(train: Any, frozen: Any, image: Any) -> Any:
+        network = nnx.merge(graph, train, frozen)
+        return evaluate.outputs(network, image, Context(), task, {})
+
+    return step, compiled.matmul_flops(forward, train, frozen, shape(1, side, side, 3))
+
+
+def device_rate() -> float:
+    """FLOPs a second that a large matrix product reaches on one device, the best of some."""
+    x = jnp.ones((1024, 1024), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(x))
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(product(x))
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the plan of a sweep."""
+    columns = ["method", "task", "tuning cells", "final cells", "steps", "TFLOP", "hours"]
+    rows = [
+        [r["method"], r["task"], r["tuning"], r["final"], r["steps"]]
+        + [f"{r['flops'] / 1e12:,.1f}", f"{r['hours']:.2f}"]
+        for r in result["rows"]
+    ]
+    title = (
+        f"{result['cells']} cells, {result['flops'] / 1e15:,.2f} PFLOP, {result['hours']:.1f} hours"
+    )
+    show_table(title, columns, rows, note=NOTE)

@@ -1,0 +1,132 @@
+"""The run folder: whose it is, what it says of a run, what counts are shown."""
+
+import json
+import os
+import platform
+
+import jax
+import numpy as np
+import pytest
+
+from dynadapt import config, files
+from dynadapt.errors import ConfigError
+from dynadapt.runs import checkpoint, workdir
+
+
+@pytest.fixture
+def made(tmp_path):
+    c = config.default(backbone="vit_mini", method="lora", data_set="digits")
+    workdir.start(c, tmp_path / "run")
+    return c, tmp_path / "run"
+
+
+def test_config_json(made):
+    c, work = made
+    values = json.loads((work / "config.json").read_text())
+    assert config.from_plain(values["config"]).to_dict() == c.to_dict()
+    assert values["digest"] == config.digest(c)
+    assert values["versions"]["jax"] == jax.__version__
+    assert values["versions"]["python"] == platform.python_version()
+    assert values["device"].startswith(f"{jax.device_count()} x ")
+
+
+def test_the_same_config_may_go_on(made):
+    c, work = made
+    workdir.check(c, work)
+    c.log.every = 7
+    c.mesh.fsdp = 8
+    workdir.check(c, work)
+
+
+def test_another_config_may_not(made):
+    c, work = made
+    c.optim.lr = 0.5
+    c.adapter.rank = 3
+    with pytest.raises(ConfigError) as caught:
+        workdir.check(c, work)
+    text = str(caught.value)
+    assert "adapter.rank: 8 -> 3" in text and "optim.lr: 0.001 -> 0.5" in text
+    assert "another --workdir" in text
+
+
+def test_many_differences_are_cut(made):
+    _, work = made
+    other = config.default(backbone="vit_b16", method="iconformer", data_set="folder")
+    with pytest.raises(ConfigError, match="…"):
+        workdir.check(other, work)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "run").write_text("x")
+    for folder in ("run", "run/inner/more"):
+        with pytest.raises(ConfigError, match="run is a file"):
+            workdir.check(config.default(data_set="digits"), tmp_path / folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="nothing can be written"):
+        workdir.check(config.default(data_set="digits"), tmp_path / "run")
+
+
+def test_only_a_whole_result_counts(made):
+    c, work = made
+    assert workdir.result(c, work) is None
+    (work / "predictions.csv").write_text("index\n")
+    workdir.finish(work, {"top1": 1.0})
+    assert workdir.result(c, work) is None  # there is no adapter
+    checkpoint.save_adapter(work / "adapter", {"head": np.ones(3, np.float32)}, {"format": 1})
+    assert workdir.result(c, work) == {"top1": 1.0}
+    for name in ("adapter/adapter.safetensors", "predictions.csv", "manifest.json", "result.json"):
+        kept = (work / name).read_bytes()
+        (work / name).unlink()
+        assert workdir.result(c, work) is None, name
+        (work / name).write_bytes(kept)
+    assert workdir.result(c, work) == {"top1": 1.0}
+
+
+def test_faults(made):
+    _, work = made
+    assert workdir.faults(work) == {}
+    files.write_json(work / "result.json", {"top1": 1.0})
+    assert list(workdir.faults(work)) == ["manifest.json"]
+    (work / "predictions.csv").write_text("index\n")
+    workdir.finish(work, {"top1": 1.0})
+    assert set(workdir.faults(work)) == set(workdir.PRODUCTS)
+    assert not any(workdir.faults(work).values())
+    files.write_json(work / "result.json", {"top1": 2.0})
+    (work / "predictions.csv").unlink()
+    assert workdir.faults(work) == {
+        "config.json": "",
+        "result.json": "result.json was changed",
+        "predictions.csv": "predictions.csv is missing",
+    }
+
+
+def test_counts():
+    def leaf(*shape):
+        return np.zeros(shape, np.float32)
+
+    train = {
+        "backbone": {"blocks": {"0": {"mlp": {"adapter": {"up": leaf(3, 4)}, "bias": leaf(5)}}}},
+        "head": {"linear": {"kernel": leaf(4, 2)}},
+    }
+    frozen = {"backbone": {"kernel": leaf(10, 10)}}
+    assert workdir.counts(train, frozen) == {
+        "trained": 17,
+        "trained_with_head": 25,
+        "backbone": 105,
+        "trained_bytes": 100,
+    }
+
+
+def test_hash_of_weights(tmp_path):
+    c = config.default(data_set="digits")
+    assert workdir.weights_hash(c) == ""
+    file = tmp_path / "w.safetensors"
+    files.write_tensors(file, {"a": np.arange(3.0)})
+    c.backbone.weights = str(file)
+    first = workdir.weights_hash(c)
+    files.write_tensors(file, {"a": np.arange(4.0)})
+    assert len(first) == 64 and workdir.weights_hash(c) != first
