@@ -323,6 +323,30 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return rows
 
 
+def completed(values: dict[str, Any]) -> ConfigDict:
+    """A config from plain values of this or an earlier version.
+
+    What was added since has its default; what is no more is left out.
+    """
+    given = from_plain(values)
+    made = default(
+        backbone=given.backbone.name,
+        method=given.adapter.name,
+        task=given.task.name,
+        data_set=given.data.name,
+    )
+    for key in made:
+        if key not in given:
+            continue
+        if key in (*SETTINGS, "backbone"):
+            made[key].update(given[key])
+        elif hasattr(made[key], "items"):
+            made[key].update({k: v for k, v in given[key].items() if k in made[key]})
+        else:
+            made[key] = given[key]
+    return made
+
+
 def from_plain(values: dict[str, Any]) -> ConfigDict:
     """A config from plain JSON values, lists as tuples."""
 

@@ -27,6 +27,7 @@ class Context:
         prefix: static count of tokens before the patch tokens (class token, registers, prompts).
         train: static; dropout and drop-path act only where it is true.
         key: random key of this layer, or None where nothing is random.
+        mask: 1 for examples `b` that count, 0 for padding; None where all do.
         drop_path: drop rate of this layer's residual branches, or None for no drop-path.
         shared: the module that an adapter on the root lends to all layers.
         tape: where `record` writes; `fold` opens a new one for each block.
@@ -36,6 +37,7 @@ class Context:
     prefix: int = 0
     train: bool = False
     key: Array | None = None
+    mask: Array | None = None
     drop_path: Any = None
     shared: Any = None
     tape: Tape = dataclasses.field(default_factory=dict)

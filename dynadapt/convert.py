@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt import adapters, backbones, evaluate, files, model, tree, weights
-from dynadapt import config as configs
+from dynadapt import adapters, backbones, files, model, tree, weights
+from dynadapt.config import DTYPES
 from dynadapt.errors import CheckpointError, ConfigError, UnknownName
 from dynadapt.layers import SameKey
-from dynadapt.runs import checkpoint
+from dynadapt.runs import product
 from dynadapt.weights import peft
 from dynadapt.weights.layouts import LAYOUTS
 from dynadapt.weights.published import METADATA, layout_for
@@ -34,11 +34,16 @@ def targets() -> list[str]:
 
 
 def run(
-    source: Path, out: Path, to: str = OWN, base: str | None = None, **known: Any
+    source: Path,
+    out: Path,
+    to: str = OWN,
+    base: str | None = None,
+    dtype: str = "",
+    **known: Any,
 ) -> dict[str, Any]:
     """Writes the weights of a file, a folder or a run in another layout.
 
-    A run's adapter is merged into its backbone, and its head goes along as classifier.
+    A run's adapter is merged into its backbone, and the head of a classification goes along.
     timm reads a head with pool "mean" with `global_pool="avg", fc_norm=False`.
 
     Args:
@@ -46,6 +51,7 @@ def run(
         out: the file to write, or with `to="peft"` the folder.
         to: one of `targets()`.
         base: the weights that a folder of peft adapts, of any known source.
+        dtype: of the values that are written, "" for those of the source.
         **known: config fields that the file can't tell, such as `heads=4`.
 
     Returns:
@@ -58,6 +64,8 @@ def run(
     """
     if to not in targets():
         raise UnknownName("layout", to, targets())
+    if dtype and dtype not in DTYPES:
+        raise UnknownName("dtype", dtype, DTYPES)
     if base and not peft.is_folder(source):
         raise ConfigError(f"--base is for a folder of peft, with {peft.CONFIG}; {source} is none")
     if to == PEFT:
@@ -72,6 +80,10 @@ def run(
         found = weights.read(weights.locate(str(source)))
         backbone = weights.build(found, **known)
         weights.check(backbone, found)
+    if dtype:
+        kind = jnp.dtype(dtype)
+        for values in (found.values, found.head, found.rest):
+            values.update({k: v.astype(kind) for k, v in values.items() if v.dtype.kind in "fV"})
     if to == OWN:
         tensors, left = found.values | found.head, []
         tensors |= {f"rest/{k}": v for k, v in found.rest.items()}
@@ -111,9 +123,9 @@ def renamed(
 
 def merged(folder: Path) -> tuple[weights.Checkpoint, nnx.Module]:
     """The backbone of a run with its adapter folded in, and its head, as a checkpoint."""
-    leaves, card = checkpoint.load_adapter(folder)
-    config = configs.from_plain(card["config"])
-    evaluate.check_backbone(config, card)
+    adapter = product.read(folder)
+    config, leaves = adapter.config, adapter.leaves
+    product.check_backbone(adapter)
     backbone = model.adapted_backbone(config)
     state = nnx.state(backbone)
     values = tree.leaves(state)
@@ -121,7 +133,8 @@ def merged(folder: Path) -> tuple[weights.Checkpoint, nnx.Module]:
     nnx.update(backbone, tree.replace(state, values))
     adapters.merge(backbone, config.adapter.name)
     plain = {k: np.asarray(v) for k, v in tree.leaves(nnx.state(backbone)).items()}
-    head = {k: v for k, v in leaves.items() if k.startswith("head/")}
+    classifier = config.task.name == "classification"
+    head = {k: v for k, v in leaves.items() if classifier and k.startswith("head/")}
     family = backbones.family(config.backbone.name)
     return weights.Checkpoint(folder, family=family, values=plain, head=head), backbone
 
@@ -163,11 +176,11 @@ def to_peft(source: Path, out: Path) -> dict[str, Any]:
     """Writes the LoRA or DoRA of a run, and its head, as a folder of peft for timm's ViT."""
     if not (source / "adapter" / "adapter.json").is_file():
         raise ConfigError(f"--to={PEFT} needs the folder of a run; {source} is none")
-    leaves, card = checkpoint.load_adapter(source / "adapter")
-    config = configs.from_plain(card["config"])
+    adapter = product.read(source / "adapter")
+    config, leaves = adapter.config, adapter.leaves
     settings = dict(config.adapter)
     method = settings.pop("name")
-    evaluate.check_backbone(config, card)
+    product.check_backbone(adapter)
     backbone = nnx.eval_shape(lambda: model.bare_backbone(config, rngs=SameKey()))
     _serves_peft(backbone, backbones.family(config.backbone.name))
     own = {k.removeprefix("backbone/"): v for k, v in leaves.items()}

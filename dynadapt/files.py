@@ -47,6 +47,12 @@ def write_json(path: Path, values: Any) -> None:
         partial.write_text(json.dumps(values, indent=1) + "\n")
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a file of bytes."""
+    with whole(path) as partial:
+        partial.write_bytes(content)
+
+
 def read_json(path: Path) -> Any:
     """Reads JSON; raises a CheckpointError if the file is missing or damaged."""
     try:

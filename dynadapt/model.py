@@ -1,6 +1,8 @@
 """The model: a backbone, adapted, and a head."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,43 +10,150 @@ from flax import nnx
 
 from dynadapt import adapters, backbones, tree, weights
 from dynadapt.context import Context
+from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
 
 Array = jax.Array
+Batch = Mapping[str, jax.ShapeDtypeStruct]
+# Values of a run that a program may get as arguments, so that one program serves many runs.
+Hyper = Mapping[str, Array]
 
 
 class Model(nnx.Module):
-    """A backbone and a head; images `b h w 3` in, the head's outputs out."""
+    """A backbone and a head; what the backbone takes in, the head's outputs out."""
 
     def __init__(self, backbone: nnx.Module, head: nnx.Module):
         self.backbone, self.head = backbone, head
 
-    def __call__(self, images: Array, ctx: Context) -> Any:
-        return self.head(self.backbone(images, ctx), ctx)
+    def __call__(self, inputs: Array, ctx: Context, parts: int = 1) -> Any:
+        """The outputs; the backbone may see the batch in several parts, one after another."""
+        if parts == 1:
+            return self.head(self.backbone(inputs, ctx), ctx)
+        return self.head(_in_parts(self.backbone, inputs, ctx, parts), ctx)
 
 
-def build(config: Any, task: Any, bare: nnx.Module | None = None) -> Model:
+class Parts(NamedTuple):
+    """A model taken apart, to be put together by `nnx.merge(*parts)`.
+
+    Attributes:
+        graph: its structure.
+        train: what trains, float32.
+        stats: running statistics that training moves, float32.
+        frozen: all else, in the storage dtype; running statistics among it are constants, float32.
+    """
+
+    graph: Any
+    train: nnx.State
+    stats: nnx.State
+    frozen: nnx.State
+
+
+def build(config: Any, task: Any, spec: Batch, bare: nnx.Module | None = None) -> Model:
     """Backbone, its weights, the adapter, the head: in this order, from a checked config.
 
     The random weights of backbone, adapter and head depend on `config.seed`, each on its own. A
     backbone `bare`, with its weights, is adapted in a copy that shares its arrays: a step that
     donates them must not get them.
+
+    Args:
+        config: checked.
+        task: what gives the head.
+        spec: shapes of a batch, as of `data.loader.spec`.
+        bare: the backbone with its weights, where it is there already.
+
+    Raises:
+        ConfigError: for a backbone that does not take such a batch.
     """
     backbone = loaded_backbone(config) if bare is None else nnx.clone(bare)
     _adapt(backbone, config, _rngs(config, "adapter"))
-    return _with_head(backbone, task, _rngs(config, "head"))
+    return Model(backbone, task.head(features(backbone, spec), rngs=_rngs(config, "head")))
 
 
-def abstract(config: Any, task: Any) -> Model:
+def abstract(config: Any, task: Any, spec: Batch) -> Model:
     """The same model with shapes in place of arrays: nothing is read and nothing is allocated."""
     checkpoint = _checkpoint(config)
 
     def make() -> Model:
         backbone = bare_backbone(config, checkpoint, SameKey())
         _adapt(backbone, config, SameKey())
-        return _with_head(backbone, task, SameKey())
+        return Model(backbone, task.head(features(backbone, spec), rngs=SameKey()))
 
     return nnx.eval_shape(make)
+
+
+def features(backbone: nnx.Module, spec: Batch) -> Any:
+    """Shapes of what a backbone answers to one example of a batch: what heads are made for."""
+    given = spec.get(backbone.takes)
+    if given is None:
+        raise ConfigError(
+            f"the backbone takes the field {backbone.takes!r}, which the data don't have; they "
+            f"have {', '.join(spec)}"
+        )
+    graph, state = nnx.split(backbone)
+    one = jax.ShapeDtypeStruct((1, *given.shape[1:]), jnp.float32)
+    return jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x, Context()), state, one)
+
+
+def outputs(
+    network: Model,
+    batch: Mapping[str, Array],
+    ctx: Context,
+    task: Any,
+    config: Any,
+    hyper: Hyper,
+    parts: int = 1,
+) -> Any:
+    """What a model answers to a prepared batch.
+
+    Args:
+        network: the model.
+        batch: on the device, prepared by the task.
+        ctx: what layers are told.
+        task: what is learned.
+        config: of the run; images are cast to its compute dtype, points never.
+        hyper: `scale` takes the place of the adapters' fixed scales, and `classes` says how many
+            of the head's classes there are.
+        parts: into which the batch is cut for the backbone.
+    """
+    inputs = batch[network.backbone.takes]
+    if network.backbone.takes == "image":
+        inputs = inputs.astype(config.compute.dtype)
+    if "scale" in hyper:
+        adapters.rescale(network.backbone, hyper["scale"].astype(inputs.dtype))
+    answer = network(inputs, ctx, parts)
+    return task.within(answer, hyper["classes"]) if "classes" in hyper else answer
+
+
+def _in_parts(backbone: nnx.Module, inputs: Array, ctx: Context, parts: int) -> Any:
+    """A backbone's features of a batch, of one part after another.
+
+    Each part is computed anew for its gradient, so that the activations of one part are held at a
+    time. A part takes every `parts`-th example: on a mesh no example moves to another device.
+    """
+    cut = inputs.reshape(-1, parts, *inputs.shape[1:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(given: tuple[Array, Array]) -> Any:
+        part, number = given
+        key = None if ctx.key is None else jax.random.fold_in(ctx.key, number)
+        inner = ctx.replace(key=key, mask=None, tape={})
+        found = backbone(part, inner)
+        losses = {k: v for k, v in inner.tape.items() if k.startswith("loss/")}
+        return jax.tree.map(_unwatched, found, is_leaf=_has_aux), losses
+
+    found, losses = jax.lax.map(one, (cut, jnp.arange(parts)))
+    for name, value in losses.items():
+        ctx.record(name, value.mean(0))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), found)
+
+
+def _has_aux(value: Any) -> bool:
+    return isinstance(value, backbones.Features)
+
+
+def _unwatched(found: backbones.Features) -> backbones.Features:
+    """Features without what layers recorded, which has no axis of examples."""
+    return dataclasses.replace(found, aux={})
 
 
 def adapted_backbone(config: Any) -> nnx.Module:
@@ -91,10 +200,6 @@ def _adapt(backbone: nnx.Module, config: Any, rngs: nnx.Rngs | SameKey) -> None:
     adapters.adapt(backbone, given.pop("name"), rngs=rngs, **given)
 
 
-def _with_head(backbone: nnx.Module, task: Any, rngs: nnx.Rngs | SameKey) -> Model:
-    return Model(backbone, task.head(backbone, rngs=rngs))
-
-
 def _rngs(config: Any, part: str) -> nnx.Rngs:
     number = ("backbone", "adapter", "head").index(part)
     return nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), number))
@@ -105,16 +210,23 @@ def patterns(config: Any) -> tuple[str, ...]:
     return adapters.trains(config.adapter.name) + tuple(config.trainable)
 
 
-def split(model: Model, config: Any) -> tuple[Any, nnx.State, nnx.State]:
-    """Splits a model into its graph, what trains (float32) and what is frozen (storage dtype).
+def split(model: Model, config: Any) -> Parts:
+    """Takes a model apart.
 
     Raises:
         ConfigError: for a pattern in the config's `trainable` that matches no parameter.
     """
     tree.check_used(config.trainable, tree.leaves(nnx.state(model)), what="pattern in trainable")
-    graph, train, frozen = nnx.split(model, adapters.trainable(patterns(config)), ...)
+    filters = (adapters.trainable(patterns(config)), adapters.moving, nnx.BatchStat, ...)
+    graph, train, stats, constants, frozen = nnx.split(model, *filters)
     cast = jnp.dtype(config.compute.frozen_dtype)
-    return graph, train, jax.tree.map(lambda x: _astype(x, cast), frozen)
+    frozen = jax.tree.map(lambda x: _astype(x, cast), frozen)
+    return Parts(graph, train, stats, nnx.merge_state(constants, frozen))
+
+
+def statistics(network: Model) -> nnx.State:
+    """The running statistics of a model, after a call that moved them."""
+    return nnx.state(network, adapters.moving)
 
 
 def _astype(x: Any, dtype: Any) -> Any:

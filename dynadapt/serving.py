@@ -23,11 +23,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import config as configs
-from dynadapt import evaluate, model, tasks, tree
+from dynadapt import model, tree
 from dynadapt.context import Context
-from dynadapt.data import labelled
 from dynadapt.errors import CheckpointError, ConfigError
-from dynadapt.runs import checkpoint
+from dynadapt.runs import product
 
 Array = jax.Array
 
@@ -37,14 +36,14 @@ TRAINING = ("balance", "dropout")
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """An adapted model whose trained leaves are given with each call.
+    """An adapted model whose trained leaves and statistics are given with each call.
 
     Attributes:
         folder: the adapter that it was built for.
         config: of that adapter.
         card: of that adapter.
         graph: the structure of the model.
-        shapes: of what is trained.
+        shapes: of `train` and `stats`, which an adapter brings.
         frozen: what all adapters share, in the config's storage dtype.
     """
 
@@ -65,22 +64,14 @@ def host(folder: Path) -> Host:
     Raises:
         CheckpointError: for a damaged adapter or another backbone than it was trained on.
     """
-    _, card = checkpoint.load_adapter(folder)
-    config = configs.from_plain(card["config"])
-    configs.check(config)
-    evaluate.check_backbone(config, card)
-    network = model.build(config, _task(config, card))
-    graph, train, frozen = model.split(network, config)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train)
-    return Host(folder, config, card, graph, shapes, frozen)
-
-
-def _task(config: Any, card: dict[str, Any]) -> Any:
-    return tasks.from_config(config.task, labelled(card["data"], card["classes"]))
+    found = product.load(folder)
+    graph, train, stats, frozen = found.parts
+    shapes = jax.eval_shape(lambda: {"train": train, "stats": stats})
+    return Host(folder, found.config, found.card, graph, shapes, frozen)
 
 
 def load_adapter(host: Host, folder: Path) -> Any:
-    """The trained leaves in an adapter's folder, as a tree for the host's graph.
+    """The values in an adapter's folder, as a tree for the host's graph.
 
     Args:
         host: the model that they are for.
@@ -89,15 +80,15 @@ def load_adapter(host: Host, folder: Path) -> Any:
     Raises:
         CheckpointError: for an adapter that is damaged or does not belong to the host.
     """
-    leaves, card = checkpoint.load_adapter(folder)
-    _check_same(host, folder, card)
-    return evaluate.filled(host.shapes, leaves, folder)
+    adapter = product.read(folder)
+    _check_same(host, adapter)
+    return product.fill(host.shapes, adapter)
 
 
-def _check_same(host: Host, folder: Path, card: dict[str, Any]) -> None:
+def _check_same(host: Host, adapter: product.Adapter) -> None:
     """Raises a CheckpointError unless an adapter's model is the host's."""
-    config = configs.from_plain(card["config"])
-    pairs = zip(_identity(host.config, host.card), _identity(config, card), strict=True)
+    config, folder = adapter.config, adapter.folder
+    pairs = zip(_identity(host.config, host.card), _identity(config, adapter.card), strict=True)
     for (what, ours), (_, theirs) in pairs:
         changed = configs.differences({what: ours}, {what: theirs})
         if changed:
@@ -109,8 +100,7 @@ def _check_same(host: Host, folder: Path, card: dict[str, Any]) -> None:
         if name in config.adapter:
             config.adapter[name] = host.config.adapter[name]
     config.backbone = host.config.backbone
-    graph, _, _ = model.split(model.abstract(config, _task(config, card)), config)
-    if graph != host.graph:
+    if model.split(model.abstract(config, adapter.task, adapter.spec), config).graph != host.graph:
         raise CheckpointError(
             f"the adapter in {folder} is for another head or structure than that in {host.folder}"
         )
@@ -136,7 +126,7 @@ def _identity(config: Any, card: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def make_answer(host: Host) -> Callable[[Any, Any, Array], Any]:
-    """The jitted `answer(train, frozen, images)` with one adapter for the whole batch.
+    """The jitted `answer(kept, frozen, images)` with one adapter for the whole batch.
 
     Images are `b h w 3`, normalised as the host's config says; the answer is the head's outputs.
     """
@@ -146,8 +136,9 @@ def make_answer(host: Host) -> Callable[[Any, Any, Array], Any]:
 def _forward(host: Host) -> Callable[[Any, Any, Array], Any]:
     graph, dtype = host.graph, host.config.compute.dtype
 
-    def forward(train: Any, frozen: Any, images: Array) -> Any:
-        return nnx.merge(graph, train, frozen)(images.astype(dtype), Context())
+    def forward(kept: Any, frozen: Any, images: Array) -> Any:
+        network = nnx.merge(graph, kept["train"], kept["stats"], frozen)
+        return network(images.astype(dtype), Context())
 
     return forward
 
@@ -180,8 +171,8 @@ def make_mixed(host: Host) -> Callable[[Any, Any, Array, Array], Any]:
     """
     forward = _forward(host)
 
-    def one(train: Any, frozen: Any, image: Array) -> Any:
-        return jax.tree.map(lambda x: x[0], forward(train, frozen, image[None]))
+    def one(kept: Any, frozen: Any, image: Array) -> Any:
+        return jax.tree.map(lambda x: x[0], forward(kept, frozen, image[None]))
 
     @jax.jit
     def mixed(frozen: Any, bank: Any, which: Array, images: Array) -> Any:

@@ -1,6 +1,7 @@
 """The training step: gradients of the trained leaves alone, and the state that they change."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,14 +9,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dynadapt import evaluate, optim, sharding
+from dynadapt import inputs, model, optim, sharding
 from dynadapt.context import Context
+from dynadapt.model import Hyper
 
 Array = jax.Array
-
-
-# Values of a run that a program may get as arguments, so that one program serves many runs.
-Hyper = Mapping[str, Array]
 
 
 def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
@@ -29,44 +27,64 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
     Gradients are taken of the trained leaves alone. A step whose loss or gradient is not finite
     leaves the state as it was and notes its number and its batch's indices in `state["bad"]`.
 
+    With `config.optim.accumulate` a batch is cut into parts, one after another, and the sum of
+    their losses is divided once, by the weight of the whole batch. Where batch statistics are
+    taken, only the backbone sees the parts, and is computed anew for the gradient: statistics
+    are those of the whole batch.
+
     Args:
         graph: of the model.
         task: what is trained.
         tx_of: the optimizer for the values in `hyper`.
-        config: of the run. `drop_path` in `hyper` takes the place of the config's; `scale` that of
-            the adapters' fixed scales, and `classes` says how many of the head's classes there are.
+        config: of the run. `drop_path` in `hyper` takes the place of the config's; the others are
+            as of `model.outputs`.
     """
-    parts, dtype = config.optim.accumulate, config.compute.dtype
+    parts = config.optim.accumulate
 
-    def loss_of(train: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper) -> tuple[Array, Any]:
-        network = nnx.merge(graph, train, frozen)
+    def loss_of(
+        train: Any, stats: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper, *, summed: bool
+    ) -> tuple[Array, Any]:
+        """The mean loss with what layers add; or the sum, to be divided with that of other parts.
+
+        Beside it: logs, likewise, the weight, and the moved statistics.
+        """
+        network = nnx.merge(graph, train, stats, frozen)
         drop_path = hyper.get("drop_path", config.optim.drop_path or None)
-        ctx = Context(train=True, key=key, drop_path=drop_path)
-        outputs = evaluate.outputs(network, batch["image"].astype(dtype), ctx, task, hyper)
-        loss, logs = task.loss(outputs, batch)
-        extra = {k: v for k, v in ctx.tape.items() if k.startswith("loss/")}
-        loss = loss + sum(extra.values())
-        return loss, {"loss": loss, **logs, **extra}
+        ctx = Context(train=True, key=key, drop_path=drop_path, mask=batch["mask"])
+        outputs = model.outputs(
+            network, batch, ctx, task, config, hyper, parts=1 if summed else parts
+        )
+        total, weight, logs = task.loss(outputs, batch)
+        added = {k: v for k, v in ctx.tape.items() if k.startswith("loss/")}
+        logs = {**logs, **added}
+        if summed:
+            loss = total + weight * sum(added.values())
+            logs = {k: weight * v for k, v in logs.items()}
+        else:
+            loss = mean(total, weight) + sum(added.values())
+        return loss, ({"loss": loss, **logs}, weight, model.statistics(network))
 
-    gradient = jax.grad(loss_of, has_aux=True)
-
-    def gradients(train: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper) -> tuple[Any, Any]:
-        if parts == 1:
-            return gradient(train, frozen, batch, key, hyper)
+    def gradients(state: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper) -> Any:
+        leaves = state["train"], state["stats"]
+        if parts == 1 or jax.tree.leaves(state["stats"]):
+            gradient = jax.grad(functools.partial(loss_of, summed=False), has_aux=True)
+            grads, (logs, _, moved) = gradient(*leaves, frozen, batch, key, hyper)
+            return grads, logs, moved
         # A part takes every `parts`-th example: on a mesh no example moves to another device.
         cut = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-        # Masked examples count nothing, so parts weigh as many examples as they have.
-        share = cut["mask"].sum(1) / jnp.maximum(batch["mask"].sum(), 1.0)
+        gradient = jax.grad(functools.partial(loss_of, summed=True), has_aux=True)
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
-            piece, weight, number = part
-            found = gradient(train, frozen, piece, jax.random.fold_in(key, number), hyper)
-            return jax.tree.map(lambda t, x: t + weight * x, total, found), None
+            piece, number = part
+            found = gradient(*leaves, frozen, piece, jax.random.fold_in(key, number), hyper)
+            return jax.tree.map(jnp.add, total, found), None
 
         first = jax.tree.map(lambda x: x[0], cut)
-        shapes = jax.eval_shape(gradient, train, frozen, first, key, hyper)
+        shapes = jax.eval_shape(gradient, *leaves, frozen, first, key, hyper)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, zeros, (cut, share, jnp.arange(parts)))[0]
+        grads, (logs, weight, _) = jax.lax.scan(add, zeros, (cut, jnp.arange(parts)))[0]
+        grads, logs = jax.tree.map(lambda x: mean(x, weight), (grads, logs))
+        return grads, logs, state["stats"]
 
     def step(
         state: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper | None = None
@@ -75,11 +93,12 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
         number = state["step"]
         key = jax.random.fold_in(key, number)
         index = batch["index"]
-        batch = evaluate.prepared(task, batch, config, jax.random.fold_in(key, 0), True)
-        grads, logs = gradients(state["train"], frozen, batch, jax.random.fold_in(key, 1), hyper)
+        batch = inputs.prepared(task, batch, config, jax.random.fold_in(key, 0), True)
+        key = jax.random.fold_in(key, 1)
+        grads, logs, moved = gradients(state, frozen, batch, key, hyper)
         norm = optax.tree.norm(grads)
         updates, opt = tx_of(hyper).update(grads, state["opt"], state["train"])
-        new = {"train": optax.apply_updates(state["train"], updates), "opt": opt}
+        new = {"train": optax.apply_updates(state["train"], updates), "stats": moved, "opt": opt}
         if "ema" in state:
             new["ema"] = optim.ema(state["ema"], new["train"], config.optim.ema, number)
         fine = jnp.isfinite(logs["loss"]) & jnp.isfinite(norm) & (state["bad"]["step"] < 0)
@@ -94,10 +113,17 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
     return step
 
 
-def initial_state(train: Any, tx: Any, config: Any) -> dict[str, Any]:
-    """What a step changes: trained leaves, optimizer, running mean, step, first bad step."""
+def mean(total: Array, weight: Array) -> Array:
+    """A sum over its weight; 0 where the weight is 0."""
+    none = weight == 0
+    return jnp.where(none, 0.0, total / jnp.where(none, 1.0, weight))
+
+
+def initial_state(train: Any, stats: Any, tx: Any, config: Any) -> dict[str, Any]:
+    """What a step changes: trained leaves, statistics, optimizer, running mean, step, bad step."""
     state = {
         "train": train,
+        "stats": stats,
         "opt": tx.init(train),
         "step": jnp.zeros((), jnp.int32),
         "bad": {
@@ -110,6 +136,6 @@ def initial_state(train: Any, tx: Any, config: Any) -> dict[str, Any]:
     return state
 
 
-def best(state: dict[str, Any]) -> Any:
-    """The trained leaves that are evaluated and kept: their running mean where there is one."""
-    return state.get("ema", state["train"])
+def best(state: dict[str, Any]) -> dict[str, Any]:
+    """What is evaluated and kept: the trained leaves, or their running mean, and statistics."""
+    return {"train": state.get("ema", state["train"]), "stats": state["stats"]}

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynadapt import backbones, evaluate, model, optim, sharding, tasks
 from dynadapt import config as configs
+from dynadapt import evaluate, inputs, model, optim, processes, sharding, tasks
 from dynadapt.data import loader
-from dynadapt.errors import CheckpointError, ConfigError, TrainingError
-from dynadapt.runs import checkpoint, workdir
+from dynadapt.errors import CheckpointError, TrainingError
+from dynadapt.runs import checkpoint, product, workdir
 from dynadapt.runs.journal import Journal
+from dynadapt.runs.predictions import Predictions
 from dynadapt.step import best, initial_state, make_step
 
 Array = jax.Array
@@ -42,8 +43,8 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     """
     # Checks, before any array is made.
     configs.check(config)
-    sharding.start_processes()
-    sharding.agree(configs.digest(config))
+    processes.start()
+    processes.agree(configs.digest(config))
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
     workdir.check(config, folder)
@@ -51,21 +52,19 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
         return result
 
     # Data and task.
-    source, transform = evaluate.open_split(config, "train")
-    eval_source, eval_transform = evaluate.open_split(config, "eval")
-    for one, change in ((source, transform), (eval_source, eval_transform)):
-        check_image(config, evaluate.example_shape(config, one, change))
-    task = tasks.from_config(config.task, source.info)
-    steps = training_steps(config, len(source))
-    stream = batches(config, source, transform)
+    split, tested = inputs.open_split(config, "train"), inputs.open_split(config, "eval")
+    task = tasks.from_config(config.task, split.source.info)
+    steps = training_steps(config, len(split.source))
+    stream = inputs.train_batches(config, split)
 
-    # Model: what trains, what is frozen, and where each lies.
-    network = model.build(config, task)
-    graph, train, frozen = model.split(network, config)
+    # Model: what trains, what moves, what is frozen, and where each lies.
+    network = model.build(config, task, split.spec)
+    model.features(network.backbone, tested.spec)  # raises where the evaluated size can't be served
+    graph, train, stats, frozen = model.split(network, config)
     counts = workdir.counts(train, frozen)
     del network
     tx = optim.make(config.optim, steps, train)
-    state = initial_state(train, tx, config)
+    state = initial_state(train, stats, tx, config)
     state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
 
@@ -77,7 +76,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
         stop_signal() as stop,
         checkpoint.Checkpoints(folder / "checkpoints") as saved,
     ):
-        origin = {"weights": workdir.weights_hash(config), "data": source.info.fingerprint}
+        origin = {"weights": product.weights_hash(config), "data": split.source.info.fingerprint}
         state, done, losses = restore(saved, state, stream, origin)
         with Journal(
             folder, steps, tensorboard=config.log.tensorboard, silent=not first, resumed=done
@@ -88,19 +87,21 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             eval_step = evaluate.make_step(graph, task, config)
             key = jax.random.fold_in(jax.random.key(config.seed), 3)
             key = sharding.put_whole(key, sharding.replicated(key, mesh))
-            eval_config = config.copy_and_resolve_references()
-            eval_config.input.eval_batch_size = evaluate.fitting(config.input.eval_batch_size, mesh)
 
-            def evaluation() -> tuple[dict[str, float], dict[str, np.ndarray]]:
-                pieces = evaluate.batches(eval_config, eval_source, eval_transform)
-                answer = evaluate.evaluate(
-                    eval_step, task, best(state), frozen, interruptible(pieces, stop), mesh
-                )
+            def evaluation(out: Path | None = None) -> dict[str, float]:
+                pieces = inputs.eval_batches(config, tested, mesh)
+                records = Predictions(out, task, tested.source, pieces.about) if out else None
+                values = evaluate.evaluate(
+                    eval_step, task, best(state), frozen, interruptible(pieces, stop), mesh,
+                    record=records.add if records else None,
+                )  # fmt: skip
+                if records:
+                    records.finish()
                 stream.skipped.update(pieces.skipped)
-                return answer
+                return values
 
             def evaluate_now() -> None:
-                values, _ = evaluation()
+                values = evaluation()
                 journal.record("eval", done, values)
                 journal.say(f"step {done}  {task.headline} {values[task.headline]:.2f}")
 
@@ -108,7 +109,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 return bool(config.eval_every) and not done % config.eval_every and done < steps
 
             def save(position: Any) -> None:
-                kept = {k: state[k] for k in ("train", "ema") if k in state}
+                kept = kept_of(state)
                 pending = [{k: float(v) for k, v in one.items()} for one in jax.device_get(losses)]
                 meta = {**origin, "losses": pending, "skipped": stream.skipped}
                 saved.save(done, kept, state["opt"], position, meta)
@@ -116,7 +117,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             # Loop.
             position = stream.get_state()
             speed = Speed()
-            place = functools.partial(place_batch, mesh=mesh)
+            place = functools.partial(inputs.place, mesh=mesh)
             ahead = itertools.islice(loader.prefetch(stream, place), steps - done)
             try:
                 if done and evaluation_due():
@@ -146,7 +147,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                         speed.pause()
                 check_finite(state)
                 save(position)
-                values, predictions = evaluation()
+                values = evaluation(folder / "predictions")
             except Preempted:
                 check_finite(state)
                 save(position)
@@ -156,10 +157,9 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             journal.record("eval", done, values)
             if not first:
                 return {}
-            evaluate.write_predictions(folder / "predictions.csv", predictions)
-            card = workdir.card(config, source.info, counts, values)
-            leaves = jax.device_get(best(state))
-            card = checkpoint.save_adapter(folder / "adapter", leaves, card)
+            card = product.card(config, split.source.info, counts, values)
+            leaves = jax.device_get(product.leaves(best(state)))
+            card = product.save(folder / "adapter", leaves, card)
             result = {
                 "method": config.adapter.name,
                 **values,
@@ -183,7 +183,7 @@ def restore(
     Raises:
         CheckpointError: if the run began with another `origin` (hashes of weights and data).
     """
-    kept = {k: state[k] for k in ("train", "ema") if k in state}
+    kept = kept_of(state)
     found = saved.restore(kept, state["opt"])
     if found is None:
         return state, 0, []
@@ -200,49 +200,22 @@ def restore(
     return {**state, **kept, "opt": opt, "step": number}, done, meta["losses"]
 
 
+def kept_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of a state besides the optimizer's: what is there of it."""
+    return {k: state[k] for k in ("train", "stats", "ema") if jax.tree.leaves(state.get(k, ()))}
+
+
 def training_steps(config: Any, examples: int) -> int:
     """Number of optimizer steps."""
     per_epoch = examples / config.input.batch_size
     return config.optim.steps or max(round(config.optim.epochs * per_epoch), 1)
 
 
-def batches(config: Any, source: Any, transform: Any) -> Any:
-    """This process's part of the endless training batches."""
-    count = jax.process_count()
-    return loader.train_batches(
-        source,
-        transform,
-        batch_size=config.input.batch_size // count,
-        seed=config.seed,
-        process=(jax.process_index(), count),
-        threads=None if config.input.threads < 0 else config.input.threads,
-        on_error=config.input.on_error,
-    )
-
-
-def place_batch(batch: Any, mesh: Any) -> Any:
-    """A batch on the mesh; the copy does not wait."""
-    return sharding.put(batch, sharding.batch(batch, mesh))
-
-
-def check_image(config: Any, shape: tuple[int, ...]) -> None:
-    """Raises a ConfigError if images of this shape can't be cut into the backbone's patches."""
-    patch = getattr(backbones.config(config.backbone.name), "patch", None)
-    if patch is None:
-        raise ConfigError(f"the backbone {config.backbone.name!r} takes point clouds, not images")
-    if shape[0] % patch or shape[1] % patch:
-        nearest = max(round(shape[0] / patch), 1) * patch
-        raise ConfigError(
-            f"images of {shape[0]}x{shape[1]} are not divisible by patch {patch} of "
-            f"{config.backbone.name!r}; the nearest is resize({nearest})"
-        )
-
-
 def check_finite(state: dict[str, Any]) -> None:
     """Raises a TrainingError that names the first step that was not finite."""
     number = int(state["bad"]["step"])
     if number >= 0:
-        index = sharding.gather_rows({"index": sharding.local(state["bad"]["index"])})["index"]
+        index = processes.gather_rows({"index": sharding.local(state["bad"]["index"])})["index"]
         raise TrainingError(
             f"the loss or its gradient is not finite at step {number}; the batch's examples are "
             f"{index.tolist()}; the last checkpoint before it is kept"
@@ -309,7 +282,7 @@ def asked(stop: threading.Event, meeting: bool) -> bool:
     """Whether to stop now; several processes agree on it, at the steps where they meet."""
     if jax.process_count() == 1:
         return stop.is_set()
-    return meeting and sharding.any_process(stop.is_set())
+    return meeting and processes.any_process(stop.is_set())
 
 
 def interruptible(batches: Any, stop: threading.Event) -> Iterator[Any]:

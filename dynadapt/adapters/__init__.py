@@ -152,6 +152,14 @@ def trains(name: str) -> tuple[str, ...]:
     return tuple(f"backbone/{p}" for p in module(name).TRAINS)
 
 
+def moving(path: tuple, leaf: Any) -> bool:
+    """The filter for `nnx.split`: running statistics of heads and adapters, which training moves.
+
+    Those of a frozen backbone are constants.
+    """
+    return isinstance(leaf, nnx.BatchStat) and ("adapter" in path or path[0] == "head")
+
+
 def trainable(patterns: tuple[str, ...] = ()) -> Any:
     """The filter for `nnx.split`: in an adapter, in the head, or matching a pattern.
 

@@ -16,6 +16,7 @@ from dynadapt.layers import ACTIVATIONS, SameKey
 Array = jax.Array
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Features:
     """What a backbone returns.
@@ -75,6 +76,17 @@ def of(family: str, **fields: Any) -> Callable[[nnx.Rngs], nnx.Module]:
     module = choices.module(sys.modules[__name__], family, "backbone family")
     config = _config(module, f"a backbone of {family!r}", fields)
     return lambda rngs: module.Backbone(config, rngs=rngs)
+
+
+def check_patches(height: int, width: int, patch: int) -> None:
+    """Raises a ConfigError for images that can't be cut into patches, naming the nearest size."""
+    if height % patch or width % patch:
+        nearest = [max(round(side / patch), 1) * patch for side in (height, width)]
+        size = str(nearest[0]) if height == width else f"{nearest[0]}, {nearest[1]}"
+        raise ConfigError(
+            f"images of {height}x{width} are not divisible by the backbone's patch {patch}; the "
+            f"nearest is resize({size})"
+        )
 
 
 def check_block(dim: int, heads: int, act: str) -> None:

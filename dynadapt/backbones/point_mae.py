@@ -15,6 +15,7 @@ from dynadapt.backbones import Features, check_block, check_numbers
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
 from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
+from dynadapt.layers.batch_norm import StoredNorm
 from dynadapt.layers.transformer import Attention, Block, Mlp
 
 Array = jax.Array
@@ -111,26 +112,6 @@ def _squared_distances(points: Array, center: Array) -> Array:
     return jnp.square(points - center[None]).sum(-1)
 
 
-class BatchNorm(nnx.Module):
-    """Batch normalisation of `... d` by stored statistics, which never train (float32 inside)."""
-
-    def __init__(self, dim: int, *, epsilon: float):
-        self.epsilon = epsilon
-        self.scale, self.bias = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
-        self.mean, self.var = nnx.BatchStat(jnp.zeros(dim)), nnx.BatchStat(jnp.ones(dim))
-
-    def __call__(self, x: Array, ctx: Context) -> Array:
-        row = (1,) * (x.ndim - 1) + (-1,)
-        scale, bias, mean, var = (
-            v[...].astype(jnp.float32).reshape(row)
-            for v in (self.scale, self.bias, self.mean, self.var)
-        )
-        # Statistics are constants, whatever a caller differentiates by.
-        mean, var = jax.lax.stop_gradient((mean, var))
-        y = (x.astype(jnp.float32) - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
-        return y.astype(x.dtype)
-
-
 class PointEmbed(nnx.Module):
     """Mini-PointNet: groups of points `b g k 3` to tokens `b g d`, whatever the order in a group.
 
@@ -139,10 +120,10 @@ class PointEmbed(nnx.Module):
 
     def __init__(self, dim: int, *, epsilon: float, rngs: nnx.Rngs):
         self.conv1 = Linear(3, 128, rngs=rngs)
-        self.norm1 = BatchNorm(128, epsilon=epsilon)
+        self.norm1 = StoredNorm(128, epsilon=epsilon)
         self.conv2 = Linear(128, 256, rngs=rngs)
         self.conv3 = Linear(512, 512, rngs=rngs)
-        self.norm2 = BatchNorm(512, epsilon=epsilon)
+        self.norm2 = StoredNorm(512, epsilon=epsilon)
         self.conv4 = Linear(512, dim, rngs=rngs)
 
     def __call__(self, groups: Array, ctx: Context) -> Array:
@@ -179,10 +160,12 @@ class Backbone(nnx.Module):
     added between it and the groups. Layers see the groups as a grid `(g, 1)`.
 
     Attributes:
+        takes: the field of a batch that it is called on.
         grows: whether blocks may add tokens.
         fresh: leaves that pre-trained weights may lack; they keep their initial values.
     """
 
+    takes = "points"
     grows = True
     fresh = ("class_token", "class_position")
 

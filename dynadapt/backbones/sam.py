@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt.backbones import Features, check_block, check_numbers
+from dynadapt.backbones import Features, check_block, check_numbers, check_patches
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
 from dynadapt.layers import Conv, LayerNorm, Linear, windows
@@ -137,7 +137,12 @@ class Backbone(nnx.Module):
     """A SAM image encoder, called on images `b h w 3` normalised as its checkpoint wants.
 
     Returns `Features` with maps `b h w d` at the chosen levels, then the neck's; no tokens.
+
+    Attributes:
+        takes: the field of a batch that it is called on.
     """
+
+    takes = "image"
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         # Tuples even where lists were given: static attributes of a module must be hashable.
@@ -165,8 +170,7 @@ class Backbone(nnx.Module):
     def __call__(self, images: Array, ctx: Context) -> Features:
         c = self.config
         b, height, width, _ = images.shape
-        if height % c.patch or width % c.patch:
-            raise ConfigError(f"image size {height}x{width} is not divisible by patch {c.patch}")
+        check_patches(height, width, c.patch)
         grid = (height // c.patch, width // c.patch)
         ctx = ctx.replace(grid=grid)
         x = self.embed(images, ctx)

@@ -219,7 +219,12 @@ class Backbone(nnx.Module):
     """A Swin Transformer, called on images `b h w 3` normalised as its checkpoint wants.
 
     Returns `Features` with one map `b h w d` a stage, at strides 4, 8, 16, 32; no tokens.
+
+    Attributes:
+        takes: the field of a batch that it is called on.
     """
+
+    takes = "image"
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         # Tuples even where lists were given: static attributes of a module must be hashable.

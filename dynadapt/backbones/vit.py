@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt.backbones import Features, check_block, check_numbers
+from dynadapt.backbones import Features, check_block, check_numbers, check_patches
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import LayerNorm
@@ -129,9 +129,11 @@ class Backbone(nnx.Module):
     Returns `Features` with maps `b h w d` at the chosen levels and tokens `b p d`.
 
     Attributes:
+        takes: the field of a batch that it is called on.
         grows: whether blocks may add tokens.
     """
 
+    takes = "image"
     grows = True
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
@@ -163,8 +165,7 @@ class Backbone(nnx.Module):
     def __call__(self, images: Array, ctx: Context) -> Features:
         c = self.config
         b, height, width, _ = images.shape
-        if height % c.patch or width % c.patch:
-            raise ConfigError(f"image size {height}x{width} is not divisible by patch {c.patch}")
+        check_patches(height, width, c.patch)
         grid = (height // c.patch, width // c.patch)
         x = self.with_tokens(self.embed(images, ctx), grid)
         ctx = ctx.replace(grid=grid, prefix=self.prefix)

@@ -58,14 +58,15 @@ def run(
 def hosted(backbone: str, method: str, adapters: int) -> tuple[serving.Host, list[Any]]:
     """A model with random weights, and adapters for it that differ."""
     config = cases.config(backbone, method, 1)
-    graph, train, frozen = model.split(model.build(config, cases.task(config)), config)
+    graph, train, stats, frozen = model.split(model.build(config, *cases.given(config)), config)
+    kept = {"train": train, "stats": stats}
     rng = np.random.default_rng(0)
 
     def moved(x: jax.Array) -> jax.Array:
         return x + jnp.asarray(0.02 * rng.normal(size=x.shape), x.dtype)
 
-    trees = [jax.tree.map(moved, train) for _ in range(adapters)]
-    return serving.Host(Path(), config, {}, graph, train, frozen), trees
+    trees = [jax.tree.map(moved, kept) for _ in range(adapters)]
+    return serving.Host(Path(), config, {}, graph, kept, frozen), trees
 
 
 def compared(

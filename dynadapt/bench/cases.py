@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from dynadapt import backbones, tasks
 from dynadapt import config as configs
-from dynadapt.data import numbered
+from dynadapt.data import images, loader, numbered
 from dynadapt.errors import ConfigError
 from dynadapt.plans import compare
 
@@ -47,9 +48,11 @@ def on_accelerators(made: ConfigDict) -> ConfigDict:
     return made
 
 
-def task(made: ConfigDict) -> Any:
-    """The task of the config, with ten classes."""
-    return tasks.from_config(made.task, numbered(CLASSES))
+def given(made: ConfigDict) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+    """The task of the config, with ten classes, and the shapes of a batch of images."""
+    info = numbered(CLASSES, side(made.backbone.name))
+    spec = loader.spec(info, images.pipeline(""), made.input.batch_size)
+    return tasks.from_config(made.task, info), spec
 
 
 def side(backbone: str) -> int:

@@ -42,10 +42,9 @@ def run(
 
     def measure(method: str) -> dict[str, Any]:
         config = cases.config(backbone, method, batch)
-        task = cases.task(config)
         bare = model.loaded_backbone(config)
-        several, several_s, held = _together(config, task, bare, cells, side)
-        single, single_s, temporaries = _alone(config, task, bare, side)
+        several, several_s, held = _together(config, bare, cells, side)
+        single, single_s, temporaries = _alone(config, bare, side)
         ours, other = interleaved([timed(several), timed(single)], rounds)
         ours = [seconds / cells for seconds in ours]
         row = dict(cells=cells, cell_ms=milliseconds(ours), single_ms=milliseconds(other))
@@ -59,20 +58,18 @@ def run(
     return dict(machine=machine(), rows=cases.rows(backbone, methods, batch, measure))
 
 
-def _together(
-    config: Any, task: Any, bare: Any, cells: int, side: int
-) -> tuple[Any, float, dict[str, float]]:
+def _together(config: Any, bare: Any, cells: int, side: int) -> tuple[Any, float, dict[str, float]]:
     """A step of all cells, the seconds of its compilation, and MiB."""
-    population = Population(config, task, bare, cells)
+    population = Population(config, *cases.given(config), bare, cells)
     given = cases.examples(EXAMPLES, side)
-    data = population.put_data(given["image"], given["label"])
+    data = population.put_data({name: given[name] for name in ("image", "label")})
     values = {name: config.optim[name] for name in HYPER}
     hyper = population.hyper([{**values, "lr": 1e-3 * (i + 1)} for i in range(cells)])
     seeds = list(range(cells))
     keys, state = population.keys(seeds), {"now": population.start(seeds, hyper)}
     rng = np.random.default_rng(0)
     rows = rng.integers(EXAMPLES, size=(cells, config.input.batch_size), dtype=np.int32)
-    shapes = population.arguments(HYPER, given["image"].shape)
+    shapes = population.arguments(HYPER, EXAMPLES)
     program, seconds = _compiled(population.step_program, shapes)
     population.step_program = program
 
@@ -83,11 +80,12 @@ def _together(
     return call, seconds, _sizes(shapes[0], population.frozen, program.memory_analysis())
 
 
-def _alone(config: Any, task: Any, bare: Any, side: int) -> tuple[Any, float, int]:
+def _alone(config: Any, bare: Any, side: int) -> tuple[Any, float, int]:
     """A step of one run, the seconds of its compilation, and the bytes of its temporaries."""
-    graph, train, frozen = model.split(model.build(config, task, bare), config)
+    task, spec = cases.given(config)
+    graph, train, stats, frozen = model.split(model.build(config, task, spec, bare), config)
     tx = optim.make(config.optim, config.optim.steps, train)
-    state, key = {"now": initial_state(train, tx, config)}, jax.random.key(0)
+    state, key = {"now": initial_state(train, stats, tx, config)}, jax.random.key(0)
     given = jax.device_put(cases.examples(config.input.batch_size, side))
     function = make_step(graph, task, tx, config)
     program, seconds = _compiled(function, (state["now"], frozen, given, key))
@@ -156,11 +154,10 @@ def ahead(
 
 
 def _population_ahead(config: Any, chips: list[Any], cells: int) -> dict[str, Any]:
-    population = Population(config, cases.task(config), None, cells, chips)
-    side = cases.side(config.backbone.name)
-    args = population.arguments(HYPER, (EXAMPLES, side, side, 3))
+    population = Population(config, *cases.given(config), None, cells, chips)
+    args = population.arguments(HYPER, EXAMPLES)
     program = population.step_program.lower(*args).compile()
-    memory = plan.memory_rows(program.memory_analysis(), (*args[:2], args[2:5], ()))
+    memory = plan.memory_rows(program.memory_analysis(), (*args[:2], args[2:4], ()))
     collectives = compiled.collectives(program.as_text())
     share = cells // len(chips) if cells % len(chips) == 0 else cells
     return dict(run=f"population of {cells}", cells=share) | _row(memory, collectives)

@@ -38,10 +38,10 @@ def run(backbone: str, methods: list[str], batch: int, rounds: int) -> dict[str,
 def step(backbone: str, method: str, batch: int) -> tuple[Callable[[], float], int]:
     """A training step on random images that can be asked for its time, and its FLOPs."""
     config = cases.config(backbone, method, batch)
-    task = cases.task(config)
-    graph, train, frozen = model.split(model.build(config, task), config)
+    task, spec = cases.given(config)
+    graph, train, stats, frozen = model.split(model.build(config, task, spec), config)
     tx = optim.make(config.optim, config.optim.steps, train)
-    state = {"now": initial_state(train, tx, config)}
+    state = {"now": initial_state(train, stats, tx, config)}
     given = cases.examples(batch, cases.side(backbone))
     function, key = make_step(graph, task, tx, config), jax.random.key(0)
     flops = compiled.matmul_flops(function, state["now"], frozen, given, key)
@@ -83,8 +83,8 @@ def ahead(backbone: str, methods: list[str], batch: int, topology: str) -> dict[
 
 def compiled_for(config: Any, mesh: Any, topology: str) -> dict[str, Any]:
     """The plan of a config's training step on images of the backbone's own size."""
-    task, side = cases.task(config), cases.side(config.backbone.name)
-    return plan.of_step(config, task, config.optim.steps, (side, side, 3), mesh, topology)
+    task, spec = cases.given(config)
+    return plan.of_step(config, task, config.optim.steps, spec, mesh, topology)
 
 
 def told(found: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dynadapt.commands.base import (
     config_of,
     config_options,
     need,
-    out_file,
+    out_folder,
     workdir_options,
 )
 from dynadapt.errors import ConfigError
@@ -35,14 +35,8 @@ def _plan_options(options: flags.FlagValues) -> None:
 
 def _eval_options(options: flags.FlagValues) -> None:
     workdir_options(options)
-    text = "CSV file for the predictions; by default none is written"
+    text = "folder for records and pictures; by default none are written"
     flags.DEFINE_string("out", None, text, flag_values=options)
-
-
-def _export_options(options: flags.FlagValues) -> None:
-    workdir_options(options)
-    flags.DEFINE_string("out", None, "the file to write", flag_values=options)
-    flags.DEFINE_string("dtype", "float16", "float16, bfloat16 or float32", flag_values=options)
 
 
 def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
@@ -78,7 +72,7 @@ def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import evaluate
     from dynadapt.runs import report
 
-    out = out_file(options)
+    out = out_folder(options) if options.out else None
     result = evaluate.run(need(options, "workdir") / "adapter", out)
     return Answer(result, lambda: report.show_metrics(result))
 
@@ -114,14 +108,6 @@ def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
     return Answer(rows, lambda: verify.show(rows), code=2 if bad else 0)
 
 
-def _export(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt import export
-
-    need(options, "out")
-    result = export.run(need(options, "workdir"), out_file(options), options.dtype)
-    return Answer(result, lambda: print(f"wrote {result['file']}  sha256 {result['sha256']}"))
-
-
 COMMANDS = {
     "train": Command(
         "train an adapter and evaluate it; started again, it goes on where it was",
@@ -146,11 +132,5 @@ COMMANDS = {
         "dynadapt verify --workdir=runs/quickstart",
         _verify,
         workdir_options,
-    ),
-    "export": Command(
-        "write the backbone of a run with method full as a weights file",
-        "dynadapt export --workdir=runs/pretrain_mini --out=vit_mini.safetensors",
-        _export,
-        _export_options,
     ),
 }

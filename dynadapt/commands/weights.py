@@ -16,6 +16,8 @@ def _convert_options(options: flags.FlagValues) -> None:
     flags.DEFINE_string("base", None, text, flag_values=options)
     text = "side of the images that the weights are made for, where the file can't tell"
     flags.DEFINE_integer("image_size", None, text, flag_values=options)
+    text = "of the values: float16, bfloat16 or float32; those of the source where none is given"
+    flags.DEFINE_string("dtype", "", text, flag_values=options)
 
 
 def _convert(options: flags.FlagValues, overrides: list[str]) -> Answer:
@@ -24,7 +26,7 @@ def _convert(options: flags.FlagValues, overrides: list[str]) -> Answer:
     need(options, "out")
     out = out_folder(options) if options.to == convert.PEFT else out_file(options)
     known = {k: options[k].value for k in ("heads", "image_size") if options[k].value}
-    result = convert.run(need(options, "in"), out, options.to, options.base, **known)
+    result = convert.run(need(options, "in"), out, options.to, options.base, options.dtype, **known)
     return Answer(result, lambda: convert.show(result))
 
 

@@ -65,9 +65,9 @@ def labelled(
     return Info(name, fields, counts or {}, obtain, fingerprint)
 
 
-def numbered(classes: int) -> Info:
-    """What a data set of so many classes without names is, for a head that needs no more."""
-    return labelled("numbered", tuple(map(str, range(classes))))
+def numbered(classes: int, side: int = 0) -> Info:
+    """What a data set of images of `side` pixels and so many classes without names is."""
+    return labelled("numbered", tuple(map(str, range(classes))), size=(side, side))
 
 
 @dataclass(frozen=True)

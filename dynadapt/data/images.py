@@ -154,11 +154,18 @@ class Pipeline:
         self._steps = [(step, settings, _is_random(step)) for step, settings in steps]
         self.random = any(is_random for *_, is_random in self._steps)
 
-    def __call__(self, example: dict, rng: np.random.Generator | None = None) -> dict:
+    def size(self, given: tuple[int, ...] = ()) -> tuple[int, int] | None:
+        found = set()
+        for shape in [given] if given else [(1024, 1024), (1024, 1536)]:
+            image = np.zeros((*shape, 3), np.uint8)
+            found.add(self({"image": image}, np.random.default_rng(0))["image"].shape[:2])
+        return found.pop() if len(found) == 1 else None
+
+    def __call__(self, example: dict, rng=None, fields=None) -> dict:
         image = decode(example["image"], example.get("name", "an image"))
         for step, settings, is_random in self._steps:
             image = step(image, **settings, rng=rng) if is_random else step(image, **settings)
-        return {**example, "image": image}
+        return {**example, "image": image, "size": None, "frame": None}
 
     def __repr__(self) -> str:
         return f"pipeline({self.text!r})"

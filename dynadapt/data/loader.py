@@ -6,6 +6,8 @@ permutation made of (seed, epoch). Batch `i` of process `p` of `P` takes the ele
 of the `i`-th stretch of `P * batch_size`. So a batch may hold the end of one epoch and the start of
 the next, no example is ever dropped, and a run may go on with another number of processes as long
 as the global batch stays.
+
+`spec` says what a batch is; nothing else does.
 """
 
 import functools
@@ -17,23 +19,90 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
-from dynadapt.data import Source, images
+from dynadapt.data import Info, Source, images
+from dynadapt.data.fields import DENSE
 from dynadapt.errors import ConfigError, DataError, DynadaptError
 
-Transform = Callable[[dict, np.random.Generator | None], dict]
 _MODES = ("stop", "skip")
+ENDLESS = 1 << 60  # examples; more than any training sees, and no length overflows
+
+
+def spec(
+    info: Info, transform: images.Pipeline, batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch `b`: the fields of the examples after the transform, `index` and `mask`.
+
+    Dense fields are `b h w` or `b h w 3`; ragged ones `b most …`, with a mask `b most` beside them.
+    `index` is int32 `b`, the position in the split, -1 for padding; `mask` float32 `b`, 0 for
+    padding and for examples that were skipped.
+
+    Raises:
+        ConfigError: where the transform leaves pictures of several sizes.
+    """
+    dense = [field for field in info.fields.values() if field.kind in DENSE]
+    size = transform.size(dense[0].size) if dense else ()
+    if size is None:
+        raise ConfigError(
+            f"the images of {info.name!r} are not of one size after {transform.text!r}; let the "
+            "transforms end in one, such as resize(224)"
+        )
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+    for name, field in info.fields.items():
+        deep = (3,) if field.kind in ("pixels", "vectors") else ()
+        own = (4,) if field.kind == "boxes" else field.size
+        shape = (*size, *deep) if field.kind in DENSE else own
+        ragged = (field.most,) if field.most else ()
+        shapes[name] = ((*ragged, *shape), field.dtype)
+        if ragged:
+            shapes[f"{name}_mask"] = (ragged, "float32")
+    shapes |= {"index": ((), "int32"), "mask": ((), "float32")}
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), np.dtype(dtype))
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def example(
+    source: Source, transform: images.Pipeline, index: int, rng: np.random.Generator | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """An example of a source, transformed and padded as `spec` says, and what is known of it.
+
+    What is known: its `name`, the `size` `(h, w)` of its picture as stored, and the `frame` that
+    led from there to here.
+
+    Raises:
+        DataError: for an example that can't be read or is not what the source's fields say.
+    """
+    given = source[index]
+    name = given.get("name", f"example {index}")
+    changed = transform(given, rng, fields=source.info.fields)
+    values: dict[str, np.ndarray] = {}
+    for key, field in source.info.fields.items():
+        value = np.asarray(changed[key], field.dtype)
+        count = len(field.classes)
+        if field.kind == "number" and count and not ((value >= 0) & (value < count)).all():
+            raise DataError(f"{name} has label {value} of {count} classes")
+        if field.most:
+            if len(value) > field.most:
+                raise DataError(f"{name} has {len(value)} {key}, more than {field.most}")
+            mask = np.zeros(field.most, np.float32)
+            mask[: len(value)] = 1
+            padded = np.full((field.most, *value.shape[1:]), field.fill, field.dtype)
+            padded[: len(value)] = value
+            value, values[f"{key}_mask"] = padded, mask
+        values[key] = value
+    return values, {"name": name, **{k: changed.get(k) for k in ("size", "frame")}}
 
 
 class Batches:
-    """An iterator over batches: dicts of numpy arrays, with a state to resume from.
-
-    image uint8 `b h w 3`; label int32 `b`; index int32 `b`, the position in the split, -1 for
-    padding; mask float32 `b`, 0 for padding and for images that were skipped.
+    """An iterator over batches as of `spec`, dicts of numpy arrays, with a state to resume from.
 
     `steps` is the number of batches, None where it is endless. `skipped` maps the name of each
-    broken image met so far to what is wrong with it; reading ahead may fill it early.
+    broken example met so far to what is wrong with it; reading ahead may fill it early. `about` has
+    what is known of each example by its index, in an evaluation alone.
     """
 
     def __init__(
@@ -41,6 +110,7 @@ class Batches:
     ):
         self.steps: int | None = steps
         self.skipped: dict[str, str] = examples.skipped
+        self.about: dict[int, dict[str, Any]] = examples.about
         self._run = run
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         self._iterator = iter(dataset.to_iter_dataset(options))
@@ -68,7 +138,7 @@ class Batches:
 
 def train_batches(
     source: Source,
-    transform: str | Transform,
+    transform: str | images.Pipeline,
     *,
     batch_size: int,
     seed: int,
@@ -93,14 +163,14 @@ def train_batches(
             f"examples; choose a batch of at most {size // count} for each process"
         )
 
-    def load(position, _):  # position: in the endless stream
+    def load(position):  # in the endless stream
         epoch, place = divmod(position, size)
         index = int(order(seed, epoch, size)[place])
         return examples.load(index, [1, seed, epoch, index] if examples.random else None)
 
     # grain's own shuffle draws epoch e from seed + e, so that runs 0, 1, 2 would share epochs; it
     # is also slow on small sets
-    stream = grain.MapDataset.range(size).repeat().map_with_index(load)
+    stream = grain.MapDataset.range(ENDLESS).map(load)
     batches = stream[index::count].batch(batch_size, batch_fn=examples.stack)
     run = {"seed": seed, "global_batch": batch_size * count, "examples": size}
     return Batches(batches, examples, _threads(source, threads), run, None)
@@ -121,7 +191,7 @@ def rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
 
 def eval_batches(
     source: Source,
-    transform: str | Transform,
+    transform: str | images.Pipeline,
     *,
     batch_size: int,
     process: tuple[int, int] = (0, 1),
@@ -132,7 +202,7 @@ def eval_batches(
 
     All processes yield the same number of batches. Random transforms are refused.
     """
-    examples = _Examples(source, transform, on_error)
+    examples = _Examples(source, transform, on_error, about=True)
     if examples.random:
         raise ConfigError(f"{transform!r} draws at random, which an evaluation must not")
     size = len(source)
@@ -179,68 +249,57 @@ def prefetch(
 class _Examples:
     """Loads single examples and stacks them; keeps account of the broken ones."""
 
-    def __init__(self, source: Source, transform: str | Transform, on_error: str):
+    def __init__(
+        self, source: Source, transform: str | images.Pipeline, on_error: str, about: bool = False
+    ):
         if on_error not in _MODES:
             raise ConfigError(f"on_error is {on_error!r} and must be 'stop' or 'skip'")
         if not len(source):
             raise DataError("the data set is empty")
         self.source, self.skip = source, on_error == "skip"
         self.transform = images.pipeline(transform) if isinstance(transform, str) else transform
-        self.random = getattr(self.transform, "random", True)
+        self.random = self.transform.random
         self.skipped: dict[str, str] = {}
-        self._lock = threading.Lock()
-        self._shape: tuple[int, ...] | None = None  # of any image, for zeros
+        self.about: dict[int, dict[str, Any]] = {}
+        self._tells, self._lock = about, threading.Lock()
+        shapes = spec(source.info, self.transform, 1)
+        self._shapes = {name: x.shape[1:] for name, x in shapes.items()}
+        fills = {name: field.fill for name, field in source.info.fields.items()} | {"index": -1}
+        self._blank = {
+            name: np.full(x.shape[1:], fills.get(name, 0), x.dtype) for name, x in shapes.items()
+        }
 
-    def load(self, index: int, rng: list[int] | None) -> dict[str, Any]:
-        name = f"example {index}"
+    def load(self, index: int, rng: list[int] | None) -> dict[str, np.ndarray]:
+        generator = None if rng is None else np.random.default_rng(rng)
+        number = {"index": np.int32(index)}
         try:
-            example = self.source[index]
-            name = example.get("name", name)
-            classes = len(self.source.info.classes)
-            if not 0 <= example["label"] < classes:
-                raise DataError(f"{name} has label {example['label']} of {classes} classes")
-            generator = None if rng is None else np.random.default_rng(rng)
-            image = self.transform(example, generator)["image"]
+            values, about = example(self.source, self.transform, index, generator)
+            for name, value in values.items():
+                if value.shape != self._shapes[name]:
+                    raise DataError(
+                        f"{about['name']} has {name} of shape {value.shape}, where "
+                        f"{self.source.info.name!r} promised {self._shapes[name]}"
+                    )
         except DataError as error:
             if not self.skip:
                 raise
-            self._note(name, str(error))
-            return {**self.padding(), "index": index}
-        self._shape = image.shape
-        return {"image": image, "label": example["label"], "index": index, "mask": 1.0}
+            self._note(index, str(error))
+            return self._blank | number
+        if self._tells:
+            self.about[index] = about
+        return values | number | {"mask": np.float32(1)}
 
-    def padding(self) -> dict[str, Any]:
-        return {"image": None, "label": 0, "index": -1, "mask": 0.0}
+    def padding(self) -> dict[str, np.ndarray]:
+        return self._blank
 
-    def stack(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        shapes = {row["image"].shape for row in rows if row["image"] is not None}
-        if len(shapes) > 1:
-            raise ConfigError(
-                f"images of one batch differ in shape, {' and '.join(map(str, sorted(shapes)[:2]))}"
-                "; let the transform end in one size, such as resize(224)"
-            )
-        zeros = np.zeros(shapes.pop() if shapes else self._any_shape(), np.uint8)
-        return {
-            "image": np.stack([zeros if r["image"] is None else r["image"] for r in rows]),
-            "label": np.array([r["label"] for r in rows], np.int32),
-            "index": np.array([r["index"] for r in rows], np.int32),
-            "mask": np.array([r["mask"] for r in rows], np.float32),
-        }
+    def stack(self, rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.stack([row[name] for row in rows]) for name in self._blank}
 
-    def _any_shape(self) -> tuple[int, ...]:
-        """The shape of an image, for a batch that has none of its own."""
-        for index in range(len(self.source)):
-            if self._shape is not None:
-                break
-            self.load(index, [0])
-        if self._shape is None:
-            raise DataError(
-                f"none of the {len(self.source)} images can be read, "
-                f"the first for this reason: {next(iter(self.skipped.values()))}"
-            )
-        return self._shape
-
-    def _note(self, name: str, message: str) -> None:
+    def _note(self, index: int, message: str) -> None:
+        try:
+            name = self.source[index].get("name", f"example {index}")
+        except DataError:
+            name = f"example {index}"
         with self._lock:
             new = name not in self.skipped
             self.skipped[name] = message

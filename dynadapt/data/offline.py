@@ -79,7 +79,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 Example = tuple[str, int, Callable[[], Any]]  # its name, its label, and what reads its image
 
 
-class Examples:
+class Crops:
     """A source over examples whose images were read into memory, encoded or uint8 `h w 3`."""
 
     in_memory = True
@@ -96,7 +96,7 @@ class Examples:
         return {"image": self._images[index], "label": label, "name": name}
 
 
-def source(split: str, task: str = "", path: str = "") -> Examples:
+def source(split: str, task: str = "", path: str = "") -> Crops:
     """Reads or draws a split of a task; nothing of later splits is opened.
 
     `path` is the folder that holds the sets; empty, it is `$DYNADAPT_DATA`, or `shared/data` beside
@@ -114,7 +114,7 @@ def source(split: str, task: str = "", path: str = "") -> Examples:
         data = images[-1] if isinstance(images[-1], bytes) else np.asarray(images[-1]).tobytes()
         digest.update(b"%d %d " % (label, len(data)) + data)
     info = labelled(task, CLASSES[task], {split: len(rows)}, obtain(task), digest.hexdigest())
-    return Examples(rows, info, images)
+    return Crops(rows, info, images)
 
 
 def count_test(task: str, path: str = "") -> int:

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import adapters, attach, backbones, choices, tasks
+from dynadapt import adapters, attach, backbones, choices, model, tasks
 from dynadapt import config as configs
 from dynadapt.attach import Shared
 from dynadapt.context import Context
 from dynadapt.data import numbered
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
-from dynadapt.model import Model
 from dynadapt.plans import compiled
 from dynadapt.runs import workdir
 from dynadapt.runs.journal import show_table, size_text
@@ -113,12 +112,13 @@ def _row(
 ) -> dict[str, Any]:
     obstacle = ""
 
-    def adapted(state: Any) -> Model:
+    def adapted(state: Any) -> model.Model:
         nonlocal obstacle
         backbone = nnx.merge(graph, state)
         adapters.adapt(backbone, name, rngs=SameKey())
         obstacle = adapters.obstacle(backbone, name)
-        return Model(backbone, task.head(backbone, rngs=SameKey()))
+        like = model.features(backbone, {backbone.takes: inputs})
+        return model.Model(backbone, task.head(like, rngs=SameKey()))
 
     network = nnx.eval_shape(adapted, state)
     filters = adapters.trainable(adapters.trains(name))

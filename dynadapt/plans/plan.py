@@ -8,17 +8,16 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 
-from dynadapt import attach, evaluate, model, optim, sharding, tasks, tree
+from dynadapt import attach, inputs, model, optim, sharding, tasks, tree
 from dynadapt import config as configs
 from dynadapt.errors import ConfigError, MachineError
 from dynadapt.plans import compiled
 from dynadapt.runs import workdir
 from dynadapt.runs.journal import show_table, size_text
 from dynadapt.step import initial_state, make_step
-from dynadapt.train import check_image, training_steps
+from dynadapt.train import training_steps
 
 GIB = 2**30
 # Memory of one chip, GiB, by the first part of a topology's name.
@@ -42,33 +41,32 @@ def run(config: Any, topology: str | None = None) -> dict[str, Any]:
     configs.check(config)
     mesh = sharding.make_mesh(config.mesh, devices(topology))
     sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
-    source, transform = evaluate.open_split(config, "train")
-    shape = evaluate.example_shape(config, source, transform)
-    check_image(config, shape)
-    check_image(config, evaluate.example_shape(config, *evaluate.open_split(config, "eval")))
-    task = tasks.from_config(config.task, source.info)
-    return of_step(config, task, training_steps(config, len(source)), shape, mesh, topology)
+    split, tested = inputs.open_split(config, "train"), inputs.open_split(config, "eval")
+    task = tasks.from_config(config.task, split.source.info)
+    model.abstract(config, task, tested.spec)  # raises where the evaluated size can't be served
+    steps = training_steps(config, len(split.source))
+    return of_step(config, task, steps, split.spec, mesh, topology)
 
 
 def of_step(
-    config: Any, task: Any, steps: int, shape: tuple[int, ...], mesh: Any, topology: str | None
+    config: Any, task: Any, steps: int, spec: model.Batch, mesh: Any, topology: str | None
 ) -> dict[str, Any]:
-    """The plan of a training step on examples of this shape, as `run` returns it.
+    """The plan of a training step on batches of these shapes, as `run` returns it.
 
     Args:
         config: checked.
         task: what is trained.
         steps: length of the training.
-        shape: of an example, `h w 3` or `n 3`.
+        spec: shapes of a batch, as of `data.loader.spec`.
         mesh: over devices here or of the topology.
         topology: whose memory the step must fit; None for the devices here.
     """
-    network = model.abstract(config, task)
+    network = model.abstract(config, task, spec)
     sites = site_rows(network)
-    graph, train, frozen = model.split(network, config)
+    graph, train, stats, frozen = model.split(network, config)
     tx = optim.make(config.optim, steps, train)
     step = make_step(graph, task, tx, config)
-    args = arguments(config, shape, train, frozen, tx, mesh)
+    args = arguments(config, spec, train, stats, frozen, tx, mesh)
     result = {
         "backbone": config.backbone.name,
         "method": config.adapter.name,
@@ -169,22 +167,15 @@ def site_rows(network: Any) -> list[dict[str, Any]]:
 
 
 def arguments(
-    config: Any, shape: tuple[int, ...], train: Any, frozen: Any, tx: Any, mesh: Any
+    config: Any, spec: model.Batch, train: Any, stats: Any, frozen: Any, tx: Any, mesh: Any
 ) -> tuple[Any, Any, Any, Any]:
     """Abstract arguments of the step, each with its place on the mesh."""
-    b = config.input.batch_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((b, *shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
-        "index": jax.ShapeDtypeStruct((b,), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((b,), jnp.float32),
-    }
-    state = jax.eval_shape(lambda t: initial_state(t, tx, config), train)
+    state = jax.eval_shape(lambda t, s: initial_state(t, s, tx, config), train, stats)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return (
         _placed(state, sharding.state(state, mesh)),
         _placed(frozen, sharding.frozen(frozen, mesh)),
-        _placed(batch, sharding.batch(batch, mesh)),
+        _placed(spec, sharding.batch(spec, mesh)),
         _placed(key, sharding.replicated(key, mesh)),
     )
 
@@ -200,7 +191,7 @@ def memory_rows(analysis: Any, args: tuple) -> dict[str, int]:
     state, frozen, batch, _ = args
     return {
         "frozen": _device_bytes(frozen),
-        "trained": _device_bytes([state["train"], state.get("ema", ())]),
+        "trained": _device_bytes([state["train"], state["stats"], state.get("ema", ())]),
         "optimizer": _device_bytes(state["opt"]),
         "batch": _device_bytes(batch),
         "temporaries": analysis.temp_size_in_bytes,

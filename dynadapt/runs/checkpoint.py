@@ -1,24 +1,17 @@
-"""What a run leaves: checkpoints to go on from, and the adapter, which is the product.
+"""Checkpoints of a run, to go on from.
 
     checkpoints/<step>/    orbax items `train`, `opt_state`, `data`, `meta`, and `manifest.json`
     (SHA-256)
-    adapter/               adapter.safetensors (all that is trained) and adapter.json (all that
-    it needs)
 
 A checkpoint without a manifest was interrupted and is passed over. Neither orbax nor safetensors
 notice a flipped bit, so everything is hashed when it is written and compared when it is read.
 """
 
-import contextlib
-import hashlib
-import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from dynadapt import files, tree
@@ -154,70 +147,3 @@ def _shapes(train: Any, opt_state: Any) -> dict[str, str]:
 def _hashes(folder: Path) -> dict[str, str]:
     found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST)
     return {str(p.relative_to(folder)): files.sha256(p) for p in found}
-
-
-def save_adapter(folder: Path, leaves: Any, card: dict[str, Any]) -> dict[str, Any]:
-    """Writes the adapter of a run.
-
-    Args:
-        folder: `adapter/` of the run.
-        leaves: all that is trained; the file holds these bytes and a header.
-        card: what an evaluation needs to know; hashes are added.
-
-    Returns:
-        The card as it was written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {path: np.asarray(x) for path, x in tree.leaves(leaves).items()}
-    file = folder / "adapter.safetensors"
-    (folder / "adapter.json").unlink(missing_ok=True)
-    files.write_tensors(file, tensors)
-    card = {
-        **card,
-        "bytes": file.stat().st_size,
-        "file_sha256": files.sha256(file),
-        "tensor_sha256": {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in tensors.items()},
-    }
-    card["card_sha256"] = _card_hash(card)
-    files.write_json(folder / "adapter.json", card)
-    return card
-
-
-def _card_hash(card: dict[str, Any]) -> str:
-    values = {k: v for k, v in card.items() if k != "card_sha256"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def load_adapter(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors and the card of an adapter, after comparing every hash.
-
-    Raises:
-        CheckpointError: naming what is missing or damaged.
-    """
-    card = files.read_json(folder / "adapter.json")
-    faults = list(adapter_faults(folder, card))
-    if faults:
-        raise CheckpointError(f"the adapter in {folder} is damaged: {'; '.join(faults)}")
-    return files.read_tensors(folder / "adapter.safetensors"), card
-
-
-def adapter_faults(folder: Path, card: dict[str, Any]) -> Iterator[str]:
-    """All that does not agree with the card's hashes."""
-    if card.get("card_sha256") != _card_hash(card):
-        yield "adapter.json was changed"
-    file = folder / "adapter.safetensors"
-    if not file.is_file():
-        yield "adapter.safetensors is missing"
-        return
-    if files.sha256(file) == card.get("file_sha256"):
-        return
-    yield "adapter.safetensors was changed"
-    with contextlib.suppress(CheckpointError):
-        expected = card.get("tensor_sha256", {})
-        found = files.read_tensors(file)
-        for name in sorted({*expected, *found}):
-            value = found.get(name)
-            if value is None:
-                yield f"tensor {name} is missing"
-            elif hashlib.sha256(value.tobytes()).hexdigest() != expected.get(name):
-                yield f"tensor {name} was changed"

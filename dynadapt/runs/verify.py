@@ -1,12 +1,11 @@
 """Compares all that a run wrote, and the backbone that it stands on, with their hashes."""
 
 from pathlib import Path
-from typing import Any
 
 from dynadapt import config as configs
-from dynadapt import evaluate, files
+from dynadapt import files
 from dynadapt.errors import CheckpointError
-from dynadapt.runs import checkpoint, workdir
+from dynadapt.runs import checkpoint, product, workdir
 from dynadapt.runs.journal import show_table
 
 
@@ -29,9 +28,9 @@ def run(folder: Path) -> list[dict[str, str]]:
     if not complete and (folder / "config.json").exists():
         add("config.json", _config_fault(folder))
     try:
-        _, card = checkpoint.load_adapter(folder / "adapter")
+        adapter = product.read(folder / "adapter")
         add("adapter", None)
-        add("backbone weights", _backbone_fault(card))
+        add("backbone weights", _backbone_fault(adapter))
     except CheckpointError as error:
         add("adapter", str(error))
     steps = [p for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
@@ -49,9 +48,9 @@ def _config_fault(folder: Path) -> str | None:
     return None if whole else "config.json was changed"
 
 
-def _backbone_fault(card: dict[str, Any]) -> str | None:
+def _backbone_fault(adapter: product.Adapter) -> str | None:
     try:
-        evaluate.check_backbone(configs.from_plain(card["config"]), card)
+        product.check_backbone(adapter)
     except CheckpointError as error:
         return str(error)
     return None

@@ -4,26 +4,24 @@ config.json            resolved config, its hash, versions, device
 metrics.jsonl          one line a record
 checkpoints/           to go on from
 adapter/               the product
-predictions.csv        the final evaluation, one line an example
+predictions/           the final evaluation: records, one an example, and some pictures
 result.json            what the run came to
 manifest.json          SHA-256 of these files, where the run is complete
 """
 
-import importlib.metadata
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from dynadapt import config as configs
-from dynadapt import files, tree, weights
+from dynadapt import files, tree
 from dynadapt.errors import CheckpointError, ConfigError
-from dynadapt.runs import checkpoint
+from dynadapt.runs import product
 
-PRODUCTS = ("config.json", "result.json", "predictions.csv")
-PACKAGES = ("dynadapt", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# Files that a complete run must have; the manifest may name more.
+NEEDED = ("config.json", "result.json")
 
 
 def check(config: Any, folder: Path) -> None:
@@ -51,7 +49,7 @@ def result(config: Any, folder: Path) -> dict[str, Any] | None:
     if not found or any(found.values()):
         return None
     try:
-        checkpoint.load_adapter(folder / "adapter")
+        product.read(folder / "adapter")
     except CheckpointError:
         return None
     return files.read_json(folder / "result.json")
@@ -60,9 +58,10 @@ def result(config: Any, folder: Path) -> dict[str, Any] | None:
 def finish(folder: Path, result: dict[str, Any]) -> None:
     """Writes `result.json` and, last of all, `manifest.json`: the run is complete."""
     files.write_json(folder / "result.json", result)
-    files.write_json(
-        folder / "manifest.json", {name: files.sha256(folder / name) for name in PRODUCTS}
-    )
+    listed = [folder / name for name in NEEDED]
+    listed += sorted(p for p in (folder / "predictions").rglob("*") if p.is_file())
+    hashes = {p.relative_to(folder).as_posix(): files.sha256(p) for p in listed}
+    files.write_json(folder / "manifest.json", hashes)
 
 
 def faults(folder: Path) -> dict[str, str]:
@@ -74,10 +73,10 @@ def faults(folder: Path) -> dict[str, str]:
     except CheckpointError as error:
         return {"manifest.json": str(error)}
     found = {}
-    for name in PRODUCTS:
-        whole = (folder / name).is_file() and files.sha256(folder / name) == hashes.get(name)
-        fault = f"{name} was changed" if (folder / name).is_file() else f"{name} is missing"
-        found[name] = "" if whole else fault
+    for name in {**dict.fromkeys(NEEDED), **hashes}:
+        there = (folder / name).is_file()
+        whole = there and files.sha256(folder / name) == hashes.get(name)
+        found[name] = "" if whole else f"{name} was changed" if there else f"{name} is missing"
     return found
 
 
@@ -88,27 +87,10 @@ def start(config: Any, folder: Path) -> None:
     values = {
         "config": configs.plain(config),
         "digest": configs.digest(config),
-        "versions": versions(),
+        "versions": product.versions(),
         "device": f"{jax.device_count()} x {device.device_kind}",
     }
     files.write_json(folder / "config.json", values)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape a result."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def weights_hash(config: Any) -> str:
-    """SHA-256 of the backbone's weights file, "" where the weights are random."""
-    name = config.backbone.weights
-    return weights.digest(weights.locate(name)) if name else ""
 
 
 def counts(train: Any, frozen: Any) -> dict[str, int]:
@@ -126,25 +108,4 @@ def counts(train: Any, frozen: Any) -> dict[str, int]:
         "trained_with_head": tree.size(train),
         "backbone": tree.size(base) + tree.size(frozen),
         "trained_bytes": tree.nbytes(train),
-    }
-
-
-def card(
-    config: Any, info: Any, counted: dict[str, int], metrics: dict[str, float]
-) -> dict[str, Any]:
-    """All that an evaluation of the adapter in a fresh process needs, and what it came from."""
-    return {
-        "format": 1,
-        "method": config.adapter.name,
-        "backbone": config.backbone.name,
-        "weights": config.backbone.weights,
-        "weights_sha256": weights_hash(config),
-        "task": config.task.name,
-        "data": info.name,
-        "classes": list(info.classes),
-        "preprocessing": {"transforms": config.input.eval, "normalise": config.input.normalise},
-        "config": configs.plain(config),
-        "metrics": metrics,
-        **counted,
-        "versions": versions(),
     }

@@ -5,11 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from dynadapt import evaluate, model, optim, tasks
-from dynadapt.context import Context
-from dynadapt.data import numbered
+from dynadapt import backbones, evaluate, model, optim, tasks
+from dynadapt.data import images, loader, numbered
 from dynadapt.plans import compiled
 from dynadapt.runs.journal import show_table
 from dynadapt.step import initial_state, make_step
@@ -59,26 +57,17 @@ def run(given: sweep.Sweep) -> dict[str, Any]:
 
 def cost(config: Any, classes: int) -> tuple[int, int]:
     """FLOPs of a training step and of an image in an evaluation, from shapes alone."""
-    task = tasks.from_config(config.task, numbered(classes))
-    network = model.abstract(config, task)
-    graph, train, frozen = model.split(network, config)
+    info = numbered(classes, backbones.config(config.backbone.name).image_size)
+    spec = loader.spec(info, images.pipeline(""), config.input.batch_size)
+    task = tasks.from_config(config.task, info)
+    graph, train, stats, frozen = model.split(model.abstract(config, task, spec), config)
     tx = optim.make(config.optim, 1, train)
-    state = jax.eval_shape(lambda t: initial_state(t, tx, config), train)
-    side, b = network.backbone.image_size, config.input.batch_size
-
-    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, dtype)
-
-    batch = dict(image=shape(b, side, side, 3, dtype=jnp.uint8), mask=shape(b))
-    batch |= {k: shape(b, dtype=jnp.int32) for k in ("label", "index")}
+    state = jax.eval_shape(lambda t, s: initial_state(t, s, tx, config), train, stats)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = compiled.matmul_flops(make_step(graph, task, tx, config), state, frozen, batch, key)
-
-    def forward(train: Any, frozen: Any, image: Any) -> Any:
-        network = nnx.merge(graph, train, frozen)
-        return evaluate.outputs(network, image, Context(), task, {})
-
-    return step, compiled.matmul_flops(forward, train, frozen, shape(1, side, side, 3))
+    step = compiled.matmul_flops(make_step(graph, task, tx, config), state, frozen, spec, key)
+    one = loader.spec(info, images.pipeline(""), 1)
+    test = evaluate.make_step(graph, task, config)
+    return step, compiled.matmul_flops(test, {"train": train, "stats": stats}, frozen, one)
 
 
 def device_rate() -> float:

@@ -28,6 +28,7 @@ class Population:
     Args:
         config: of any of the cells, checked.
         task: with as many classes as the cell that has most.
+        spec: shapes of a batch of one cell, as of `data.loader.spec`.
         bare: the backbone with its weights, which no cell changes; None for shapes alone.
         size: k; over several devices it is cut where they divide it.
         devices: those of this process where none are given.
@@ -37,14 +38,15 @@ class Population:
         self,
         config: Any,
         task: Any,
+        spec: model.Batch,
         bare: nnx.Module | None,
         size: int,
         devices: list[Any] | None = None,
     ):
-        self.config, self.task, self.size = config, task, size
+        self.config, self.task, self.spec, self.size = config, task, spec, size
         self._bare, self._starts = bare, {}
-        self.graph, train, frozen = self._split(config.seed)
-        self.shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train)
+        self.graph, train, stats, frozen = self._split(config.seed)
+        self.shapes, self.moved = jax.eval_shape(lambda: (train, stats))
         mesh = sharding.make_mesh(devices=devices or jax.local_devices())
         axis = PartitionSpec(sharding.AXES) if size % mesh.size == 0 else PartitionSpec()
         self._cut, self._whole = NamedSharding(mesh, axis), NamedSharding(mesh, PartitionSpec())
@@ -52,33 +54,33 @@ class Population:
         train_one = pure_step(self.graph, task, self.optimizer, config)
         test_one = evaluate.pure_step(self.graph, task, config)
 
-        def step(state, frozen, images, labels, rows, key, hyper):
+        def step(state, frozen, data, rows, key, hyper):
             ones = jnp.ones(rows.shape, jnp.float32)
-            batch = dict(image=images[rows], label=labels[rows], index=rows, mask=ones)
-            return train_one(state, frozen, batch, key, hyper)
+            batch = {name: x[rows] for name, x in data.items()}
+            return train_one(state, frozen, {**batch, "index": rows, "mask": ones}, key, hyper)
 
-        def test(train, frozen, sums, batch, hyper):
-            return test_one(train, frozen, sums, batch, hyper)[0]
+        def test(kept, frozen, batch, hyper):
+            return test_one(kept, frozen, batch, hyper)[0]
 
-        def start(train, hyper):
-            return initial_state(train, self.optimizer(hyper), config)
+        def start(train, stats, hyper):
+            return initial_state(train, stats, self.optimizer(hyper), config)
 
         # One cell fills the products of a CPU; vmapped, its activations no longer fit the caches.
         platforms = {device.platform for device in mesh.devices.flat}
         several = _looped if mesh.size == 1 and platforms == {"cpu"} else jax.vmap
         # Answers lie as arguments do, so that each program is compiled once.
         lies = dict(out_shardings=self._cut)
-        many = several(step, (0, None, None, None, 0, 0, 0))
+        many = several(step, (0, None, None, 0, 0, 0))
         self.step_program = jax.jit(many, donate_argnums=0, **lies)
-        self.test_program = jax.jit(several(test, (0, None, 0, None, 0)), **lies)
+        self.test_program = jax.jit(several(test, (0, None, None, 0)), **lies)
         self._start = jax.vmap(start)
 
-    def _split(self, seed: int) -> tuple[Any, Any, Any]:
+    def _split(self, seed: int) -> model.Parts:
         config = self.config.copy_and_resolve_references()
         config.seed = seed
         if self._bare is None:
-            return model.split(model.abstract(config, self.task), config)
-        return model.split(model.build(config, self.task, self._bare), config)
+            return model.split(model.abstract(config, self.task, self.spec), config)
+        return model.split(model.build(config, self.task, self.spec, self._bare), config)
 
     def optimizer(self, hyper: dict[str, Array]) -> Any:
         """The optimizer for the rate, the decay and the number of steps in `hyper`."""
@@ -100,25 +102,28 @@ class Population:
         """The state of k cells before their first step."""
         for seed in seeds:
             if seed not in self._starts:
-                self._starts[seed] = self._split(seed)[1]
-        train = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._starts[s] for s in seeds))
-        return self.put(self._start(train, hyper))
+                self._starts[seed] = self._split(seed)[1:3]
+        starts = (self._starts[seed] for seed in seeds)
+        train, stats = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+        return self.put(self._start(train, stats, hyper))
 
-    def arguments(self, names: Sequence[str], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    def arguments(self, names: Sequence[str], examples: int) -> tuple[Any, ...]:
         """Shapes of what `step_program` takes, in their places, to compile it without arrays.
 
         Args:
             names: of the values in `hyper`.
-            shape: of the examples in memory, `m h w 3`.
+            examples: how many there are in memory.
         """
         k, like = self.size, jax.ShapeDtypeStruct
-        train = jax.tree.map(lambda x: like((k, *x.shape), x.dtype), self.shapes)
+        kept = jax.tree.map(lambda x: like((k, *x.shape), x.dtype), (self.shapes, self.moved))
         hyper = {name: like((k,), jnp.float32) for name in names}
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), k))
         rows = like((k, self.config.input.batch_size), jnp.int32)
-        data = like(shape, jnp.uint8), like(shape[:1], jnp.int32)
-        places = (self._cut, self._whole, self._whole, self._whole, *[self._cut] * 3)
-        values = (jax.eval_shape(self._start, train, hyper), self.frozen, *data, rows, keys, hyper)
+        data = {n: like((examples, *x.shape[1:]), x.dtype) for n, x in self.spec.items()}
+        for name in ("index", "mask"):
+            del data[name]
+        places = (self._cut, self._whole, self._whole, *[self._cut] * 3)
+        values = jax.eval_shape(self._start, *kept, hyper), self.frozen, data, rows, keys, hyper
         return tuple(
             jax.tree.map(lambda x, place=place: like(x.shape, x.dtype, sharding=place), value)
             for value, place in zip(values, places, strict=True)
@@ -128,27 +133,31 @@ class Population:
         """A state of k cells on the devices."""
         return jax.device_put(state, self._cut)
 
-    def put_data(self, images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
-        """Training examples `m h w 3`, uint8, and labels `m` on every device."""
-        return jax.device_put((images, labels.astype(np.int32)), self._whole)
+    def put_data(self, data: dict[str, np.ndarray]) -> dict[str, Array]:
+        """The fields of training examples, `m …` each, on every device."""
+        return jax.device_put(data, self._whole)
 
     def step(
-        self, state: Any, data: tuple[Array, Array], rows: np.ndarray, keys: Array, hyper: Any
+        self, state: Any, data: dict[str, Array], rows: np.ndarray, keys: Array, hyper: Any
     ) -> tuple[Any, dict[str, Array]]:
         """One step of every cell on its own examples `k b`: the states and logs `k`."""
         rows = jax.device_put(rows.astype(np.int32), self._cut)
-        return self.step_program(state, self.frozen, *data, rows, keys, hyper)
+        return self.step_program(state, self.frozen, data, rows, keys, hyper)
 
     def evaluate(self, state: Any, batches: Iterable[Any], hyper: Any) -> list[dict[str, float]]:
         """The metrics of each cell over all batches."""
-        zero = jax.tree.map(lambda x: jnp.stack([x] * self.size), self.task.zero())
-        sums = jax.device_put(zero, self._cut)
+        parts, index, mask = [], [], []
         for batch in batches:
-            batch = jax.device_put(batch, self._whole)
-            sums = self.test_program(best(state), self.frozen, sums, batch, hyper)
-        sums = jax.device_get(sums)
-        each = [jax.tree.map(lambda x, i=i: x[i], sums) for i in range(self.size)]
-        return [self.task.value(one) for one in each]
+            placed = jax.device_put(batch, self._whole)
+            parts.append(self.test_program(best(state), self.frozen, placed, hyper))
+            index.append(batch["index"])
+            mask.append(batch["mask"])
+        index, mask, parts = np.concatenate(index), np.concatenate(mask), jax.device_get(parts)
+        rows = {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
+        return [
+            self.task.value(evaluate.in_order({k: v[i] for k, v in rows.items()}, index, mask))
+            for i in range(self.size)
+        ]
 
 
 def _looped(fn: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from dynadapt import model, sharding, tasks, train, weights
+from dynadapt import model, processes, tasks, train, weights
 from dynadapt.data import Info, images, loader, numbered
 from dynadapt.errors import ConfigError, DataError
 from dynadapt.runs import workdir
@@ -136,11 +136,12 @@ def source(sweep: Sweep, task: str, split: str) -> Any:
     return datasets.read(sweep.suite, split, task, sweep.form, sweep.path)
 
 
-class Examples:
+class TaskData:
     """The examples of one task, decoded once; the test split is not touched before it is asked for.
 
     Attributes:
-        train: images `1000 h w 3` uint8 and labels `1000`: train800, then val200.
+        train: the fields of a batch, `1000 …` each: train800, then val200.
+        spec: shapes of a batch.
         fingerprints: of the splits that were evaluated.
     """
 
@@ -153,9 +154,11 @@ class Examples:
             )
         self.info: Info = found.info
         self._change = images.pipeline(config.input.eval)
+        self.spec = loader.spec(found.info, self._change, config.input.batch_size)
         pieces = list(self._batches(found))
-        whole = {k: np.concatenate([p[k] for p in pieces]) for k in ("image", "label")}
-        self.train = whole["image"][: protocol.BOTH], whole["label"][: protocol.BOTH]
+        names = [name for name in pieces[0] if name not in ("index", "mask")]
+        whole = {name: np.concatenate([p[name] for p in pieces]) for name in names}
+        self.train = {name: x[: protocol.BOTH] for name, x in whole.items()}
         self.fingerprints: dict[str, str] = {}
         self._kept: dict[str, list[dict[str, np.ndarray]]] = {}
 
@@ -173,7 +176,7 @@ class Examples:
         if found.info.classes != self.info.classes:
             raise DataError(f"train800val200 and {split} of {self._task} have different classes")
         self.fingerprints[split] = found.info.fingerprint
-        small = len(found) * self.train[0][0].nbytes <= KEEP
+        small = len(found) * self.train["image"][0].nbytes <= KEEP
         kept = []
         for batch in self._batches(found):
             if small:
@@ -195,25 +198,27 @@ class Runner:
     def __init__(self, sweep: Sweep, store: Store, stop: Any):
         self.sweep, self.store, self.stop = sweep, store, stop
         self.programs: dict[tuple[str, int], Population] = {}
-        self._examples: tuple[str, Examples] | None = None
+        self._examples: tuple[str, TaskData] | None = None
         self._bare: Any = None
 
-    def examples(self, task: str, config: ConfigDict) -> Examples:
+    def examples(self, task: str, config: ConfigDict) -> TaskData:
         """The examples of a task."""
         if self._examples is None or self._examples[0] != task:
             self._examples = None
-            self._examples = task, Examples(self.sweep, task, config)
+            self._examples = task, TaskData(self.sweep, task, config)
             self.store.check_data({task: self._examples[1].info.fingerprint})
         return self._examples[1]
 
-    def population(self, method: str, config: ConfigDict, classes: int) -> Population:
+    def population(
+        self, method: str, config: ConfigDict, classes: int, spec: model.Batch
+    ) -> Population:
         """The programs of a method for heads of that bucket."""
         size = bucket(classes)
         if (method, size) not in self.programs:
             if self._bare is None:
                 self._bare = model.loaded_backbone(config)
             task = tasks.from_config(config.task, numbered(size))
-            made = Population(config, task, self._bare, self.sweep.population)
+            made = Population(config, task, spec, self._bare, self.sweep.population)
             self.programs[method, size] = made
         return self.programs[method, size]
 
@@ -224,7 +229,7 @@ class Runner:
         config = self.sweep.configs[method]
         examples = self.examples(task, config)
         classes = len(examples.info.classes)
-        programs = self.population(method, config, classes)
+        programs = self.population(method, config, classes, examples.spec)
         trained = protocol.BOTH if final else protocol.TRAINED
         length = protocol.steps(self.sweep.config, trained)
         # A group that is too small is filled up, so that one program serves all.
@@ -277,7 +282,7 @@ class Runner:
     def _train(
         self,
         programs: Population,
-        examples: Examples,
+        examples: TaskData,
         group: list[dict[str, Any]],
         seeds: Sequence[int],
         hyper: Any,
@@ -286,7 +291,7 @@ class Runner:
     ) -> Any:
         """The state of the cells after training, going on from where it was kept."""
         config, name, origin = programs.config, self._name(group), examples.info.fingerprint
-        keys, arrays = programs.keys(seeds), programs.put_data(*examples.train)
+        keys, arrays = programs.keys(seeds), programs.put_data(examples.train)
         done, state = self.store.restore(name, programs.start(seeds, hyper), origin)
         if done:
             state = programs.put(state)
@@ -315,7 +320,7 @@ def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
     check(sweep)
     data = fingerprints(sweep)
     # Several processes of one job work side by side, each with the devices of its own.
-    sharding.start_processes()
+    processes.start()
     keep_programs()
     with Store(folder, sweep.shared) as store, train.stop_signal() as stop:
         store.check_data(data)

@@ -1,8 +1,17 @@
 """Task families: head, loss, metrics, and the answer for a user. No base class, but a protocol.
 
-A task class has `head(backbone, rngs=)`, `prepare(batch, key, train)`, `loss(outputs, batch)`,
-`zero()`, `add(state, outputs, batch)`, `value(state)`, `predict(outputs)` and `headline`, the name
-of the metric that a table shows. Everything but `value` runs under `jax.jit`.
+    headline, better ("higher" or "lower"), needs (names of fields)
+    head(like, rngs=)              like: shapes of the adapted backbone's features
+    prepare(batch, key, train)     -> batch; targets, mixing
+    loss(outputs, batch)           -> (sum, weight, logs): divided once, over all parts and devices
+    rows(outputs, batch)           -> {name: `b …`}: what the metrics need of each example
+    value(rows)                    -> metrics; on the host, of the rows of all examples in order
+    answer(outputs, batch)         -> {name: `b …`}: what a user asked for
+    record(answer, example)        -> plain values, and {suffix: bytes} of files; on the host
+    draw(image, answer)            -> picture `h w 3`; on the host
+
+`head`, `prepare`, `loss`, `rows` and `answer` run under `jax.jit`. The `example` of `record` has
+the fields of the batch, `name`, the stored picture's `size` and the `frame` that led from there.
 """
 
 import sys
@@ -10,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from dynadapt import choices
+from dynadapt.errors import ConfigError
 
 _HERE = sys.modules[__name__]
 
@@ -30,8 +40,19 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def from_config(section: Any, info: Any) -> Any:
-    """The task of a config's `task` section, for a data set described by `info`."""
+    """The task of a config's `task` section, for a data set described by `info`.
+
+    Raises:
+        ConfigError: for a setting that the task does not have, or data without a field it needs.
+    """
     given = dict(section)
     name = given.pop("name")
     choices.check_settings(f"task {name!r}", given, settings(name))
-    return module(name).Task(info, **given)
+    task = module(name).Task(info, **given)
+    for field in task.needs:
+        if field not in info.fields:
+            raise ConfigError(
+                f"the task {name!r} needs the field {field!r}, and the data set {info.name!r} has "
+                f"{', '.join(info.fields)}"
+            )
+    return task

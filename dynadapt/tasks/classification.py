@@ -4,14 +4,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
+from dynadapt import pictures
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.heads.linear import POOLINGS, LinearHead
 
 Array = jax.Array
 Batch = dict[str, Array]
+
+BEST = 5  # classes of an answer
 
 
 class Task:
@@ -24,7 +28,7 @@ class Task:
         mixup: alpha of the Beta distribution that mixes pairs of images; 0 for none.
     """
 
-    headline = "top1"
+    headline, better, needs = "top1", "higher", ("label",)
 
     def __init__(
         self, info: Any, *, pool: str = "mean", label_smoothing: float = 0.0, mixup: float = 0.0
@@ -35,22 +39,22 @@ class Task:
             raise ConfigError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
         if len(info.classes) < 2:
             raise ConfigError(f"classification needs classes; data set {info.name!r} has none")
-        self.classes = len(info.classes)
+        self.classes = info.classes
         self.pool, self.label_smoothing, self.mixup = pool, label_smoothing, mixup
 
-    def head(self, backbone: nnx.Module, *, rngs: nnx.Rngs) -> nnx.Module:
-        """The head for features of this backbone."""
-        if self.pool == "cls" and not backbone.prefix:
+    def head(self, like: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The head for features like these."""
+        if self.pool == "cls" and not like.tokens.shape[1]:
             raise ConfigError("pool='cls' needs a backbone with a class token; use pool='mean'")
-        return LinearHead(backbone.dims[-1], self.classes, pool=self.pool, rngs=rngs)
+        return LinearHead(like.maps[-1].shape[-1], len(self.classes), pool=self.pool, rngs=rngs)
 
     def within(self, logits: Array, classes: Array) -> Array:
         """The logits of the first `classes` classes; the head's others are out of reach."""
-        return jnp.where(jnp.arange(self.classes)[None] < classes, logits, -1e9)
+        return jnp.where(jnp.arange(len(self.classes))[None] < classes, logits, -1e9)
 
     def prepare(self, batch: Batch, key: Array | None, train: bool) -> Batch:
         """Adds `target` `b c`, and mixes pairs while training."""
-        target = jax.nn.one_hot(batch["label"], self.classes)
+        target = jax.nn.one_hot(batch["label"], len(self.classes))
         batch = {**batch, "target": target}
         if not (train and self.mixup):
             return batch
@@ -63,59 +67,59 @@ class Task:
         mask = batch["mask"] * batch["mask"][::-1]
         return {**batch, "image": mix(batch["image"]), "target": mix(target), "mask": mask}
 
-    def losses(self, logits: Array, target: Array) -> Array:
-        """Cross-entropy of each example, `b`."""
-        target = optax.smooth_labels(target, self.label_smoothing)
-        return optax.softmax_cross_entropy(logits, target)
-
-    def loss(self, logits: Array, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        """Mean over the unmasked examples."""
+    def loss(self, logits: Array, batch: Batch) -> tuple[Array, Array, dict[str, Array]]:
+        """Cross-entropy of the unmasked examples, and their number."""
+        target = optax.smooth_labels(batch["target"], self.label_smoothing)
         mask = batch["mask"]
-        total = jnp.maximum(mask.sum(), 1.0)
-        return (self.losses(logits, batch["target"]) * mask).sum() / total, {}
+        return (optax.softmax_cross_entropy(logits, target) * mask).sum(), mask.sum(), {}
 
-    def zero(self) -> dict[str, Array]:
-        """Metric sums of no example."""
-        per_class = jnp.zeros(self.classes, jnp.int32)
-        return {
-            "loss": jnp.zeros((), jnp.float32),
-            "top5": jnp.zeros((), jnp.int32),
-            "correct": per_class,
-            "count": per_class,
-        }
+    def rows(self, logits: Array, batch: Batch) -> dict[str, Array]:
+        """Of each example its `label`, the `rank` of that among the answers, and its `loss`.
 
-    def add(self, sums: dict[str, Array], logits: Array, batch: Batch) -> dict[str, Array]:
-        """The sums with one batch more; padded examples count nothing."""
-        mask = batch["mask"].astype(jnp.int32)
+        The loss is that of the label alone: smoothing belongs to training.
+        """
         label = batch["label"]
         own = jnp.take_along_axis(logits, label[:, None], axis=1)
         # Ties count against the label unless it comes first, as arg max has it. Counted are those
         # that are not behind, so that an output of NaN is wrong, not first.
-        earlier = jnp.arange(self.classes)[None] < label[:, None]
+        earlier = jnp.arange(logits.shape[1])[None] < label[:, None]
         rank = (~jnp.where(earlier, logits < own, logits <= own)).sum(1)
-        hits = jax.nn.one_hot(label, self.classes, dtype=jnp.int32) * mask[:, None]
-        return {
-            "loss": sums["loss"] + (self.losses(logits, batch["target"]) * batch["mask"]).sum(),
-            "top5": sums["top5"] + ((rank < 5) * mask).sum(),
-            "correct": sums["correct"] + ((rank == 0)[:, None] * hits).sum(0),
-            "count": sums["count"] + hits.sum(0),
-        }
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return {"label": label, "rank": rank, "loss": loss}
 
-    def value(self, sums: dict[str, Array]) -> dict[str, float]:
+    def value(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics: `loss`, and `top1`, `top5`, `mean_per_class` in percent, and the `examples`."""
-        count, correct = sums["count"], sums["correct"]
-        total = max(int(count.sum()), 1)
-        present = count > 0
-        per_class = correct[present] / count[present]
+        label, first = rows["label"], rows["rank"] == 0
+        total = max(len(label), 1)
+        count = np.bincount(label, minlength=1)
+        correct = np.bincount(label, first, minlength=1)
+        per_class = correct[count > 0] / count[count > 0]
         return {
-            "loss": float(sums["loss"]) / total,
-            "top1": 100.0 * int(correct.sum()) / total,
-            "top5": 100.0 * int(sums["top5"]) / total,
+            "loss": float(rows["loss"].astype(np.float64).sum()) / total,
+            "top1": 100.0 * int(first.sum()) / total,
+            "top5": 100.0 * int((rows["rank"] < 5).sum()) / total,
             "mean_per_class": 100.0 * float(per_class.mean()) if len(per_class) else 0.0,
-            "examples": int(count.sum()),
+            "examples": len(label),
         }
 
-    def predict(self, logits: Array) -> dict[str, Array]:
-        """The answer for each image: class number and its probability, `b` each."""
-        probability = jax.nn.softmax(logits)
-        return {"prediction": logits.argmax(-1), "probability": probability.max(-1)}
+    def answer(self, logits: Array, batch: Batch) -> dict[str, Array]:
+        """The likeliest classes of each example, at most five, `b k`, and their probabilities."""
+        most = min(BEST, logits.shape[1])
+        probability, classes = jax.lax.top_k(jax.nn.softmax(logits), most)
+        return {"classes": classes, "probabilities": probability}
+
+    def record(
+        self, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """File, label where it is known, class, probability and the best five."""
+        names = [self.classes[n] for n in answer["classes"]]
+        shares = [round(float(p), 6) for p in answer["probabilities"]]
+        known = {"label": self.classes[int(example["label"])]} if "label" in example else {}
+        best = "; ".join(f"{n} {p:.4f}" for n, p in zip(names, shares, strict=True))
+        own = {"prediction": names[0], "probability": shares[0], "top5": best}
+        return {"file": example["name"], **known, **own}, {}
+
+    def draw(self, image: np.ndarray, answer: dict[str, np.ndarray]) -> np.ndarray:
+        """The image with its class and probability below."""
+        name, share = self.classes[answer["classes"][0]], answer["probabilities"][0]
+        return pictures.captioned(image, f"{name} {100 * share:.1f} %")

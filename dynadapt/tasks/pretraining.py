@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dynadapt.errors import ConfigError
@@ -31,7 +32,7 @@ class Task:
         flip: mirror half of the images.
     """
 
-    headline = "hidden_error"
+    headline, better, needs = "hidden_error", "lower", ("image",)
 
     def __init__(
         self,
@@ -50,13 +51,9 @@ class Task:
         self.mask_ratio, self.mask_size = mask_ratio, mask_size
         self.visible_weight = visible_weight
 
-    def head(self, backbone: nnx.Module, *, rngs: nnx.Rngs) -> nnx.Module:
-        """The head for features of this backbone."""
-        if backbone.strides[-1] != self.patch:
-            raise ConfigError(
-                f"task.patch {self.patch} must be the backbone's, {backbone.strides[-1]}"
-            )
-        return DenseHead(backbone.dims[-1], self.bins + 3, rngs=rngs)
+    def head(self, like: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The head for features like these."""
+        return DenseHead(like.maps[-1].shape[-1], self.bins + 3, rngs=rngs)
 
     def prepare(self, batch: Batch, key: Array | None, train: bool) -> Batch:
         """Paints `image` (in [-1, 1]) and adds `target` `b h w bins+3` and `hidden` `b h w`."""
@@ -76,36 +73,48 @@ class Task:
         painted = jnp.where(pixels, 0.0, image)
         return {**batch, "image": painted, "target": target, "hidden": patches}
 
-    def loss(self, outputs: Array, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        """Weighted mean of the squared error over painted and visible patches."""
-        under, n, open_, m = self._sums(outputs, batch)
+    def loss(self, outputs: Array, batch: Batch) -> tuple[Array, Array, dict[str, Array]]:
+        """Weighted squared error over painted and visible patches, and the sum of the weights."""
+        under, n, open_, m = (x.sum() for x in self._sums(outputs, batch))
         weight = self.visible_weight
         logs = {"hidden": under / jnp.maximum(n, 1), "visible": open_ / jnp.maximum(m, 1)}
-        return (under + weight * open_) / jnp.maximum(n + weight * m, 1), logs
+        return under + weight * open_, n + weight * m, logs
 
     def _sums(self, outputs: Array, batch: Batch) -> tuple[Array, Array, Array, Array]:
-        """Squared error and count over painted patches, then over visible ones."""
+        """Squared error and count over painted patches, then over visible ones, `b` each."""
+        if outputs.shape != batch["target"].shape:
+            sides = [x.shape[1] for x in (batch["image"], outputs)]
+            raise ConfigError(
+                f"task.patch {self.patch} must be the backbone's, {sides[0] // sides[1]}"
+            )
         error = jnp.square(outputs - batch["target"]).sum(-1)
         there = batch["mask"][:, None, None]
         under, open_ = batch["hidden"] * there, ~batch["hidden"] * there
-        return (error * under).sum(), under.sum(), (error * open_).sum(), open_.sum()
+        return tuple(x.sum((1, 2)) for x in (error * under, under, error * open_, open_))
 
-    def zero(self) -> dict[str, Array]:
-        """Metric sums of no example."""
-        return {"error": jnp.zeros(()), "patches": jnp.zeros(())}
-
-    def add(self, sums: dict[str, Array], outputs: Array, batch: Batch) -> dict[str, Array]:
-        """The sums with one batch more."""
+    def rows(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Squared error over painted patches, and their number."""
         error, patches, _, _ = self._sums(outputs, batch)
-        return {"error": sums["error"] + error, "patches": sums["patches"] + patches}
+        return {"error": error, "patches": patches}
 
-    def value(self, sums: dict[str, Array]) -> dict[str, float]:
+    def value(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """`hidden_error`: mean squared error of a painted patch."""
-        return {"hidden_error": float(sums["error"] / max(sums["patches"], 1))}
+        error, patches = (rows[k].astype(np.float64).sum() for k in ("error", "patches"))
+        return {"hidden_error": float(error / max(patches, 1))}
 
-    def predict(self, outputs: Array) -> dict[str, Array]:
+    def answer(self, outputs: Array, batch: Batch) -> dict[str, Array]:
         """The mean predicted value of each image, `b`; there is no answer for a user here."""
         return {"mean": outputs.mean((1, 2, 3))}
+
+    def record(
+        self, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """File and mean."""
+        return {"file": example["name"], "mean": float(answer["mean"])}, {}
+
+    def draw(self, image: np.ndarray, answer: dict[str, np.ndarray]) -> np.ndarray:
+        """The image alone."""
+        return image
 
 
 def histograms(images: Array, patch: int, bins: int) -> Array:

@@ -1,0 +1,99 @@
+"""The inputs of a run: opened splits, their batches, and what is done to a batch on the device."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynadapt import data, sharding
+from dynadapt.data import images, loader
+from dynadapt.errors import DataError
+
+Array = jax.Array
+
+
+class Split(NamedTuple):
+    """A split that is open: examples, what is done to each on the host, and shapes of a batch."""
+
+    source: Any
+    transform: images.Pipeline
+    spec: dict[str, jax.ShapeDtypeStruct]
+
+
+def open_split(config: Any, part: str, **given: Any) -> Split:
+    """The split of `part`, "train" or "eval".
+
+    Args:
+        config: checked.
+        part: which.
+        **given: what the data set is told besides its settings, such as `classes`.
+
+    Raises:
+        DataError: if it is not there, or none of its examples can be read.
+        ConfigError: if its examples can't be of one shape.
+    """
+    source = data.from_config(config.data, config.input[f"{part}_split"], **given)
+    transform = images.pipeline(config.input[part])
+    size = config.input.batch_size if part == "train" else config.input.eval_batch_size
+    split = Split(source, transform, loader.spec(source.info, transform, size))
+    check_readable(config, split)
+    return split
+
+
+def check_readable(config: Any, split: Split) -> None:
+    """Raises a DataError unless the first example, or the first whole one, can be read."""
+    fault = DataError("the data set is empty")
+    for index in range(len(split.source)):
+        try:
+            loader.example(split.source, split.transform, index, np.random.default_rng(0))
+            return
+        except DataError as error:
+            fault = error
+            if config.input.on_error == "stop":
+                break
+    raise fault
+
+
+def train_batches(config: Any, split: Split) -> loader.Batches:
+    """This process's part of the endless training batches."""
+    count = jax.process_count()
+    return loader.train_batches(
+        split.source,
+        split.transform,
+        batch_size=config.input.batch_size // count,
+        seed=config.seed,
+        **_reading(config),
+    )
+
+
+def eval_batches(config: Any, split: Split, mesh: Any) -> loader.Batches:
+    """This process's part of the evaluation batches, of a size that the devices share evenly."""
+    size = -(-config.input.eval_batch_size // mesh.size) * mesh.size
+    return loader.eval_batches(
+        split.source,
+        split.transform,
+        batch_size=size // jax.process_count(),
+        **_reading(config),
+    )
+
+
+def _reading(config: Any) -> dict[str, Any]:
+    return dict(
+        process=(jax.process_index(), jax.process_count()),
+        threads=None if config.input.threads < 0 else config.input.threads,
+        on_error=config.input.on_error,
+    )
+
+
+def place(batch: Any, mesh: Any) -> Any:
+    """A batch on the mesh; the copy does not wait."""
+    return sharding.put(batch, sharding.batch(batch, mesh))
+
+
+def prepared(task: Any, batch: Any, config: Any, key: Array | None, train: bool) -> Any:
+    """A batch from the loader, its images normalised, prepared by the task; on the device."""
+    if "image" in batch:
+        image = images.normalise(batch["image"], config.input.normalise, jnp.float32)
+        batch = {**batch, "image": image}
+    return task.prepare(batch, key, train)

@@ -1,0 +1,80 @@
+"""Records of an evaluation in a folder: a table, the files that a task writes, some pictures.
+
+predictions.csv        one line an example, in the order of the split
+<name><suffix>         what the task writes of an example, such as a label map
+pictures.png           the first examples with their answers
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dynadapt import files, pictures, processes
+from dynadapt.data import images
+
+TABLE, SHEET = "predictions.csv", "pictures.png"
+PICTURES = 12
+
+
+class Predictions:
+    """Collects the records of a task; `finish` writes the table, whole.
+
+    Args:
+        folder: where files go; made at the first file.
+        task: whose answers these are.
+        source: of the examples, for pictures.
+        about: what is known of each example by its index, as `loader.Batches` has it.
+    """
+
+    def __init__(self, folder: Path, task: Any, source: Any, about: dict[int, dict[str, Any]]):
+        self.folder, self.task, self.source, self.about = folder, task, source, about
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._answers: dict[int, Mapping[str, np.ndarray]] = {}
+        self._stems: set[str] = set()
+
+    def add(self, answer: Mapping[str, np.ndarray], row: dict[str, Any]) -> None:
+        """Keeps what the task records of one answer, to a row of a batch, and writes its files."""
+        index = int(row["index"])
+        example = {**row, **self.about.pop(index)}
+        values, found = self.task.record(answer, example)
+        stem = Path(example["name"]).stem
+        if stem in self._stems:
+            stem = f"{stem}-{index}"
+        self._stems.add(stem)
+        for suffix, content in found.items():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(self.folder / f"{stem}{suffix}", content)
+        self._rows[index] = values
+        if index < PICTURES:
+            self._answers[index] = answer
+
+    def finish(self) -> None:
+        """Writes the table of all processes; all of them must ask."""
+        every = processes.gather_bytes(json.dumps(self._rows).encode())
+        if jax.process_index():
+            return
+        rows = {int(k): v for part in every for k, v in json.loads(part).items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_table(self.folder / TABLE, [rows[index] for index in sorted(rows)])
+        drawn = [self._drawn(index) for index in sorted(self._answers)]
+        if drawn:
+            pictures.write(self.folder / SHEET, pictures.sheet(drawn))
+
+    def _drawn(self, index: int) -> np.ndarray:
+        given = self.source[index]
+        image = images.decode(given["image"], given["name"])
+        return self.task.draw(image, self._answers[index])
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes a CSV file, one line a row; its columns are those of all rows."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with files.whole(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,244 @@
+"""The product of a run: an adapter in a folder, written and read here and nowhere else.
+
+    adapter.safetensors    all that is trained or moved: adapters, head, norms, statistics
+    adapter.json           the card: all that an answer in a fresh process needs
+
+Formats: 1 has classes and preprocessing; 2 has the fields of the data and shapes of a batch, too.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dynadapt import backbones, files, model, tasks, tree, weights
+from dynadapt import config as configs
+from dynadapt.data import Info, fields, images, labelled, loader
+from dynadapt.errors import CheckpointError
+
+FORMAT = 2
+PACKAGES = ("dynadapt", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+TENSORS, CARD = "adapter.safetensors", "adapter.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter as it lies in its folder, verified; no backbone is opened.
+
+    Attributes:
+        folder: where it lies.
+        config: of its training; what later versions added has its default.
+        info: of the data that it was trained on, as far as a task must know.
+        leaves: all that is trained or moved, by path.
+        card: all else.
+    """
+
+    folder: Path
+    config: Any
+    info: Info
+    leaves: dict[str, np.ndarray]
+    card: dict[str, Any]
+
+    @property
+    def spec(self) -> model.Batch:
+        """Shapes of a batch of one example."""
+        return loader.spec(self.info, images.pipeline(self.config.input.eval), 1)
+
+    @property
+    def task(self) -> Any:
+        """What was trained."""
+        return tasks.from_config(self.config.task, self.info)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A trained model, ready to answer.
+
+    Attributes:
+        adapter: as it lies in its folder.
+        config: of its training.
+        task: what was trained.
+        parts: the model's, with the trained values and the backbone's weights.
+        card: the adapter's.
+    """
+
+    adapter: Adapter
+    config: Any
+    task: Any
+    parts: model.Parts
+    card: dict[str, Any]
+
+
+def load(folder: Path) -> Product:
+    """The trained model of an adapter's folder and the backbone's weights; no data set is opened.
+
+    Raises:
+        CheckpointError: for a damaged adapter, or another backbone than it was trained on.
+        ConfigError: for a config that can't be run here.
+    """
+    adapter = read(folder)
+    configs.check(adapter.config)
+    check_backbone(adapter)
+    task = adapter.task
+    parts = model.split(model.build(adapter.config, task, adapter.spec), adapter.config)
+    parts = parts._replace(**fill(parts._asdict(), adapter))
+    return Product(adapter, adapter.config, task, parts, adapter.card)
+
+
+def read(folder: Path) -> Adapter:
+    """The adapter in a folder, after comparing every hash.
+
+    Raises:
+        CheckpointError: naming what is missing, damaged, or of a later version.
+    """
+    card = files.read_json(folder / CARD)
+    found = list(faults(folder, card))
+    if found:
+        raise CheckpointError(f"the adapter in {folder} is damaged: {'; '.join(found)}")
+    if card.get("format", 1) > FORMAT:
+        raise CheckpointError(
+            f"the adapter in {folder} is of format {card['format']}, and this version reads "
+            f"formats up to {FORMAT}; it was written by dynadapt {card['versions']['dynadapt']}"
+        )
+    config = configs.completed(card["config"])
+    return Adapter(folder, config, _info(card, config), files.read_tensors(folder / TENSORS), card)
+
+
+def _info(card: Mapping[str, Any], config: Any) -> Info:
+    if "fields" in card:
+        return Info(card["data"], fields.from_plain(card["fields"]), {}, "")
+    # Format 1 was of images of one class each; without a transform they have the backbone's size.
+    backbone = backbones.config(config.backbone.name)
+    side = config.backbone.image_size or getattr(backbone, "image_size", 0)
+    return labelled(card["data"], card["classes"], size=(side, side))
+
+
+def fill(kept: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """The trees `train` and `stats`, or their shapes, with the values of an adapter.
+
+    Raises:
+        CheckpointError: naming all leaves that don't fit.
+    """
+    own, given = leaves(kept), adapter.leaves
+    wrong = [k for k in {*own, *given} if k not in own or k not in given]
+    wrong += [k for k in own if k in given and own[k].shape != given[k].shape]
+    if wrong:
+        raise CheckpointError(
+            f"the adapter in {adapter.folder} does not fit its model at {sorted(wrong)}"
+        )
+    values = {k: jnp.asarray(v) for k, v in given.items()}
+    return {name: tree.replace(kept[name], values) for name in ("train", "stats")}
+
+
+def check_backbone(adapter: Adapter) -> None:
+    """Raises a CheckpointError unless the backbone's weights are those of the training."""
+    name, wanted = adapter.config.backbone.weights, adapter.card["weights_sha256"]
+    if name and weights.digest(weights.locate(name)) != wanted:
+        raise CheckpointError(
+            f"the backbone weights {name!r} are not those that the adapter was trained on "
+            f"(SHA-256 {wanted[:12]}…)"
+        )
+
+
+def card(
+    config: Any, info: Info, counted: Mapping[str, int], metrics: Mapping[str, float]
+) -> dict[str, Any]:
+    """All that an answer of the adapter in a fresh process needs, and what it came from."""
+    return {
+        "format": FORMAT,
+        "method": config.adapter.name,
+        "backbone": config.backbone.name,
+        "weights": config.backbone.weights,
+        "weights_sha256": weights_hash(config),
+        "task": config.task.name,
+        "data": info.name,
+        "fields": fields.to_plain(info.fields),
+        "classes": list(info.classes),
+        "preprocessing": {"transforms": config.input.eval, "normalise": config.input.normalise},
+        "config": configs.plain(config),
+        "metrics": dict(metrics),
+        **counted,
+        "versions": versions(),
+    }
+
+
+def weights_hash(config: Any) -> str:
+    """SHA-256 of the backbone's weights file, "" where the weights are random."""
+    name = config.backbone.weights
+    return weights.digest(weights.locate(name)) if name else ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def leaves(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """All that an adapter's file holds, by path, of what `step.best` gives."""
+    return {**tree.leaves(kept["train"]), **tree.leaves(kept["stats"])}
+
+
+def save(folder: Path, leaves: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the adapter of a run.
+
+    Args:
+        folder: `adapter/` of the run.
+        leaves: by path; the file holds these bytes and a header.
+        card: of the adapter; hashes are added.
+
+    Returns:
+        The card as it was written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {path: np.asarray(x) for path, x in leaves.items()}
+    file = folder / TENSORS
+    (folder / CARD).unlink(missing_ok=True)
+    files.write_tensors(file, tensors)
+    written = {
+        **card,
+        "bytes": file.stat().st_size,
+        "file_sha256": files.sha256(file),
+        "tensor_sha256": {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in tensors.items()},
+    }
+    written["card_sha256"] = _card_hash(written)
+    files.write_json(folder / CARD, written)
+    return written
+
+
+def _card_hash(card: Mapping[str, Any]) -> str:
+    values = {k: v for k, v in card.items() if k != "card_sha256"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def faults(folder: Path, card: Mapping[str, Any]) -> Iterator[str]:
+    """All that does not agree with the card's hashes."""
+    if card.get("card_sha256") != _card_hash(card):
+        yield f"{CARD} was changed"
+    file = folder / TENSORS
+    if not file.is_file():
+        yield f"{TENSORS} is missing"
+        return
+    if files.sha256(file) == card.get("file_sha256"):
+        return
+    yield f"{TENSORS} was changed"
+    with contextlib.suppress(CheckpointError):
+        expected = card.get("tensor_sha256", {})
+        found = files.read_tensors(file)
+        for name in sorted({*expected, *found}):
+            value = found.get(name)
+            if value is None:
+                yield f"tensor {name} is missing"
+            elif hashlib.sha256(value.tobytes()).hexdigest() != expected.get(name):
+                yield f"tensor {name} was changed"
