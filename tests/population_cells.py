@@ -12,7 +12,7 @@ import numpy as np
 from dynadapt import config as configs
 from dynadapt import model, tasks, tree
 from dynadapt.adapters import names
-from dynadapt.data import labelled, loader
+from dynadapt.data import images, labelled, loader
 from dynadapt.sweep.population import Population
 
 SIDE, EXAMPLES, CLASSES = 8, 40, 8
@@ -33,14 +33,19 @@ def settings(method, **backbone):
 
 
 def info(classes):
-    return labelled("test", tuple(map(str, range(classes))), {}, "")
+    return labelled("test", tuple(map(str, range(classes))), size=(SIDE, SIDE))
+
+
+def spec(batch_size=8):
+    """Shapes of a batch."""
+    return loader.spec(info(CLASSES), images.pipeline(""), batch_size)
 
 
 def examples(classes=3, seed=5):
-    """Images `m h w 3` and labels `m`."""
+    """Images `m h w 3` and labels `m`, as fields."""
     rng = np.random.default_rng(seed)
-    images = rng.integers(256, size=(EXAMPLES, SIDE, SIDE, 3), dtype=np.uint8)
-    return images, rng.integers(classes, size=EXAMPLES)
+    pixels = rng.integers(256, size=(EXAMPLES, SIDE, SIDE, 3), dtype=np.uint8)
+    return dict(image=pixels, label=rng.integers(classes, size=EXAMPLES).astype(np.int32))
 
 
 def cell(seed, lr, weight_decay=1e-4, drop_path=0.1, scale=1.0, steps=20, classes=5):
@@ -52,7 +57,7 @@ def population(config, size):
     """The programs for `size` cells, and the bare backbone."""
     task = tasks.from_config(config.task, info(CLASSES))
     bare = model.loaded_backbone(config)
-    return Population(config, task, bare, size), bare
+    return Population(config, task, spec(), bare, size), bare
 
 
 def rows(seeds, step, batch_size=8):
@@ -63,7 +68,7 @@ def trained(programs, cells, data, steps):
     """The state of the cells after some steps, and their losses `steps k`."""
     hyper, seeds = programs.hyper(cells), [c["seed"] for c in cells]
     state, keys = programs.start(seeds, hyper), programs.keys(seeds)
-    placed, losses = programs.put_data(*data), []
+    placed, losses = programs.put_data(data), []
     for step in range(steps):
         state, logs = programs.step(state, placed, rows(seeds, step), keys, hyper)
         losses.append(logs["loss"])
@@ -72,13 +77,12 @@ def trained(programs, cells, data, steps):
 
 def batches(data, size=12):
     """All examples in batches, the last one padded."""
-    images, labels = data
     for start in range(0, EXAMPLES, size):
         index = np.arange(start, start + size)
         mask = (index < EXAMPLES).astype(np.float32)
         index = np.minimum(index, EXAMPLES - 1)
-        label = labels[index].astype(np.int32)
-        yield dict(image=images[index], label=label, index=index.astype(np.int32), mask=mask)
+        fields = {name: x[index] for name, x in data.items()}
+        yield dict(fields, index=index.astype(np.int32), mask=mask)
 
 
 def eight(count=8):
