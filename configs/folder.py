@@ -15,9 +15,8 @@ def get_config(arg=None):
     c = config.default(backbone="vit_mini", method=arg.method, data_set="folder")
     c.backbone.weights = "vit_mini"
     c.data.path = arg.path
-    c.input.train = "random_resized_crop(32)|flip"
-    c.input.eval = "resize_short(36)|center_crop(32)"
-    c.input.normalise = "inception"
+    c.input.train = "random_resized_crop({size})|flip"
+    c.input.eval = "resize_short({short})|center_crop({size})"
     c.input.batch_size = 32
     c.optim.epochs = 30.0
     c.optim.lr = 2e-3

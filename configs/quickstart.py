@@ -2,7 +2,7 @@
 
     launch/local.sh train --config=configs/quickstart.py --workdir=runs/quickstart
     launch/local.sh train --config=configs/quickstart.py:method=lora --workdir=runs/lora
-    launch/local.sh train --config=configs/quickstart.py:method=all --workdir=runs/all
+    launch/local.sh train --config=configs/quickstart.py --methods=all --workdir=runs/all
 
 One short recipe for all methods: 8 epochs of 1,000 digits, class token, no augmentation. The
 learning rates were chosen on 200 of the 1,000 training digits, from the few values noted below.
@@ -52,20 +52,15 @@ def settings(method):
 
 
 def get_config(arg=None):
-    """Arguments: method (one of RATES, or all)."""
-    arg = config.parse_arg(arg, method="iconformer")
-    every = arg.method == "all"
-    method = "iconformer" if every else arg.method
+    """Arguments: method (one of RATES)."""
+    method = config.parse_arg(arg, method="iconformer").method
     if method not in RATES:
         raise UnknownName("method", method, RATES)
 
     c = config.default(backbone="vit_mini", method=method, data_set="digits")
-    c.compare = tuple(RATES) if every else ()
     c.backbone.weights = "vit_mini"
     c.task.pool = "cls"
     c.adapter.update(settings(method))
-    c.input.train = c.input.eval = "resize(32)"
-    c.input.normalise = "inception"
     c.input.batch_size = 50
     c.optim.epochs = 8.0
     c.optim.lr = RATES[method]

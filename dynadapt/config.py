@@ -14,13 +14,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dynadapt import adapters, backbones, data, tasks, weights
-from dynadapt.data import images
+from dynadapt import adapters, backbones, data, optim, tasks, tree, weights
+from dynadapt.data import images, loader
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
 DTYPES = ("float32", "bfloat16", "float16")
 # What may change between two runs of one work directory: it never touches the result.
-FREE = ("mesh", "log")
+FREE = (
+    *(r"mesh\..*", r"log\..*", "save_every", "eval_every", r"input\.(threads|eval_batch_size)"),
+    r"backbone\.(scan|remat)",
+)
 # Sections that hold the settings of the module that they name.
 SETTINGS = ("adapter", "task", "data")
 
@@ -39,8 +42,6 @@ def default(
     return ConfigDict(
         dict(
             seed=0,
-            # Methods to run one after another, each in its own folder, for one table.
-            compare=(),
             backbone=dict(
                 name=backbone,
                 # A file, the name of weights that come with the package, or "" for random ones.
@@ -61,10 +62,12 @@ def default(
                 # Images in one optimizer step, over all devices.
                 batch_size=64,
                 eval_batch_size=256,
-                # Transforms of `data.images`, in order; decoding comes first by itself.
-                train="resize(224)",
-                eval="resize(224)",
-                normalise="imagenet",
+                # Transforms of `data.transforms`, in order; decoding comes first. {size} is
+                # the backbone's image size; {short} 9/8 of it, for a side before a crop.
+                train="resize({size})",
+                eval="resize({size})",
+                # "" is what the backbone's weights expect.
+                normalise="",
                 # Reading threads; -1 chooses by data set and machine.
                 threads=-1,
                 # What a broken image does: "stop" the run, or be skipped and counted with "skip".
@@ -76,8 +79,8 @@ def default(
                 # Length of training: steps, or epochs where steps is 0.
                 epochs=10.0,
                 steps=0,
-                # Part of the steps with a rising rate; then "cosine" falls to zero, and "stairs" to
-                # a tenth after 30, 60 and 90 % of the steps.
+                # Part of the steps with a rising rate; then "cosine" falls to zero, "stairs" to a
+                # tenth after 30, 60 and 90 % of the steps, and "constant" stays.
                 warmup=0.1,
                 schedule="cosine",
                 weight_decay=1e-4,
@@ -167,6 +170,28 @@ def field_problems(config: ConfigDict) -> list[str]:
     return problems + [f"unknown config field {f!r}; {suggest(f, known)}" for f in strange]
 
 
+def expected(config: ConfigDict) -> tuple[int, str]:
+    """Side of the images and normalisation that the backbone is made for; (0, "") for points."""
+    name = config.backbone.name
+    own = getattr(backbones.config(name), "image_size", 0)
+    return config.backbone.image_size or own, backbones.normalisation(name) if own else ""
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy in which all that the config leaves to the backbone is said.
+
+    Raises:
+        UnknownName: for a backbone that does not exist.
+    """
+    made = config.copy_and_resolve_references()
+    size, normalise = expected(made)
+    for part in ("train", "eval"):
+        text = made.input[part].replace("{size}", str(size))
+        made.input[part] = text.replace("{short}", str(round(size * 9 / 8)))
+    made.input.normalise = made.input.normalise or normalise or "unit"
+    return made
+
+
 def check(config: ConfigDict) -> None:
     """Checks the whole config before anything is made.
 
@@ -205,6 +230,7 @@ def check(config: ConfigDict) -> None:
         known = attempt(package.settings, config[name].name)
         if known is not None:
             problems += _settings_problems(name, kind, config[name], known)
+    config = attempt(resolve, config) or config
     attempt(images.pipeline, config.input.train)
     steady = attempt(images.pipeline, config.input.eval)
     need(
@@ -214,8 +240,9 @@ def check(config: ConfigDict) -> None:
     for value, choices, kind in (
         (config.input.normalise, images.NORMALISATIONS, "normalisation"),
         (config.input.on_error, ("stop", "skip"), "input.on_error"),
+        (config.data.get("balance", ""), loader.BALANCES, "data.balance"),
         (config.optim.name, ("adamw", "sgd"), "optimizer"),
-        (config.optim.schedule, ("cosine", "stairs"), "schedule"),
+        (config.optim.schedule, optim.SCHEDULES, "schedule"),
         (config.compute.dtype, DTYPES, "compute.dtype"),
         (config.compute.frozen_dtype, DTYPES, "compute.frozen_dtype"),
     ):
@@ -303,24 +330,33 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def digest(config: ConfigDict | dict[str, Any]) -> str:
-    """SHA-256 of all that touches the result (not mesh and log)."""
+    """SHA-256 of all that touches the result."""
     values = plain(config) if isinstance(config, ConfigDict) else config
-    kept = {k: v for k, v in values.items() if k not in FREE}
+    kept = {k: v for k, v in _flat(values).items() if not tree.matches_any(FREE, k)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields that differ between two plain configs, as `a.b: old -> new`."""
-    rows = []
-    for key in sorted({*old, *new}):
-        if not prefix and key in FREE:
-            continue
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            rows += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            rows.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return rows
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields of two plain configs that differ and touch the result: their old and new values."""
+    a, b = _flat(old), _flat(new)
+    names = [k for k in sorted({*a, *b}) if not tree.matches_any(FREE, k)]
+    return {k: (a.get(k), b.get(k)) for k in names if a.get(k) != b.get(k)}
+
+
+def shown(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Some differences, as `a.b: old -> new`."""
+    rows = [f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items()]
+    return ", ".join(rows[:5]) + (", …" if len(rows) > 5 else "")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def completed(values: dict[str, Any]) -> ConfigDict:

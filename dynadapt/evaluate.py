@@ -10,6 +10,7 @@ from flax import nnx
 
 from dynadapt import inputs, model, processes, sharding
 from dynadapt.context import Context
+from dynadapt.errors import ConfigError
 from dynadapt.runs import product
 from dynadapt.runs.predictions import Predictions
 
@@ -82,23 +83,30 @@ def in_order(
     return {k: v[order] for k, v in rows.items()}
 
 
-def run(folder: Path, out: Path | None = None) -> dict[str, Any]:
+def run(folder: Path, out: Path | None = None, data: str = "") -> dict[str, Any]:
     """Evaluates an adapter in a fresh process, from its folder and the backbone's weights alone.
 
     Args:
         folder: `adapter/` of a run.
         out: folder for records and pictures, or None.
+        data: another place of data of the same kind; its classes are found by name.
 
     Returns:
         The metrics, and what was evaluated.
 
     Raises:
         CheckpointError: for a damaged adapter or another backbone than it was trained on.
+        DataError: for classes that the adapter does not know.
+        ConfigError: for data that lie in no place of one's own.
     """
     processes.start()
     trained = product.load(folder)
     config, task, parts = trained.config, trained.task, trained.parts
-    split = inputs.open_split(config, "eval")
+    if data:
+        if "path" not in config.data:
+            raise ConfigError(f"--data is for data sets with a path, not for {config.data.name!r}")
+        config.data.path = data
+    split = inputs.open_split(config, "eval", trained.adapter.info.classes)
     mesh = sharding.make_mesh()
     kept = {"train": parts.train, "stats": parts.stats}
     kept = sharding.put_whole(kept, sharding.replicated(kept, mesh))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynadapt import config as configs
 from dynadapt import data, sharding
 from dynadapt.data import images, loader
 from dynadapt.errors import DataError
@@ -21,19 +22,19 @@ class Split(NamedTuple):
     spec: dict[str, jax.ShapeDtypeStruct]
 
 
-def open_split(config: Any, part: str, **given: Any) -> Split:
+def open_split(config: Any, part: str, classes: tuple[str, ...] = ()) -> Split:
     """The split of `part`, "train" or "eval".
 
     Args:
-        config: checked.
+        config: checked and resolved.
         part: which.
-        **given: what the data set is told besides its settings, such as `classes`.
+        classes: names of the classes that its labels are to count, where they are known.
 
     Raises:
         DataError: if it is not there, or none of its examples can be read.
         ConfigError: if its examples can't be of one shape.
     """
-    source = data.from_config(config.data, config.input[f"{part}_split"], **given)
+    source = data.from_config(config.data, config.input[f"{part}_split"], classes)
     transform = images.pipeline(config.input[part])
     size = config.input.batch_size if part == "train" else config.input.eval_batch_size
     split = Split(source, transform, loader.spec(source.info, transform, size))
@@ -55,6 +56,34 @@ def check_readable(config: Any, split: Split) -> None:
     raise fault
 
 
+def described(config: Any, split: Split, like: Any) -> list[str]:
+    """What the backbone sees, in a line, and a warning for each thing that it isn't made for.
+
+    Args:
+        config: resolved.
+        split: of training.
+        like: shapes of the backbone's features.
+    """
+    if "image" not in split.spec:
+        return [f"clouds of {split.spec['points'].shape[1]} points"]
+    h, w = split.spec["image"].shape[1:3]
+    (size, normalise), given = configs.expected(config), config.input.normalise
+    tokens = " x ".join(map(str, like.maps[-1].shape[1:3]))
+    name = config.backbone.name
+    lines = [f"{name} sees images of {h} x {w} as {tokens} tokens, normalised as {given}"]
+    if (h, w) != (size, size):
+        lines.append(
+            f"warning: {name} is made for images of {size} x {size}, not {h} x {w}; write {{size}} "
+            f"in input.train and input.eval, or say --config.backbone.image_size={h}"
+        )
+    if given != normalise:
+        lines.append(
+            f"warning: weights of {name} expect images normalised as {normalise}, not {given}; "
+            "leave input.normalise empty"
+        )
+    return lines
+
+
 def train_batches(config: Any, split: Split) -> loader.Batches:
     """This process's part of the endless training batches."""
     count = jax.process_count()
@@ -63,6 +92,7 @@ def train_batches(config: Any, split: Split) -> loader.Batches:
         split.transform,
         batch_size=config.input.batch_size // count,
         seed=config.seed,
+        balance=config.data.balance,
         **_reading(config),
     )
 
@@ -91,9 +121,14 @@ def place(batch: Any, mesh: Any) -> Any:
     return sharding.put(batch, sharding.batch(batch, mesh))
 
 
+def normalised(batch: Any, config: Any) -> Any:
+    """A batch from the loader with its images normalised, float32; on the device."""
+    if "image" not in batch:
+        return batch
+    image = images.normalise(batch["image"], config.input.normalise, jnp.float32)
+    return {**batch, "image": image}
+
+
 def prepared(task: Any, batch: Any, config: Any, key: Array | None, train: bool) -> Any:
     """A batch from the loader, its images normalised, prepared by the task; on the device."""
-    if "image" in batch:
-        image = images.normalise(batch["image"], config.input.normalise, jnp.float32)
-        batch = {**batch, "image": image}
-    return task.prepare(batch, key, train)
+    return task.prepare(normalised(batch, config), key, train)

@@ -112,12 +112,17 @@ def dispatch(argv: list[str]) -> int:
         raise ConfigError(
             f"unknown option {stranger!r} of {name}; {suggest(stranger, _flags(options))}"
         )
+    if overrides and "config" not in options:
+        raise ConfigError(f"{name} takes no config: {overrides[0]} would change nothing")
     with to_stderr() if options.json else contextlib.nullcontext():
         answer = command.run(options, overrides)
     if answer.values is None:
         return answer.code
     try:
-        if options.json:
+        if options.json and answer.lines:
+            for value in answer.values:
+                print(json.dumps(value))
+        elif options.json:
             print(json.dumps(answer.values, indent=1))
         elif answer.show is not None:
             answer.show()

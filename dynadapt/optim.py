@@ -13,11 +13,14 @@ from dynadapt import tree
 NO_DECAY = (r"(.*/)?(\w+_)?(bias|scale|shift)", r"(.*/)?(class_token|position|registers|prompts)")
 
 
+SCHEDULES = ("cosine", "stairs", "constant")
+
+
 def schedule(o: Any, steps: Any) -> optax.Schedule:
     """Linear warm-up over the first `o.warmup` part of the steps, then `o.schedule` of the rest.
 
-    "cosine" falls to zero; "stairs" falls to a tenth after 30, 60 and 90 % of all steps. Rate and
-    number of steps may be traced.
+    "cosine" falls to zero; "stairs" falls to a tenth after 30, 60 and 90 % of all steps; "constant"
+    stays. Rate and number of steps may be traced.
     """
 
     def rate(step: jax.Array) -> jax.Array:
@@ -25,6 +28,8 @@ def schedule(o: Any, steps: Any) -> optax.Schedule:
         if o.schedule == "stairs":
             falls = jnp.floor(step / steps / 0.3 + 1e-4)
             level = 0.1 ** jnp.clip(falls, 0, 3)
+        elif o.schedule == "constant":
+            level = 1.0
         else:
             part = (step - warmup) / jnp.maximum(steps - warmup, 1)
             level = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))

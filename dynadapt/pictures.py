@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dynadapt import files
 
 SIDE = 128  # pixels, to which smaller pictures are enlarged, so that text fits below
-TEXT = 12
+TEXT, MARGIN = 12, 6
 
 
 def captioned(image: np.ndarray, text: str) -> np.ndarray:
@@ -30,14 +30,15 @@ def captioned(image: np.ndarray, text: str) -> np.ndarray:
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int = 4, side: int = 2 * SIDE) -> np.ndarray:
-    """Pictures in rows, each fitted into a square of `side` pixels."""
-    rows = -(-len(pictures) // columns)
-    wide = min(columns, len(pictures))
-    canvas = Image.new("RGB", (wide * side, rows * side), "white")
-    for number, picture in enumerate(pictures):
-        small = Image.fromarray(picture)
-        small.thumbnail((side - 4, side - 4))
-        canvas.paste(small, (number % columns * side + 2, number // columns * side + 2))
+    """Pictures in rows, none of them larger than a square of `side` pixels."""
+    small = [Image.fromarray(picture) for picture in pictures]
+    for picture in small:
+        picture.thumbnail((side, side))
+    wide, high = (max(p.size[i] for p in small) + MARGIN for i in (0, 1))
+    size = wide * min(columns, len(small)), high * -(-len(small) // columns)
+    canvas = Image.new("RGB", size, "white")
+    for number, picture in enumerate(small):
+        canvas.paste(picture, (number % columns * wide, number // columns * high))
     return np.asarray(canvas)
 
 

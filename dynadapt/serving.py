@@ -94,7 +94,7 @@ def _check_same(host: Host, adapter: product.Adapter) -> None:
         if changed:
             raise CheckpointError(
                 f"the adapter in {folder} does not belong to the model of {host.folder}: "
-                f"{', '.join(changed)}; one model serves one method, settings and backbone"
+                f"{configs.shown(changed)}; one model serves one method, settings and backbone"
             )
     for name in TRAINING:
         if name in config.adapter:

@@ -77,6 +77,12 @@ def check_batch(batch: int, mesh: Mesh, accumulate: int = 1) -> None:
         )
 
 
+def check_dtype(dtype: str, mesh: Mesh) -> None:
+    """Raises a ConfigError for a compute dtype that these devices have no products in."""
+    if dtype == "float16" and mesh.devices.flat[0].platform == "cpu":
+        raise ConfigError("a CPU does not compute in float16; use float32 or bfloat16")
+
+
 def frozen(leaves: Any, mesh: Mesh, rules: tree.Rules = FROZEN) -> Any:
     """A sharding for each frozen leaf."""
     axes = {p: _first(rules, p) for p in tree.leaves(leaves)}

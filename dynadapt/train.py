@@ -1,12 +1,8 @@
 """Training, from a config to an adapter: data, model, partition, restore, step, loop."""
 
-import contextlib
 import functools
 import itertools
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +17,10 @@ from dynadapt.errors import CheckpointError, TrainingError
 from dynadapt.runs import checkpoint, product, workdir
 from dynadapt.runs.journal import Journal
 from dynadapt.runs.predictions import Predictions
+from dynadapt.runs.stop import Preempted, asked, interruptible, stop_signal
 from dynadapt.step import best, initial_state, make_step
 
 Array = jax.Array
-
-
-class Preempted(Exception):
-    """The process was asked to end, and the state is saved."""
 
 
 def run(config: Any, folder: Path) -> dict[str, Any]:
@@ -43,22 +36,26 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     """
     # Checks, before any array is made.
     configs.check(config)
+    config = configs.resolve(config)
     processes.start()
     processes.agree(configs.digest(config))
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
+    sharding.check_dtype(config.compute.dtype, mesh)
     workdir.check(config, folder)
     if (result := workdir.result(config, folder)) is not None:
         return result
 
     # Data and task.
-    split, tested = inputs.open_split(config, "train"), inputs.open_split(config, "eval")
+    split = inputs.open_split(config, "train")
+    tested = inputs.open_split(config, "eval", split.source.info.classes)
     task = tasks.from_config(config.task, split.source.info)
     steps = training_steps(config, len(split.source))
     stream = inputs.train_batches(config, split)
 
     # Model: what trains, what moves, what is frozen, and where each lies.
     network = model.build(config, task, split.spec)
+    seen = inputs.described(config, split, model.features(network.backbone, split.spec))
     model.features(network.backbone, tested.spec)  # raises where the evaluated size can't be served
     graph, train, stats, frozen = model.split(network, config)
     counts = workdir.counts(train, frozen)
@@ -77,12 +74,13 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
         checkpoint.Checkpoints(folder / "checkpoints") as saved,
     ):
         origin = {"weights": product.weights_hash(config), "data": split.source.info.fingerprint}
-        state, done, losses = restore(saved, state, stream, origin)
+        state, done, losses, laps = restore(saved, state, stream, origin)
+        speed = Speed(*laps)
         with Journal(
             folder, steps, tensorboard=config.log.tensorboard, silent=not first, resumed=done
         ) as journal:
-            if done:
-                journal.say(f"going on from step {done}")
+            for line in [*seen, *([f"going on from step {done}"] if done else [])]:
+                journal.say(line)
             step = make_step(graph, task, tx, config)
             eval_step = evaluate.make_step(graph, task, config)
             key = jax.random.fold_in(jax.random.key(config.seed), 3)
@@ -111,12 +109,11 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             def save(position: Any) -> None:
                 kept = kept_of(state)
                 pending = [{k: float(v) for k, v in one.items()} for one in jax.device_get(losses)]
-                meta = {**origin, "losses": pending, "skipped": stream.skipped}
+                meta = {**origin, "losses": pending, "skipped": stream.skipped, "laps": speed.laps}
                 saved.save(done, kept, state["opt"], position, meta)
 
             # Loop.
             position = stream.get_state()
-            speed = Speed()
             place = functools.partial(inputs.place, mesh=mesh)
             ahead = itertools.islice(loader.prefetch(stream, place), steps - done)
             try:
@@ -125,7 +122,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 for batch, position in ahead:
                     state, logs = step(state, frozen, batch, key)
                     done += 1
-                    speed.begin(done)
+                    speed.begin(done, logs)
                     losses.append(logs)
                     shown = done % config.log.every == 0 or done == steps
                     saving = config.save_every and done % config.save_every == 0
@@ -177,8 +174,8 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
 
 def restore(
     saved: Any, state: dict[str, Any], stream: Any, origin: dict[str, str]
-) -> tuple[dict[str, Any], int, list[Any]]:
-    """State, step and unreported logs of the newest checkpoint, or the state given, 0 and none.
+) -> tuple[dict[str, Any], int, list[Any], list[float]]:
+    """State, step, unreported logs and laps of the newest checkpoint, or the state given and none.
 
     Raises:
         CheckpointError: if the run began with another `origin` (hashes of weights and data).
@@ -186,7 +183,7 @@ def restore(
     kept = kept_of(state)
     found = saved.restore(kept, state["opt"])
     if found is None:
-        return state, 0, []
+        return state, 0, [], []
     done, kept, opt, position, meta = found
     for what, own in origin.items():
         if meta[what] != own:
@@ -197,7 +194,7 @@ def restore(
     stream.set_state(position)
     stream.skipped.update(meta["skipped"])
     number = jax.device_put(jnp.asarray(done, jnp.int32), state["step"].sharding)
-    return {**state, **kept, "opt": opt, "step": number}, done, meta["losses"]
+    return {**state, **kept, "opt": opt, "step": number}, done, meta["losses"], meta.get("laps", [])
 
 
 def kept_of(state: dict[str, Any]) -> dict[str, Any]:
@@ -231,63 +228,28 @@ def mean_logs(logs: list[dict[str, Array]]) -> dict[str, float]:
 class Speed:
     """Images a second, between laps and over all laps; compilation and evaluations stay out."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 0, seconds: float = 0.0):
+        self.laps = [steps, seconds]  # of this run so far, also before it went on
         self._last: tuple[int, float] | None = None
-        self._steps, self._seconds = 0, 0.0
 
-    def begin(self, step: int) -> None:
-        """Starts the clock after the step that compiles; later calls do nothing."""
-        self._last = self._last or (step, time.monotonic())
+    def begin(self, step: int, logs: Any) -> None:
+        """Starts the clock when the first step, which compiles, is over; later calls do nothing."""
+        if self._last is None:
+            jax.block_until_ready(logs)
+            self._last = step, time.monotonic()
 
     def lap(self, step: int, batch: int) -> float:
         """Images a second since the last lap."""
         now = time.monotonic()
         steps, seconds = step - self._last[0], now - self._last[1]
-        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        self.laps = [self.laps[0] + steps, self.laps[1] + seconds]
         self._last = (step, now)
         return steps * batch / max(seconds, 1e-9)
 
     def mean(self, batch: int) -> float:
         """Images a second over all laps."""
-        return self._steps * batch / max(self._seconds, 1e-9)
+        return self.laps[0] * batch / max(self.laps[1], 1e-9)
 
     def pause(self) -> None:
         """Forgets the last lap: what follows it was no training."""
         self._last = None
-
-
-@contextlib.contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets; a second signal ends the process at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def stop(number: int, _: Any) -> None:
-        event.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def asked(stop: threading.Event, meeting: bool) -> bool:
-    """Whether to stop now; several processes agree on it, at the steps where they meet."""
-    if jax.process_count() == 1:
-        return stop.is_set()
-    return meeting and processes.any_process(stop.is_set())
-
-
-def interruptible(batches: Any, stop: threading.Event) -> Iterator[Any]:
-    """The batches, until a stop is asked for; several processes finish what they began."""
-    for batch in batches:
-        if stop.is_set() and jax.process_count() == 1:
-            raise Preempted
-        yield batch

@@ -10,15 +10,12 @@ from dynadapt import config
 
 def get_config(arg=None):
     """Arguments: method, steps, data (a data set's name), path (its folder), weights."""
-    arg = config.parse_arg(
-        arg, method="iconformer", steps=12, data="digits", path="", weights="", compare=""
-    )
+    arg = config.parse_arg(arg, method="iconformer", steps=12, data="digits", path="", weights="")
     points = arg.method == "dapt"
     name = "point_mae_s" if points else "vit_mini"
     c = config.default(backbone=name, method=arg.method, data_set=arg.data)
     sizes = dict(groups=4, group_size=4) if points else dict(image_size=8)
     c.backbone.update(dict(dim=16, depth=2, heads=2, weights=arg.weights, **sizes))
-    c.compare = tuple(filter(None, arg.compare.split("+")))
     if arg.data == "folder":
         c.data.path = arg.path
     if "rank" in c.adapter:

@@ -9,11 +9,14 @@ from typing import Any
 import jax
 from flax import nnx
 
-from dynadapt import choices
+from dynadapt import choices, tree
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import ACTIVATIONS, SameKey
 
 Array = jax.Array
+
+# Ordered (variant, normalisation): AugReg and the first ViTs differ from all that came after.
+NORMALISED = ((r"vit_\w+", "inception"), (r".*", "imagenet"))
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +63,11 @@ def config(name: str, **overrides: Any) -> Any:
     """Sizes and options of a variant, with some changed; the same errors as `create`."""
     family = _family(name)
     return _config(family, f"backbone {name!r}", {**family.VARIANTS[name], **overrides})
+
+
+def normalisation(variant: str) -> str:
+    """How the images of a variant's published weights are normalised, in `data.images`."""
+    return next(value for pattern, value in NORMALISED if tree.matches(pattern, variant))
 
 
 def family(variant: str) -> str:

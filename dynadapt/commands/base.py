@@ -13,11 +13,19 @@ from dynadapt.errors import ConfigError
 class Answer:
     """What a command came to: JSON values, how to show them, and the exit code.
 
+    With `lines` the values are many, and each is a JSON document on a line of its own.
+
     Of several processes the first one answers; the others have no values.
     """
 
-    def __init__(self, values: Any, show: Callable[[], None] | None = None, code: int = 0):
-        self.values, self.show, self.code = values, show, code
+    def __init__(
+        self,
+        values: Any,
+        show: Callable[[], None] | None = None,
+        code: int = 0,
+        lines: bool = False,
+    ):
+        self.values, self.show, self.code, self.lines = values, show, code, lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,18 @@ from ml_collections.config_flags import config_flags
 from dynadapt import config as configs
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
+# What other libraries call a field.
+ALIASES = {
+    **dict.fromkeys(("learning_rate", "learningrate", "blr"), "lr"),
+    **dict.fromkeys(("num_epochs", "max_epochs"), "epochs"),
+    **dict.fromkeys(("num_steps", "max_steps", "total_steps"), "steps"),
+    **dict.fromkeys(("wd", "decay"), "weight_decay"),
+    **dict.fromkeys(("bs", "train_batch_size"), "batch_size"),
+    **dict.fromkeys(("grad_clip", "clip_grad", "max_grad_norm"), "clip_norm"),
+    **dict.fromkeys(("grad_accum", "gradient_accumulation_steps"), "accumulate"),
+    **dict.fromkeys(("checkpoint", "pretrained", "init_checkpoint"), "weights"),
+}
+
 
 def load(
     given: str | None,
@@ -81,5 +93,6 @@ def _without_method(arg: str) -> str:
 def _suggest_field(field: str, known: list[str]) -> str:
     """The nearest field: one with the same last name elsewhere, or one that is written alike."""
     last = field.rsplit(".", 1)[-1]
+    last = ALIASES.get(last, last)
     same = [k for k in known if k.rsplit(".", 1)[-1] == last]
     return f"did you mean {same[0]!r}?" if same else suggest(field, known)

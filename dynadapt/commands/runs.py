@@ -1,6 +1,9 @@
 """Training one adapter, and what a run leaves."""
 
+import shlex
 import sys
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -19,6 +22,8 @@ from dynadapt.errors import ConfigError
 def _train_options(options: flags.FlagValues) -> None:
     config_options(options)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=options)
+    text = "methods to train one after another, each in a folder of its own, for one table; or all"
+    flags.DEFINE_list("methods", None, text, flag_values=options)
 
 
 def _plan_options(options: flags.FlagValues) -> None:
@@ -37,6 +42,8 @@ def _eval_options(options: flags.FlagValues) -> None:
     workdir_options(options)
     text = "folder for records and pictures; by default none are written"
     flags.DEFINE_string("out", None, text, flag_values=options)
+    text = "another place of labelled data of the same kind; by default that of the training"
+    flags.DEFINE_string("data", "", text, flag_values=options)
 
 
 def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
@@ -45,36 +52,107 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import train
     from dynadapt.runs import report
 
-    folder = need(options, "workdir")
-    config = config_of(options, overrides)
+    folder, spec = need(options, "workdir"), options.config
     try:
-        if not config.compare:
-            result = train.run(config, folder)
+        if options.methods is None:
+            result = train.run(config_of(options, overrides), folder)
             if jax.process_index():
                 return Answer(None)
-            return Answer(result, lambda: report.show([result], folder, options.config))
-        runs = [config_of(options, overrides, f"method={m}") for m in config.compare]
-        report.check_all(runs)
+            others = comparison(spec, overrides, folder)
+            return Answer(result, lambda: report.show([result], folder, others))
+        runs = runs_of(options.methods, spec, overrides)
+        report.check_all(list(runs.values()))
         results = []
-        for one in runs:
-            print(f"method {one.adapter.name}", file=sys.stderr)
-            results.append(train.run(one, folder / one.adapter.name))
+        for method, config in runs.items():
+            print(f"method {method}", file=sys.stderr)
+            results.append(train.run(config, folder / method))
         if jax.process_index():
             return Answer(None)
-        return Answer(results, lambda: report.show(results, folder, options.config))
+        return Answer(results, lambda: report.show(results, folder))
     except train.Preempted:
-        again = " ".join([report.command(), *sys.argv[1:]])
+        again = shlex.join([report.command(), *sys.argv[1:]])
         print(f"dynadapt: stopped and saved; go on with: {again}", file=sys.stderr)
         return Answer({"stopped": True}, code=143)
 
 
+def runs_of(methods: list[str], spec: str, overrides: list[str]) -> dict[str, Any]:
+    """The config of each method; `all` are those that the config file and the backbone serve.
+
+    Raises:
+        ConfigError: for a method that does not exist, or that one of them does not serve.
+    """
+    from dynadapt.commands import config_file
+    from dynadapt.plans import compare
+
+    runs, left = {}, {}
+    for method in compare.chosen(methods):
+        try:
+            runs[method] = config_file.load(spec, overrides, f"method={method}")
+        except ConfigError as error:
+            if methods != ["all"]:
+                raise
+            left[method] = str(error)
+    if not runs:
+        raise ConfigError(next(iter(left.values())))
+    if methods == ["all"]:
+        backbone = next(iter(runs.values())).backbone.name
+        settings = {m: {k: v for k, v in c.adapter.items() if k != "name"} for m, c in runs.items()}
+        left |= compare.refusals(backbone, settings)
+    for method, reason in left.items():
+        print(f"dynadapt: {method} is left out: {reason}", file=sys.stderr)
+    return {method: config for method, config in runs.items() if method not in left}
+
+
+def comparison(spec: str, overrides: list[str], folder: Path) -> str:
+    """The command that compares methods under this config; "" where its file knows no methods."""
+    from dynadapt.commands import config_file
+
+    try:
+        config_file.load(spec, [], "method=linear")
+    except ConfigError:
+        return ""
+    argv = ["train", f"--config={spec}", *overrides, "--methods=all"]
+    return shlex.join([*argv, f"--workdir={folder.parent / 'all'}"])
+
+
 def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    import jax
+
     from dynadapt import evaluate
     from dynadapt.runs import report
 
     out = out_folder(options) if options.out else None
-    result = evaluate.run(need(options, "workdir") / "adapter", out)
+    result = evaluate.run(need(options, "workdir") / "adapter", out, options.data)
+    if jax.process_index():
+        return Answer(None)
     return Answer(result, lambda: report.show_metrics(result))
+
+
+def _predict_options(options: flags.FlagValues) -> None:
+    workdir_options(options)
+    text = "an image, a folder of images at any depth, or a text file with one path a line"
+    flags.DEFINE_string("images", None, text, flag_values=options)
+    flags.DEFINE_string("out", None, "folder for records and pictures", flag_values=options)
+    text = "draw each image with its answer, too"
+    flags.DEFINE_bool("pictures", False, text, flag_values=options)
+    text = "images that are looked at together"
+    flags.DEFINE_integer("batch", 32, text, flag_values=options)
+
+
+def _predict(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt import predict
+    from dynadapt.runs.stop import Preempted
+
+    adapter, source = need(options, "workdir") / "adapter", predict.find(need(options, "images"))
+    out = out_folder(options)
+    try:
+        result = predict.run(adapter, source, out, batch=options.batch, draw=options.pictures)
+    except Preempted:
+        print("dynadapt: stopped and saved; the same command goes on", file=sys.stderr)
+        return Answer({"stopped": True}, code=143)
+    for name, reason in result["skipped"].items():
+        print(f"dynadapt: skipped {name}: {reason}", file=sys.stderr)
+    return Answer(result["records"], lambda: predict.show(result, out), lines=True)
 
 
 def _plan(options: flags.FlagValues, overrides: list[str]) -> Answer:
@@ -120,6 +198,12 @@ COMMANDS = {
         "dynadapt eval --workdir=runs/quickstart",
         _eval,
         _eval_options,
+    ),
+    "predict": Command(
+        "answer new images without labels: one record an image, pictures where asked for",
+        "dynadapt predict --workdir=runs/flowers --images=photos --out=answers --pictures",
+        _predict,
+        _predict_options,
     ),
     "plan": Command(
         "show sites, trainable parameters, memory and FLOPs before anything runs",

@@ -5,6 +5,7 @@ count from 0, negative ones from the end; a slice that runs past the end is an e
 """
 
 import importlib
+import inspect
 import pkgutil
 import re
 from bisect import bisect_right
@@ -96,7 +97,7 @@ class Source(Protocol):
 
     An example is `dict(image=<encoded bytes or uint8 h w 3>, label=int, name=str)`, where `name` is
     a file path or `split[position]`. Reading must be safe from several threads; `in_memory = True`
-    says that it needs none.
+    says that it needs none. `labels`, where it has them, are the classes of all examples.
     """
 
     info: Info
@@ -177,6 +178,11 @@ class Arrays:
         self._images, self._labels = images, labels
         self._rows = Rows(split, info.counts)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each example."""
+        return np.array([self._labels[name][position] for name, position in self._rows], int)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -215,13 +221,34 @@ def check_split(split: str) -> None:
 
 
 def settings(name: str) -> dict[str, Any]:
-    """The settings of the data set `name` and their defaults."""
-    return choices.settings(module(name).source, skip=("split",))
+    """The settings of the data set `name` and their defaults; all of them know `balance`."""
+    return {**choices.settings(module(name).source, skip=("split", "classes")), "balance": ""}
 
 
-def from_config(section: Any, split: str) -> Source:
-    """The source of a config's `data` section."""
+def from_config(section: Any, split: str, classes: tuple[str, ...] = ()) -> Source:
+    """The source of a config's `data` section.
+
+    Args:
+        section: of a config.
+        split: to be read.
+        classes: names of the classes that the labels are to count, in their order, where they are
+            known: from the training split, or from a product.
+
+    Raises:
+        DataError: for data that are not there, or whose classes are others.
+    """
     given = dict(section)
     name = given.pop("name")
     choices.check_settings(f"data set {name!r}", given, settings(name))
-    return module(name).source(split, **given)
+    given.pop("balance", "")  # of the training batches
+    read = module(name).source
+    if classes and "classes" in inspect.signature(read).parameters:
+        return read(split, classes=classes, **given)
+    source = read(split, **given)
+    if classes and source.info.classes != classes:
+        strange = [c for c in source.info.classes if c not in classes] or source.info.classes
+        raise DataError(
+            f"{split} of {source.info.name!r} has the classes {', '.join(strange[:5])}, where "
+            f"{', '.join(classes[:5])} are known, in this order"
+        )
+    return source

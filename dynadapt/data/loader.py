@@ -27,6 +27,7 @@ from dynadapt.data.fields import DENSE
 from dynadapt.errors import ConfigError, DataError, DynadaptError
 
 _MODES = ("stop", "skip")
+BALANCES = ("", "sampler", "weights")
 ENDLESS = 1 << 60  # examples; more than any training sees, and no length overflows
 
 
@@ -145,12 +146,16 @@ def train_batches(
     process: tuple[int, int] = (0, 1),
     threads: int | None = None,
     on_error: str = "stop",
+    balance: str = "",
 ) -> Batches:
     """Endless batches of `batch_size` for this `process` (index, count).
 
     Each epoch is shuffled anew by (seed, epoch) and random transforms draw from (seed, epoch,
     index), so neither threads, processes nor a resume change what is seen. A broken image raises
     DataError, or, with `on_error="skip"`, becomes zeros with mask 0.
+
+    With `balance="sampler"` an epoch draws every class as often as any other, with repetitions; with
+    "weights" the mask of an example is the mean size of a class over that of its own.
     """
     examples = _Examples(source, transform, on_error)
     size = len(source)
@@ -163,10 +168,17 @@ def train_batches(
             f"examples; choose a batch of at most {size // count} for each process"
         )
 
+    weights = class_weights(source) if balance else None
+    shares = weights if balance == "sampler" else None
+    orders = functools.lru_cache(maxsize=64)(lambda epoch: order(seed, epoch, size, shares))
+
     def load(position):  # in the endless stream
         epoch, place = divmod(position, size)
-        index = int(order(seed, epoch, size)[place])
-        return examples.load(index, [1, seed, epoch, index] if examples.random else None)
+        index = int(orders(epoch)[place])
+        row = examples.load(index, [1, seed, epoch, index] if examples.random else None)
+        if balance == "weights":
+            row = {**row, "mask": row["mask"] * weights[index]}
+        return row
 
     # grain's own shuffle draws epoch e from seed + e, so that runs 0, 1, 2 would share epochs; it
     # is also slow on small sets
@@ -176,17 +188,35 @@ def train_batches(
     return Batches(batches, examples, _threads(source, threads), run, None)
 
 
-@functools.lru_cache(maxsize=64)
-def order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order `size` of the examples in an epoch of training."""
-    return np.random.default_rng([0, seed, epoch]).permutation(size)
+def order(seed: int, epoch: int, size: int, shares: np.ndarray | None = None) -> np.ndarray:
+    """The examples `size` of an epoch of training: each once, or drawn in proportion to shares."""
+    rng = np.random.default_rng([0, seed, epoch])
+    if shares is None:
+        return rng.permutation(size)
+    return rng.choice(size, size, p=shares / shares.sum(dtype=np.float64))
+
+
+def class_weights(source: Source) -> np.ndarray:
+    """Of each example the mean size of a class over that of its own, float32.
+
+    Raises:
+        ConfigError: for a source whose labels are not known before its examples are read.
+    """
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        raise ConfigError(
+            f"data.balance needs one label an image, known beforehand; {source.info.name!r} has none"
+        )
+    counts = np.bincount(labels, minlength=1)
+    return (len(labels) / np.count_nonzero(counts) / counts[labels]).astype(np.float32)
 
 
 def rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
     """The examples `batch_size` of a training step (from 0), as `train_batches` draws them."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = np.divmod(positions, size)
-    return np.array([order(seed, int(e), size)[p] for e, p in zip(epochs, places, strict=True)])
+    drawn = {int(e): order(seed, int(e), size) for e in np.unique(epochs)}
+    return np.array([drawn[int(e)][p] for e, p in zip(epochs, places, strict=True)])
 
 
 def eval_batches(

@@ -32,20 +32,26 @@ def run(config: Any, topology: str | None = None) -> dict[str, Any]:
         topology: a machine that isn't here, such as `v5e:4x4` or `h100`; None for the devices here.
 
     Returns:
-        `sites`, `trainable` rows, `counts`, `memory` in bytes a device, `flops` of a step,
-        `collectives` in bytes, and `fits`: true, false, or None where the memory isn't known.
+        `input` (lines on what the backbone sees), `sites`, `trainable` rows, `counts`, `memory` in
+        bytes a device, `flops` of a step, `collectives` in bytes, and `fits`: true, false, or None
+        where the memory isn't known.
 
     Raises:
         ConfigError, DataError, MachineError: as training would, or where the compiler is missing.
     """
     configs.check(config)
+    config = configs.resolve(config)
     mesh = sharding.make_mesh(config.mesh, devices(topology))
     sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
-    split, tested = inputs.open_split(config, "train"), inputs.open_split(config, "eval")
+    sharding.check_dtype(config.compute.dtype, mesh)
+    split = inputs.open_split(config, "train")
+    tested = inputs.open_split(config, "eval", split.source.info.classes)
     task = tasks.from_config(config.task, split.source.info)
-    model.abstract(config, task, tested.spec)  # raises where the evaluated size can't be served
+    backbone = model.abstract(config, task, split.spec).backbone
+    model.features(backbone, tested.spec)  # raises where the evaluated size can't be served
     steps = training_steps(config, len(split.source))
-    return of_step(config, task, steps, split.spec, mesh, topology)
+    seen = inputs.described(config, split, model.features(backbone, split.spec))
+    return {"input": seen} | of_step(config, task, steps, split.spec, mesh, topology)
 
 
 def of_step(
@@ -218,6 +224,8 @@ def _reason(text: str) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the plan."""
+    for line in result.get("input", ()):
+        print(line)
     sites = [[r["site"], r["adapter"], r["hosts"], r["parameters"]] for r in result["sites"]]
     if sites:
         show_table("adapted sites", ["site", "adapter", "hosts", "parameters"], sites)

@@ -21,8 +21,14 @@ def check_all(runs: list[Any]) -> None:
         raise ConfigError(*problems)
 
 
-def show(results: list[dict[str, Any]], folder: Path, config: str) -> None:
-    """Prints one row for each result, and the command to try next."""
+def show(results: list[dict[str, Any]], folder: Path, others: str = "") -> None:
+    """Prints one row for each result, and the commands to try next.
+
+    Args:
+        results: of runs with the same task.
+        folder: of the run, or of all of them.
+        others: a command that compares this run with others, where there is one.
+    """
     headline = results[0]["headline"]
     rows = [
         [
@@ -38,7 +44,7 @@ def show(results: list[dict[str, Any]], folder: Path, config: str) -> None:
     ]
     columns = ["method", headline, "trained", "with head", "of backbone", "file", "images/s"]
     show_table(f"{folder}", columns, rows)
-    print(_next(results, folder, config))
+    print(_next(results, folder, others))
 
 
 def command() -> str:
@@ -46,16 +52,16 @@ def command() -> str:
     return os.environ.get("DYNADAPT_COMMAND", "dynadapt")
 
 
-def _next(results: list[dict[str, Any]], folder: Path, config: str) -> str:
-    path = config.partition(":")[0]
+def _next(results: list[dict[str, Any]], folder: Path, others: str) -> str:
     if len(results) > 1:
         return f"Evaluate one again: {command()} eval --workdir={folder}/{results[-1]['method']}"
-    compare = f"{command()} train --config={path}:method=all --workdir={folder.parent / 'all'}"
-    return (
-        f"The adapter is in {results[0]['adapter']}\n"
-        f"Evaluate it again:      {command()} eval --workdir={folder}\n"
-        f"Compare all methods:    {compare}"
-    )
+    lines = [
+        f"The adapter is in {results[0]['adapter']}",
+        f"Evaluate it again:      {command()} eval --workdir={folder}",
+    ]
+    if others:
+        lines.append(f"Compare all methods:    {command()} {others}")
+    return "\n".join(lines)
 
 
 def show_metrics(result: dict[str, Any]) -> None:

@@ -34,19 +34,37 @@ def check(config: Any, folder: Path) -> None:
     if not (folder / "config.json").exists():
         return
     old = files.read_json(folder / "config.json")
-    new = configs.plain(config)
-    if old["digest"] != configs.digest(config):
-        changed = configs.differences(old["config"], new)
-        shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+    changed = configs.differences(old["config"], configs.plain(config))
+    if "optim.steps" in changed and len(changed) == 1:
+        if problem := _longer(config, *changed["optim.steps"]):
+            raise ConfigError(f"{folder} holds a run with {problem}; give another --workdir")
+    elif changed:
         raise ConfigError(
-            f"{folder} holds a run of another config ({shown}); give another --workdir"
+            f"{folder} holds a run of another config ({configs.shown(changed)}); give another "
+            "--workdir"
         )
+
+
+def _longer(config: Any, old: int, new: int) -> str:
+    """Why a run of `old` steps can't go on to `new` ones, "" where it can."""
+    o = config.optim
+    if new < old or not old:
+        return f"optim.steps {old}, which can only be raised"
+    if o.schedule != "constant" or o.warmup:
+        rate = f"{o.schedule} schedule" + (f" with warmup {o.warmup}" if o.warmup else "")
+        return (
+            f"optim.steps {old}; {new} would change the learning rate of the steps that are done, "
+            f"as the {rate} is laid over all of them (schedule constant without warmup allows it)"
+        )
+    return ""
 
 
 def result(config: Any, folder: Path) -> dict[str, Any] | None:
     """The result of a run that is complete and whole, or None."""
     found = faults(folder)
     if not found or any(found.values()):
+        return None
+    if files.read_json(folder / "config.json")["config"]["optim"]["steps"] != config.optim.steps:
         return None
     try:
         product.read(folder / "adapter")

@@ -22,10 +22,11 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from dynadapt import model, processes, tasks, train, weights
+from dynadapt import model, processes, tasks, weights
 from dynadapt.data import Info, images, loader, numbered
 from dynadapt.errors import ConfigError, DataError
 from dynadapt.runs import workdir
+from dynadapt.runs.stop import Preempted, stop_signal
 from dynadapt.sweep import datasets, protocol
 from dynadapt.sweep.population import Population
 from dynadapt.sweep.store import Store
@@ -306,7 +307,7 @@ class Runner:
                 self.store.save(name, done, state, origin)
                 last = time.monotonic()
             if stopping:
-                raise train.Preempted
+                raise Preempted
         return state
 
 
@@ -322,7 +323,7 @@ def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
     # Several processes of one job work side by side, each with the devices of its own.
     processes.start()
     keep_programs()
-    with Store(folder, sweep.shared) as store, train.stop_signal() as stop:
+    with Store(folder, sweep.shared) as store, stop_signal() as stop:
         store.check_data(data)
         runner = Runner(sweep, store, stop)
         while True:
@@ -339,7 +340,7 @@ def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
             if not worked and not waiting:
                 break
             if not worked and stop.wait(POLL):
-                raise train.Preempted
+                raise Preempted
         store.finish([])
         store.tidy()
         done = store.done()

@@ -64,7 +64,7 @@ class Task:
             return (share * x + (1.0 - share) * x[::-1]).astype(x.dtype)
 
         # An example that is mixed with a masked one counts no more than that one.
-        mask = batch["mask"] * batch["mask"][::-1]
+        mask = jnp.minimum(batch["mask"], batch["mask"][::-1])
         return {**batch, "image": mix(batch["image"]), "target": mix(target), "mask": mask}
 
     def loss(self, logits: Array, batch: Batch) -> tuple[Array, Array, dict[str, Array]]:

@@ -1,0 +1,259 @@
+"""Answers to new, unlabelled images, from a run's product and its backbone alone.
+
+out/predictions.csv      one line an image, in the order of the images
+out/predictions.jsonl    the same records, one JSON document a line, written as they come
+out/<name><suffix>       what the task writes of an image, such as a label map
+out/pictures/<name>.png  the image with its answer, where asked for
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from dynadapt import files, inputs, model, pictures, processes, sharding
+from dynadapt.context import Context
+from dynadapt.data import Info, folder, images, loader
+from dynadapt.data.fields import Field
+from dynadapt.errors import ConfigError, DataError, MachineError
+from dynadapt.runs import product
+from dynadapt.runs.predictions import TABLE, write_table
+from dynadapt.runs.stop import interruptible, stop_signal
+
+LOG = "predictions.jsonl"
+BATCH = 32  # images, unless another number is asked for
+TELL = 10.0  # seconds between lines of progress
+PICTURE = ".png"  # what a drawn answer is called, in a folder of its own
+
+
+class Images:
+    """A source over image files without labels; `name` is the path below `root`."""
+
+    def __init__(self, root: Path, names: Sequence[str]):
+        self.root, self.names = root, names
+        self.info = Info("images", {"image": Field("pixels")}, {"images": len(names)}, "")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.names[index]
+        try:
+            content = (self.root / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the image {name}: {error.strerror}") from None
+        return {"image": content, "name": name, "orient": True}
+
+
+def find(path: Path) -> Images:
+    """The images that a path names: a file, all in a folder, or those that a list names.
+
+    A list is a text file with one path a line, relative to the folder that it lies in.
+
+    Raises:
+        DataError: if there are none, or a listed one is not there.
+    """
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if _is_image(p))
+        root, names = path, [p.relative_to(path).as_posix() for p in found]
+    elif _is_image(path):
+        root, names = path.parent, [path.name]
+    elif path.is_file():
+        root, names = path.parent, _listed(path)
+    else:
+        raise DataError(f"there is no file and no folder {str(path)!r}")
+    if not names:
+        raise DataError(f"{path} holds no images")
+    return Images(root, list(dict.fromkeys(names)))
+
+
+def _is_image(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return path.suffix.lower() in folder.SUFFIXES and not hidden and path.is_file()
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is neither an image nor a list of images in UTF-8") from None
+    names = [line.strip() for line in lines if line.strip()]
+    for number, name in enumerate(names, 1):
+        if not (path.parent / name).is_file():
+            raise DataError(f"line {number} of {path} names {name!r}, which is not there")
+    return names
+
+
+def run(
+    adapter: Path, source: Images, out: Path, *, batch: int = BATCH, draw: bool = False
+) -> dict[str, Any]:
+    """Writes one record an image; started again, it goes on where it was.
+
+    Args:
+        adapter: `adapter/` of a run.
+        source: the images, as of `find`.
+        out: folder of all that is written.
+        batch: images that are looked at together.
+        draw: write pictures, too.
+
+    Returns:
+        `records`, in the order of the images, and `skipped`: what is wrong with each broken one.
+
+    Raises:
+        CheckpointError: for a damaged adapter or another backbone than it was trained on.
+        ConfigError: if `out` holds the answers of another adapter.
+        DataError: if none of the images can be read.
+        Preempted: after SIGTERM or SIGINT, with all records so far kept.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch must be at least 1, not {batch}")
+    processes.start()
+    if jax.process_count() > 1:
+        raise MachineError("predict is for one process; start it on one host alone")
+    trained = product.load(adapter)
+    skipped: dict[str, str] = {}
+    with Log(out, trained.card["file_sha256"]) as log, stop_signal() as stop:
+        left = Images(source.root, [n for n in source.names if n not in log.records])
+        if len(left):
+            skipped = _answer(trained, left, log, batch, draw, stop)
+        records = [log.records[name] for name in source.names if name in log.records]
+    if not records:
+        why = next(iter(skipped.values()))
+        raise DataError(f"none of the {len(source)} images can be read: {why}")
+    write_table(out / TABLE, records)
+    return {"records": records, "skipped": skipped}
+
+
+def _answer(
+    trained: product.Product, source: Images, log: "Log", batch: int, draw: bool, stop: Any
+) -> dict[str, str]:
+    """Records the answers to all images; what is wrong with each broken one."""
+    config, parts = trained.config, trained.parts
+    transform = images.pipeline(config.input.eval)
+    mesh = sharding.make_mesh()
+    size = -(-batch // mesh.size) * mesh.size
+    kept = {"train": parts.train, "stats": parts.stats}
+    kept = sharding.put_whole(kept, sharding.replicated(kept, mesh))
+    frozen = sharding.put_whole(parts.frozen, sharding.frozen(parts.frozen, mesh))
+    batches = loader.eval_batches(source, transform, batch_size=size, on_error="skip")
+    step = make_step(parts.graph, trained.task, config)
+    progress = Progress(len(source))
+    with jax.set_mesh(mesh):
+        for given in interruptible(batches, stop):
+            answers = step(kept, frozen, inputs.place(given, mesh))
+            answers = {k: sharding.local(v) for k, v in answers.items()}
+            for i in np.flatnonzero(given["mask"]):
+                index = int(given["index"][i])
+                example = {"index": index, **batches.about.pop(index)}
+                answer = {k: v[i] for k, v in answers.items()}
+                values, content = trained.task.record(answer, example)
+                if draw:
+                    image = images.decode(source[index]["image"])
+                    content = {**content, PICTURE: pictures.png(trained.task.draw(image, answer))}
+                log.write(example["name"], values, content)
+            progress.tell(int((given["index"] >= 0).sum()))
+    return dict(batches.skipped)
+
+
+def make_step(graph: Any, task: Any, config: Any) -> Any:
+    """The jitted `step(kept, frozen, batch) -> answers`, for batches without labels."""
+
+    @jax.jit
+    def step(kept: Any, frozen: Any, batch: Any) -> Any:
+        batch = inputs.normalised(batch, config)
+        network = nnx.merge(graph, kept["train"], kept["stats"], frozen)
+        return task.answer(model.outputs(network, batch, Context(), task, config, {}), batch)
+
+    return step
+
+
+class Log:
+    """The records in a folder, which grow line by line; use it as a context manager.
+
+    Args:
+        out: the folder.
+        adapter: SHA-256 of the adapter's file, which the first line names.
+
+    Attributes:
+        records: by the name of the image.
+
+    Raises:
+        ConfigError: if the folder holds records of another adapter, or can't be written.
+    """
+
+    def __init__(self, out: Path, adapter: str):
+        self.out, self.records = out, {}
+        path, head = out / LOG, {"adapter": adapter}
+        kept = [head]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                kept = _whole_lines(path)
+                if kept[:1] != [head]:
+                    raise ConfigError(
+                        f"{out} holds the predictions of another adapter; give another --out"
+                    )
+            self.records = {record["file"]: record for record in kept[1:]}
+            with files.whole(path) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            self._file = open(path, "a")
+        except OSError as error:
+            raise ConfigError(f"nothing can be written in {out}: {error.strerror}") from error
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def write(self, name: str, values: dict[str, Any], content: dict[str, bytes]) -> None:
+        """Writes the files of an image, then its record."""
+        stem = Path(name).with_suffix("")
+        for suffix, data in content.items():
+            folder = self.out / "pictures" if suffix == PICTURE else self.out
+            path = folder / stem.with_name(stem.name + suffix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(path, data)
+        self.records[name] = values
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    """The JSON documents of a file's lines, up to the first that is cut short."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+class Progress:
+    """Tells on standard error how many images were answered."""
+
+    def __init__(self, total: int):
+        self.total, self.done = total, 0
+        self._began = self._told = time.monotonic()
+
+    def tell(self, more: int) -> None:
+        """Counts more images; a line now and then."""
+        self.done += more
+        now = time.monotonic()
+        if now - self._told > TELL or self.done == self.total:
+            self._told = now
+            rate = self.done / max(now - self._began, 1e-9)
+            print(f"{self.done:,} of {self.total:,} images, {rate:.1f} a second", file=sys.stderr)
+
+
+def show(result: dict[str, Any], out: Path) -> None:
+    """Prints where the records are."""
+    skipped = f", {len(result['skipped'])} images skipped" if result["skipped"] else ""
+    print(f"wrote {len(result['records']):,} records to {out / TABLE}{skipped}")
