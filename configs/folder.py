@@ -8,11 +8,12 @@ from dynadapt import adapters, config
 
 
 def get_config(arg=None):
-    """Arguments: path (of the images), method (a module of `dynadapt.adapters`)."""
-    arg = config.parse_arg(arg, path="", method="iconformer")
+    """Arguments: path (of the images), method (a module of `dynadapt.adapters`), task
+    (classification, or multilabel for images with any number of labels)."""
+    arg = config.parse_arg(arg, path="", method="iconformer", task="classification")
     adapters.module(arg.method)  # an unknown name is answered here, with the nearest
 
-    c = config.default(backbone="vit_mini", method=arg.method, data_set="folder")
+    c = config.default(backbone="vit_mini", method=arg.method, task=arg.task, data_set="folder")
     c.backbone.weights = "vit_mini"
     c.data.path = arg.path
     c.input.train = "random_resized_crop({size})|flip"

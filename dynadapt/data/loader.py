@@ -154,8 +154,8 @@ def train_batches(
     index), so neither threads, processes nor a resume change what is seen. A broken image raises
     DataError, or, with `on_error="skip"`, becomes zeros with mask 0.
 
-    With `balance="sampler"` an epoch draws every class as often as any other, with repetitions; with
-    "weights" the mask of an example is the mean size of a class over that of its own.
+    With `balance="sampler"` an epoch draws every class as often as any other, with repetitions;
+    with "weights" the mask of an example is the mean size of a class over that of its own.
     """
     examples = _Examples(source, transform, on_error)
     size = len(source)
@@ -205,7 +205,8 @@ def class_weights(source: Source) -> np.ndarray:
     labels = getattr(source, "labels", None)
     if labels is None:
         raise ConfigError(
-            f"data.balance needs one label an image, known beforehand; {source.info.name!r} has none"
+            "data.balance needs one label an image, known beforehand, which "
+            f"{source.info.name!r} does not have"
         )
     counts = np.bincount(labels, minlength=1)
     return (len(labels) / np.count_nonzero(counts) / counts[labels]).astype(np.float32)

@@ -1,15 +1,25 @@
 """Pooling and one linear layer."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.context import Context
+from dynadapt.errors import ConfigError
 from dynadapt.layers import Linear
 
 Array = jax.Array
 
 POOLINGS = ("cls", "mean", "max")
+
+
+def made_for(like: Any, classes: int, *, pool: str, rngs: nnx.Rngs) -> "LinearHead":
+    """The head for features like these; ConfigError where they have no class token to pool."""
+    if pool == "cls" and not like.tokens.shape[1]:
+        raise ConfigError("pool='cls' needs a backbone with a class token; use pool='mean'")
+    return LinearHead(like.maps[-1].shape[-1], classes, pool=pool, rngs=rngs)
 
 
 class LinearHead(nnx.Module):

@@ -10,7 +10,7 @@ from flax import nnx
 
 from dynadapt import pictures
 from dynadapt.errors import ConfigError, UnknownName
-from dynadapt.heads.linear import POOLINGS, LinearHead
+from dynadapt.heads import linear
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -33,20 +33,23 @@ class Task:
     def __init__(
         self, info: Any, *, pool: str = "mean", label_smoothing: float = 0.0, mixup: float = 0.0
     ):
-        if pool not in POOLINGS:
-            raise UnknownName("pooling", pool, POOLINGS)
+        if pool not in linear.POOLINGS:
+            raise UnknownName("pooling", pool, linear.POOLINGS)
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
         if len(info.classes) < 2:
             raise ConfigError(f"classification needs classes; data set {info.name!r} has none")
+        if "label" in info.fields and info.fields["label"].most:
+            raise ConfigError(
+                f"the images of {info.name!r} have several labels each; the task multilabel is for "
+                "them"
+            )
         self.classes = info.classes
         self.pool, self.label_smoothing, self.mixup = pool, label_smoothing, mixup
 
     def head(self, like: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """The head for features like these."""
-        if self.pool == "cls" and not like.tokens.shape[1]:
-            raise ConfigError("pool='cls' needs a backbone with a class token; use pool='mean'")
-        return LinearHead(like.maps[-1].shape[-1], len(self.classes), pool=self.pool, rngs=rngs)
+        return linear.made_for(like, len(self.classes), pool=self.pool, rngs=rngs)
 
     def within(self, logits: Array, classes: Array) -> Array:
         """The logits of the first `classes` classes; the head's others are out of reach."""
