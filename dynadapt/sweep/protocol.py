@@ -207,14 +207,15 @@ def cells(
 def best(
     points: Sequence[dict[str, float]], results: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
-    """The point with the best mean accuracy on val200; of equals, the first.
+    """The point with the best mean score on val200; of equals, the first.
 
     A run that met a loss that was not finite takes its point out, unless all did.
     """
 
     def score(point: dict[str, float]) -> tuple[bool, float]:
         own = [r for r in results if r["hyper"] == point]
-        return not any(r["diverged"] for r in own), sum(r["top1"] for r in own) / len(own)
+        sign = 1 if own[0]["better"] == "higher" else -1
+        return not any(r["diverged"] for r in own), sign * sum(r["score"] for r in own) / len(own)
 
     return max(points, key=score)
 

@@ -32,7 +32,7 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
 
     Returns:
         `title`; `suite`, `form`, `protocol`, `protocol_digest`, `backbone`, `backbone_parameters`,
-        `weights`, `weights_sha256`; `partial`, and `gaps`, a sentence each; `tasks` (`name`,
+        `weights`, `weights_sha256`; `metric`, `better`; `partial`, and `gaps`, a sentence each; `tasks` (`name`,
         `title`, `group`, and `common`: whether it is in the means); `groups`; `rows`, the best rank
         first: of each method `method`, `settings`, `seeds`, `tasks`, `groups`, `mean_of_groups`,
         `mean_of_tasks`, `trained`, `trained_with_head`, `rank`; a number is `{"mean", "std"}` or
@@ -54,18 +54,19 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
     cells: dict[str, dict[str, dict[int, float]]] = {}
     for line in finals:
         own = cells.setdefault(line["method"], {}).setdefault(line["task"], {})
-        own[line["seed"]] = float(line["top1"])
+        own[line["seed"]] = float(line["score"])
     gaps = find_gaps(cells, tasks)
     if gaps and not partial:
         raise ConfigError(f"{gaps[0]}; --partial makes a table of what is there")
     common = [name for name in tasks if all(name in own for own in cells.values())]
     groups = by_group(tasks)
     rows = [{**_facts(m, finals), **numbers(own, groups, common)} for m, own in cells.items()]
-    for row, rank in zip(rows, ranks(rows, common), strict=True):
+    for row, rank in zip(rows, ranks(rows, common, first["better"]), strict=True):
         row["rank"] = rank
     rows.sort(key=lambda row: (math.inf if row["rank"] is None else row["rank"], row["method"]))
     fields = ("suite", "form", "protocol", "protocol_digest", "backbone", "backbone_parameters")
-    result = {k: first[k] for k in (*fields, "weights", "weights_sha256")}
+    fields = (*fields, "weights", "weights_sha256", "metric", "better")
+    result = {k: first[k] for k in fields}
     result.update(partial=bool(gaps), gaps=gaps, groups=list(groups))
     result["tasks"] = [
         dict(name=name, title=t.title, group=t.group, common=name in common)
@@ -120,7 +121,7 @@ def spread(values: list[float]) -> dict[str, float | None] | None:
 def numbers(
     own: dict[str, dict[int, float]], groups: dict[str, list[str]], common: list[str]
 ) -> dict[str, Any]:
-    """Tasks, groups and means of one method, from its accuracies by task and seed.
+    """Tasks, groups and means of one method, from its scores by task and seed.
 
     Means over tasks are over the `common` ones; a group without any has none, and then there is no
     mean of groups.
@@ -156,17 +157,20 @@ def _facts(method: str, finals: list[dict[str, Any]]) -> dict[str, Any]:
     return {**facts, "trained_with_head": round(heads)}
 
 
-def ranks(rows: list[dict[str, Any]], tasks: list[str]) -> list[float | None]:
+def ranks(
+    rows: list[dict[str, Any]], tasks: list[str], better: str = "higher"
+) -> list[float | None]:
     """The place of each row, averaged over tasks; ties share the mean of their places."""
+    sign = 1 if better == "higher" else -1
     if not tasks:
         return [None] * len(rows)
     sums = [0.0] * len(rows)
     for name in tasks:
         # Rounded, since equal accuracies may differ in the last bit of their mean.
-        values = [round(row["tasks"][name]["mean"], 9) for row in rows]
+        values = [round(sign * row["tasks"][name]["mean"], 9) for row in rows]
         for i, value in enumerate(values):
-            better, equal = sum(v > value for v in values), values.count(value)
-            sums[i] += better + (equal + 1) / 2
+            ahead, equal = sum(v > value for v in values), values.count(value)
+            sums[i] += ahead + (equal + 1) / 2
     return [s / len(tasks) for s in sums]
 
 

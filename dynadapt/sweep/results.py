@@ -15,7 +15,8 @@ FIELDS = {
     **dict.fromkeys(("weights", "weights_sha256", "task", "stage"), str),
     **dict.fromkeys(("seed", "trained", "trained_with_head", "backbone_parameters"), int),
     **dict.fromkeys(("settings", "hyper"), dict),
-    "top1": (int, float),
+    **dict.fromkeys(("metric", "better"), str),
+    "score": (int, float),
 }
 
 # What all lines of a table have in common: fields, and what they are called.
@@ -25,6 +26,7 @@ COMMON = (
     (("backbone",), "backbones"),
     (("weights", "weights_sha256"), "weights"),
     (("form",), "forms of the data"),
+    (("metric", "better"), "metrics"),
 )
 
 
@@ -59,12 +61,20 @@ def _parsed(text: str, number: int, path: Path) -> dict[str, Any]:
         raise DataError(f"line {number} of {path} is broken: {text[:60]!r}") from None
     if not isinstance(line, dict):
         raise DataError(f"line {number} of {path} is not a result: {text[:60]!r}")
+    line = with_score(line)
     for name, kind in FIELDS.items():
         if name not in line:
             raise DataError(f"line {number} of {path} has no field {name!r}")
         if not isinstance(line[name], kind) or isinstance(line[name], bool):
             raise DataError(f"line {number} of {path} has {name}={line[name]!r}")
     return line
+
+
+def with_score(line: dict[str, Any]) -> dict[str, Any]:
+    """A result with its `score`, `metric` and `better`: the first sweeps knew top-1 alone."""
+    if "score" in line or "top1" not in line:
+        return line
+    return {**line, "score": line["top1"], "metric": "top1", "better": "higher"}
 
 
 def final(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ import numpy as np
 
 from dynadapt import files, tree
 from dynadapt.errors import CheckpointError, ConfigError, DataError, MachineError
-from dynadapt.sweep.results import FILE
+from dynadapt.sweep.results import FILE, with_score
 
 STALE = 180.0
 TOUCH = 20.0
@@ -120,7 +120,7 @@ class Store:
         for entry in os.scandir(self.folder / "cells"):
             cell, suffix = os.path.splitext(entry.name)
             if suffix == ".json" and not cell.startswith(".") and cell not in self._done:
-                self._done[cell] = files.read_json(Path(entry.path))
+                self._done[cell] = with_score(files.read_json(Path(entry.path)))
         return self._done
 
     def claim(self, cells: Iterable[dict[str, Any]], most: int) -> list[dict[str, Any]]:

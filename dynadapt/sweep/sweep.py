@@ -255,7 +255,9 @@ class Runner:
                     "classes": classes,
                     "split": split,
                     "examples": values["examples"],
-                    "top1": values["top1"],
+                    "score": values[programs.task.headline],
+                    "metric": programs.task.headline,
+                    "better": programs.task.better,
                     "loss": values["loss"],
                     "steps": length,
                     # The first step whose loss was not finite, or null.
@@ -270,9 +272,9 @@ class Runner:
             )
         self.store.finish(lines)
         self.store.forget(self._name(group))
-        accuracies = " ".join(f"{line['top1']:.2f}" for line in lines)
+        scores = " ".join(f"{line['score']:.2f}" for line in lines)
         say(
-            f"{task} {method} {first['stage']}: top1 {accuracies} on {split}, "
+            f"{task} {method} {first['stage']}: {programs.task.headline} {scores} on {split}, "
             f"{time.monotonic() - began:.1f} s, {len(self.store.done())} cells done"
         )
 
