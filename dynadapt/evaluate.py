@@ -13,7 +13,7 @@ from flax import nnx
 from dynadapt import adapters, data, files, model, sharding, tasks, tree, weights
 from dynadapt import config as configs
 from dynadapt.context import Context
-from dynadapt.data import images, loader
+from dynadapt.data import images, loader, transforms
 from dynadapt.errors import CheckpointError, DataError
 from dynadapt.runs import checkpoint
 
@@ -23,7 +23,7 @@ Array = jax.Array
 def open_split(config: Any, part: str) -> tuple[Any, Any]:
     """The source and the transform of `part`, "train" or "eval"; DataError if it is not there."""
     source = data.from_config(config.data, config.input[f"{part}_split"])
-    transform = images.pipeline(config.input[part])
+    transform = transforms.pipeline(config.input[part])
     return source, transform
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from dynadapt.data import Source, images
+from dynadapt.data import Source, transforms
 from dynadapt.errors import ConfigError, DataError, DynadaptError
 
 Transform = Callable[[dict, np.random.Generator | None], dict]
@@ -185,7 +185,7 @@ class _Examples:
         if not len(source):
             raise DataError("the data set is empty")
         self.source, self.skip = source, on_error == "skip"
-        self.transform = images.pipeline(transform) if isinstance(transform, str) else transform
+        self.transform = transforms.pipeline(transform) if isinstance(transform, str) else transform
         self.random = getattr(self.transform, "random", True)
         self.skipped: dict[str, str] = {}
         self._lock = threading.Lock()

@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from dynadapt import model, sharding, tasks, train, weights
-from dynadapt.data import Info, images, loader, numbered
+from dynadapt.data import Info, loader, numbered, transforms
 from dynadapt.errors import ConfigError, DataError
 from dynadapt.runs import workdir
 from dynadapt.sweep import datasets, protocol
@@ -152,7 +152,7 @@ class Examples:
                 f"train800val200 of {task} has {len(found)} images instead of {protocol.BOTH}"
             )
         self.info: Info = found.info
-        self._change = images.pipeline(config.input.eval)
+        self._change = transforms.pipeline(config.input.eval)
         pieces = list(self._batches(found))
         whole = {k: np.concatenate([p[k] for p in pieces]) for k in ("image", "label")}
         self.train = whole["image"][: protocol.BOTH], whole["label"][: protocol.BOTH]
