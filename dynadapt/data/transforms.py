@@ -140,7 +140,8 @@ def rotate(
     """
     low, high = degrees if isinstance(degrees, tuple) else (-abs(degrees), abs(degrees))
     angle = math.radians(rng.uniform(low, high))
-    linear = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    cosine, sine = round(math.cos(angle), 12), round(math.sin(angle), 12)  # exact quarter turns
+    linear = np.array([[cosine, -sine], [sine, cosine]])
     centre = np.array([given[1], given[0]]) / 2
     return Frame(np.column_stack([linear, centre - linear @ centre]), given, method)
 
@@ -339,21 +340,25 @@ def _step(node: ast.expr, text: str) -> _Step:
     if name not in TRANSFORMS:
         raise UnknownName("transform", name, TRANSFORMS)
     transform = TRANSFORMS[name]
-    _, *parameters = inspect.signature(transform).parameters.values()
-    known = {p.name: p for p in parameters if p.name != "rng"}
     try:
-        settings = _settings(call, known)
+        settings = _settings(call, _known(transform))
     except (TypeError, ValueError) as error:
-        shown = ", ".join(_shown(p) for p in known.values())
-        raise ConfigError(f"{written!r} does not fit {name}({shown}): {error}") from None
-    return _Step(
-        TRANSFORMS[name], settings, TRANSFORMS[name] in GEOMETRIC, len(known) < len(parameters)
-    )
+        raise ConfigError(f"{written!r} does not fit {signature(name)}: {error}") from None
+    random = "rng" in inspect.signature(transform).parameters
+    return _Step(transform, settings, transform in GEOMETRIC, random)
 
 
-def _shown(parameter: inspect.Parameter) -> str:
-    has_default = parameter.default is not parameter.empty
-    return f"{parameter.name}={parameter.default!r}" if has_default else parameter.name
+def signature(name: str) -> str:
+    """How a transform is written, with the defaults of its settings."""
+    known = _known(TRANSFORMS[name]).values()
+    shown = (p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in known)
+    return f"{name}({', '.join(shown)})"
+
+
+def _known(transform: Callable) -> dict[str, inspect.Parameter]:
+    """The parameters that are settings, by name."""
+    _, *parameters = inspect.signature(transform).parameters.values()
+    return {p.name: p for p in parameters if p.name != "rng"}
 
 
 def _settings(call: ast.Call, known: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
