@@ -40,7 +40,7 @@ def _interval(value: Any) -> bool:
     return _pair(value, _number) and value[0] <= value[1]
 
 
-# Kinds of settings: the type, in words what a literal must be, and its test or its choices.
+# Kinds of settings: the type, what a literal must be in words, and its test or its choices.
 Length = Annotated[int, "a whole number of at least 1", _whole]
 Margin = Annotated[int, "a whole number of at least 0", lambda v: _whole(v, 0)]
 Share = Annotated[float, "a number between 0 and 1", lambda v: _number(v, 0, 1)]
@@ -61,8 +61,8 @@ Canvas = Annotated[
     "a whole number of at least 1 or two of them (h, w)",
     lambda v: _whole(v) or _pair(v, _whole),
 ]
-Method = Annotated[str, "a name", tuple(frames.METHODS)]
-RotateMethod = Annotated[str, "a name", ("bicubic", "bilinear", "nearest")]
+Method = Annotated[str, "resize method", tuple(frames.METHODS)]
+RotateMethod = Annotated[str, "rotate method", ("bicubic", "bilinear", "nearest")]
 Size = tuple[int, int]
 
 
@@ -211,7 +211,6 @@ def _room(given: Size, size: int, name: str) -> Size:
 
 GEOMETRIC = (resize, resize_short, center_crop, random_crop, random_resized_crop, flip, rotate, pad)
 TRANSFORMS = {f.__name__: f for f in (*GEOMETRIC, jitter, grey)}
-
 
 IMAGE = {"image": Field("pixels")}
 # Sizes of pictures by which to judge whether all become one size: too large for any canvas, and too
@@ -372,7 +371,7 @@ def _settings(call: ast.Call, known: Mapping[str, inspect.Parameter]) -> dict[st
     for name, value in settings.items():
         wanted, fits = known[name].annotation.__metadata__
         if isinstance(fits, tuple) and value not in fits:
-            raise UnknownName(name, value, fits)
+            raise UnknownName(wanted, value, fits)
         if callable(fits) and not fits(value):
             raise ValueError(f"{name} must be {wanted}")
     return settings

