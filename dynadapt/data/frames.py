@@ -101,7 +101,7 @@ def unwarp(
     """Brings an answer from the output of a frame back to its input, by the rules of `warp`.
 
     Args:
-        value: the answer: a map of `frame.size`, or boxes.
+        value: the answer: labels, values, vectors or masks of `frame.size`, or boxes.
         field: what it is.
         frame: from the input to what was answered on.
         size: (h, w) of the input.

@@ -158,6 +158,14 @@ def test_no_boxes_and_lacking_fields_are_fine(example):
     assert out["boxes"].shape == (0, 4) and "depth" not in out
 
 
+def test_centres_on_an_edge_belong_to_the_pixel_that_begins_there():
+    for w in range(1, 40):
+        row = np.arange(w)[None]
+        for size in range(1, 40):
+            out = frames.warp(row, FIELDS["labels"], frames.window(0, 0, 1, w, (1, size)))
+            assert np.array_equal(out[0], w * (2 * np.arange(size) + 1) // (2 * size)), (w, size)
+
+
 def test_values_are_never_mixed_with_invalid_ones(example):
     frame = transforms.rotate((H, W), (30, 30), rng=np.random.default_rng(0))
     out = frames.warp_all(example, FIELDS, frame)
