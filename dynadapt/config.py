@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dynadapt import adapters, backbones, data, optim, tasks, tree, weights
-from dynadapt.data import images, loader
+from dynadapt.data import images, loader, transforms
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -231,8 +231,8 @@ def check(config: ConfigDict) -> None:
         if known is not None:
             problems += _settings_problems(name, kind, config[name], known)
     config = attempt(resolve, config) or config
-    attempt(images.pipeline, config.input.train)
-    steady = attempt(images.pipeline, config.input.eval)
+    attempt(transforms.pipeline, config.input.train)
+    steady = attempt(transforms.pipeline, config.input.eval)
     need(
         steady is None or not steady.random,
         f"input.eval {config.input.eval!r} draws at random, which an evaluation must not",

@@ -8,7 +8,7 @@ import numpy as np
 
 from dynadapt import config as configs
 from dynadapt import data, sharding
-from dynadapt.data import images, loader
+from dynadapt.data import images, loader, transforms
 from dynadapt.errors import DataError
 
 Array = jax.Array
@@ -18,7 +18,7 @@ class Split(NamedTuple):
     """A split that is open: examples, what is done to each on the host, and shapes of a batch."""
 
     source: Any
-    transform: images.Pipeline
+    transform: transforms.Pipeline
     spec: dict[str, jax.ShapeDtypeStruct]
 
 
@@ -35,7 +35,7 @@ def open_split(config: Any, part: str, classes: tuple[str, ...] = ()) -> Split:
         ConfigError: if its examples can't be of one shape.
     """
     source = data.from_config(config.data, config.input[f"{part}_split"], classes)
-    transform = images.pipeline(config.input[part])
+    transform = transforms.pipeline(config.input[part])
     size = config.input.batch_size if part == "train" else config.input.eval_batch_size
     split = Split(source, transform, loader.spec(source.info, transform, size))
     check_readable(config, split)

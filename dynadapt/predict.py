@@ -19,7 +19,7 @@ from flax import nnx
 
 from dynadapt import files, inputs, model, pictures, processes, sharding
 from dynadapt.context import Context
-from dynadapt.data import Info, folder, images, loader
+from dynadapt.data import Info, folder, images, loader, transforms
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, DataError, MachineError
 from dynadapt.runs import product
@@ -135,7 +135,7 @@ def _answer(
 ) -> dict[str, str]:
     """Records the answers to all images; what is wrong with each broken one."""
     config, parts = trained.config, trained.parts
-    transform = images.pipeline(config.input.eval)
+    transform = transforms.pipeline(config.input.eval)
     mesh = sharding.make_mesh()
     size = -(-batch // mesh.size) * mesh.size
     kept = {"train": parts.train, "stats": parts.stats}

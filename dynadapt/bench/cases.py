@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dynadapt import backbones, tasks
 from dynadapt import config as configs
-from dynadapt.data import images, loader, numbered
+from dynadapt.data import loader, numbered, transforms
 from dynadapt.errors import ConfigError
 from dynadapt.plans import compare
 
@@ -51,7 +51,7 @@ def on_accelerators(made: ConfigDict) -> ConfigDict:
 def given(made: ConfigDict) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
     """The task of the config, with ten classes, and the shapes of a batch of images."""
     info = numbered(CLASSES, side(made.backbone.name))
-    spec = loader.spec(info, images.pipeline(""), made.input.batch_size)
+    spec = loader.spec(info, transforms.pipeline(""), made.input.batch_size)
     return tasks.from_config(made.task, info), spec
 
 

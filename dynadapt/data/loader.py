@@ -22,7 +22,7 @@ import grain
 import jax
 import numpy as np
 
-from dynadapt.data import Info, Source, images
+from dynadapt.data import Info, Source, transforms
 from dynadapt.data.fields import DENSE
 from dynadapt.errors import ConfigError, DataError, DynadaptError
 
@@ -32,7 +32,7 @@ ENDLESS = 1 << 60  # examples; more than any training sees, and no length overfl
 
 
 def spec(
-    info: Info, transform: images.Pipeline, batch_size: int
+    info: Info, transform: transforms.Pipeline, batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch `b`: the fields of the examples after the transform, `index` and `mask`.
 
@@ -67,7 +67,7 @@ def spec(
 
 
 def example(
-    source: Source, transform: images.Pipeline, index: int, rng: np.random.Generator | None
+    source: Source, transform: transforms.Pipeline, index: int, rng: np.random.Generator | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """An example of a source, transformed and padded as `spec` says, and what is known of it.
 
@@ -139,7 +139,7 @@ class Batches:
 
 def train_batches(
     source: Source,
-    transform: str | images.Pipeline,
+    transform: str | transforms.Pipeline,
     *,
     batch_size: int,
     seed: int,
@@ -222,7 +222,7 @@ def rows(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
 
 def eval_batches(
     source: Source,
-    transform: str | images.Pipeline,
+    transform: str | transforms.Pipeline,
     *,
     batch_size: int,
     process: tuple[int, int] = (0, 1),
@@ -281,14 +281,18 @@ class _Examples:
     """Loads single examples and stacks them; keeps account of the broken ones."""
 
     def __init__(
-        self, source: Source, transform: str | images.Pipeline, on_error: str, about: bool = False
+        self,
+        source: Source,
+        transform: str | transforms.Pipeline,
+        on_error: str,
+        about: bool = False,
     ):
         if on_error not in _MODES:
             raise ConfigError(f"on_error is {on_error!r} and must be 'stop' or 'skip'")
         if not len(source):
             raise DataError("the data set is empty")
         self.source, self.skip = source, on_error == "skip"
-        self.transform = images.pipeline(transform) if isinstance(transform, str) else transform
+        self.transform = transforms.pipeline(transform) if isinstance(transform, str) else transform
         self.random = self.transform.random
         self.skipped: dict[str, str] = {}
         self.about: dict[int, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ import numpy as np
 
 from dynadapt import backbones, files, model, tasks, tree, weights
 from dynadapt import config as configs
-from dynadapt.data import Info, fields, images, labelled, loader
+from dynadapt.data import Info, fields, labelled, loader, transforms
 from dynadapt.errors import CheckpointError
 
 FORMAT = 2
@@ -50,7 +50,7 @@ class Adapter:
     @property
     def spec(self) -> model.Batch:
         """Shapes of a batch of one example."""
-        return loader.spec(self.info, images.pipeline(self.config.input.eval), 1)
+        return loader.spec(self.info, transforms.pipeline(self.config.input.eval), 1)
 
     @property
     def task(self) -> Any:

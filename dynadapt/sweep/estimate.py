@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynadapt import backbones, evaluate, model, optim, tasks
-from dynadapt.data import images, loader, numbered
+from dynadapt.data import loader, numbered, transforms
 from dynadapt.plans import compiled
 from dynadapt.runs.journal import show_table
 from dynadapt.step import initial_state, make_step
@@ -58,14 +58,14 @@ def run(given: sweep.Sweep) -> dict[str, Any]:
 def cost(config: Any, classes: int) -> tuple[int, int]:
     """FLOPs of a training step and of an image in an evaluation, from shapes alone."""
     info = numbered(classes, backbones.config(config.backbone.name).image_size)
-    spec = loader.spec(info, images.pipeline(""), config.input.batch_size)
+    spec = loader.spec(info, transforms.pipeline(""), config.input.batch_size)
     task = tasks.from_config(config.task, info)
     graph, train, stats, frozen = model.split(model.abstract(config, task, spec), config)
     tx = optim.make(config.optim, 1, train)
     state = jax.eval_shape(lambda t, s: initial_state(t, s, tx, config), train, stats)
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = compiled.matmul_flops(make_step(graph, task, tx, config), state, frozen, spec, key)
-    one = loader.spec(info, images.pipeline(""), 1)
+    one = loader.spec(info, transforms.pipeline(""), 1)
     test = evaluate.make_step(graph, task, config)
     return step, compiled.matmul_flops(test, {"train": train, "stats": stats}, frozen, one)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dynadapt import adapters, backbones, tree
 from dynadapt import config as configs
-from dynadapt.data import images
+from dynadapt.data import transforms
 from dynadapt.errors import ConfigError, UnknownName, suggest
 from dynadapt.plans import compare
 from dynadapt.sweep import datasets
@@ -80,7 +80,7 @@ def check(config: ConfigDict) -> None:
     problems, p = [], config.protocol
     if p.select not in SELECTIONS:
         problems.append(f"unknown protocol.select {p.select!r}; {suggest(p.select, SELECTIONS)}")
-    if images.pipeline(transform(config, 32)).random:
+    if transforms.pipeline(transform(config, 32)).random:
         problems.append(
             f"protocol.transform {p.transform!r} draws at random; a sweep decodes images once"
         )

@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from dynadapt import model, processes, tasks, weights
-from dynadapt.data import Info, images, loader, numbered
+from dynadapt.data import Info, loader, numbered, transforms
 from dynadapt.errors import ConfigError, DataError
 from dynadapt.runs import workdir
 from dynadapt.runs.stop import Preempted, stop_signal
@@ -154,7 +154,7 @@ class TaskData:
                 f"train800val200 of {task} has {len(found)} images instead of {protocol.BOTH}"
             )
         self.info: Info = found.info
-        self._change = images.pipeline(config.input.eval)
+        self._change = transforms.pipeline(config.input.eval)
         self.spec = loader.spec(found.info, self._change, config.input.batch_size)
         pieces = list(self._batches(found))
         names = [name for name in pieces[0] if name not in ("index", "mask")]

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynadapt.data import folder, images
+from dynadapt.data import folder, transforms
 from dynadapt.errors import DataError
 
 REAL = Path(os.environ.get("DYNADAPT_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -158,6 +158,6 @@ def test_real_photographs():
     assert len(source.info.classes) == 10
     counts = np.bincount(labels(source))
     assert all(counts == [len(list((path / "train" / c).iterdir())) for c in source.info.classes])
-    out = images.pipeline("resize_short(36)|center_crop(32)")(source[5])
+    out = transforms.pipeline("resize_short(36)|center_crop(32)")(source[5])
     assert out["image"].shape == (32, 32, 3)
     assert out["image"].std() > 1
