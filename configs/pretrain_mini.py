@@ -1,7 +1,7 @@
 """Pretrains the small backbone that ships, on images drawn by formula.
 
 launch/local.sh train --config=configs/pretrain_mini.py --workdir=runs/pretrain_mini
-launch/local.sh export --workdir=runs/pretrain_mini --out=dynadapt/assets/vit_mini.safetensors
+launch/local.sh convert runs/pretrain_mini dynadapt/assets/vit_mini.safetensors --dtype=float16
 
 Expected: hidden_error 0.35 after some 35 minutes on 2 CPU cores; the card beside the file has the
 rest.

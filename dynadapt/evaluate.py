@@ -83,13 +83,14 @@ def in_order(
     return {k: v[order] for k, v in rows.items()}
 
 
-def run(folder: Path, out: Path | None = None, data: str = "") -> dict[str, Any]:
+def run(folder: Path, out: Path | None = None, data: str = "", weights: str = "") -> dict[str, Any]:
     """Evaluates an adapter in a fresh process, from its folder and the backbone's weights alone.
 
     Args:
         folder: `adapter/` of a run.
         out: folder for records and pictures, or None.
         data: another place of data of the same kind; its classes are found by name.
+        weights: where the backbone's weights lie now, if not where they lay in training.
 
     Returns:
         The metrics, and what was evaluated.
@@ -100,7 +101,7 @@ def run(folder: Path, out: Path | None = None, data: str = "") -> dict[str, Any]
         ConfigError: for data that lie in no place of one's own.
     """
     processes.start()
-    trained = product.load(folder)
+    trained = product.load(folder, weights)
     config, task, parts = trained.config, trained.task, trained.parts
     if data:
         if "path" not in config.data:

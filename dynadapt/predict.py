@@ -91,7 +91,13 @@ def _listed(path: Path) -> list[str]:
 
 
 def run(
-    adapter: Path, source: Images, out: Path, *, batch: int = BATCH, draw: bool = False
+    adapter: Path,
+    source: Images,
+    out: Path,
+    *,
+    batch: int = BATCH,
+    draw: bool = False,
+    weights: str = "",
 ) -> dict[str, Any]:
     """Writes one record an image; started again, it goes on where it was.
 
@@ -101,6 +107,7 @@ def run(
         out: folder of all that is written.
         batch: images that are looked at together.
         draw: write pictures, too.
+        weights: where the backbone's weights lie now, if not where they lay in training.
 
     Returns:
         `records`, in the order of the images, and `skipped`: what is wrong with each broken one.
@@ -116,7 +123,7 @@ def run(
     processes.start()
     if jax.process_count() > 1:
         raise MachineError("predict is for one process; start it on one host alone")
-    trained = product.load(adapter)
+    trained = product.load(adapter, weights)
     skipped: dict[str, str] = {}
     with Log(out, trained.card["file_sha256"]) as log, stop_signal() as stop:
         left = Images(source.root, [n for n in source.names if n not in log.records])

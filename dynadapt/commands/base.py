@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from dynadapt.errors import ConfigError
+from dynadapt.errors import ConfigError, suggest
 
 
 class Answer:
@@ -63,6 +63,14 @@ def config_of(options: flags.FlagValues, overrides: list[str], arg: str | None =
 def workdir_options(options: flags.FlagValues) -> None:
     """The option `--workdir`."""
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=options)
+
+
+def only(options: flags.FlagValues, what: str, *used: str) -> None:
+    """Raises a ConfigError for an option that was given and that this part of a command ignores."""
+    general = ("json", "debug", "what", "suite")
+    for name in options:
+        if options[name].present and name not in (*used, *general):
+            raise ConfigError(f"{what} takes no --{name}; {suggest(name, used)}")
 
 
 def need(options: flags.FlagValues, name: str) -> Path:

@@ -4,7 +4,7 @@ import sys
 
 from absl import flags
 
-from dynadapt.commands.base import Answer, Command, need, out_file
+from dynadapt.commands.base import Answer, Command, need, only, out_file
 from dynadapt.errors import ConfigError, UnknownName
 
 
@@ -35,12 +35,16 @@ def _vtab_options(options: flags.FlagValues) -> None:
 def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
     what = options["what"].value
     if what == "report":
+        only(options, "vtab report", "workdir", "partial", "out")
+        if overrides:
+            raise ConfigError(f"vtab report takes no config: {overrides[0]} would change nothing")
         return _report(options)
     if what != "run":
         raise UnknownName("part of vtab", str(what), ("run", "report"))
+    only(options, "vtab run", *(name for name in options if name not in ("partial", "out")))
     from dynadapt.commands import config_file
+    from dynadapt.runs.stop import Preempted
     from dynadapt.sweep import datasets, estimate, protocol, sweep
-    from dynadapt.train import Preempted
 
     config = config_file.load(options.config, overrides, problems=protocol.field_problems)
     if options.weights is None and not options.dry_run:
@@ -107,8 +111,10 @@ def _data(options: flags.FlagValues, overrides: list[str]) -> Answer:
     if suite is None:
         raise ConfigError("name a suite: dynadapt data status vtab")
     if what == "status":
+        only(options, "data status", "form", "path", "tasks")
         rows = datasets.status(suite, options.form, options.path, options.tasks)
     elif what == "prepare":
+        only(options, "data prepare", "path", "tasks")
         rows = datasets.prepare(suite, options.tasks, options.path)
     else:
         raise UnknownName("part of data", str(what), ("status", "prepare"))
@@ -131,26 +137,37 @@ def _bench_options(options: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", None, text, flag_values=options)
 
 
+# What is timed, and the options that it looks at.
+_MODELS = ("backbone", "methods", "batch", "rounds")
+BENCHMARKS = {
+    "bank": _MODELS,
+    "dynamic": ("reference", "rounds", "topology"),
+    "forward": ("reference", "backbone", "batch", "rounds"),
+    "population": (*_MODELS, "topology"),
+    "step": (*_MODELS, "topology"),
+}
+
+
 def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import bench
     from dynadapt.bench import bank, dynamic, forward, population, step
 
-    what, names, topology = options["what"].value, options.backbone, options.topology
+    what, names = options["what"].value, options.backbone
+    if what not in BENCHMARKS:
+        raise UnknownName("benchmark", str(what), BENCHMARKS)
+    only(options, f"bench {what}", *BENCHMARKS[what])
+    if what != "forward" and options["backbone"].present and len(names) > 1:
+        raise ConfigError(f"bench {what} is of one backbone, not of {', '.join(names)}")
     given = names[0], options.methods, options.batch
-    if topology and what in ("bank", "forward"):
-        raise ConfigError(f"{what} runs here alone; --topology is for dynamic, population and step")
     if what == "forward":
         result = forward.run(options.reference, names, options.batch, options.rounds)
     elif what == "dynamic":
-        result = dynamic.run(options.reference, options.rounds, topology)
+        result = dynamic.run(options.reference, options.rounds, options.topology)
     elif what == "bank":
         result = bank.run(*given, options.rounds)
-    elif what in ("population", "step"):
-        job = population if what == "population" else step
-        result = job.ahead(*given, topology) if topology else job.run(*given, options.rounds)
     else:
-        choices = ("bank", "dynamic", "forward", "population", "step")
-        raise UnknownName("benchmark", str(what), choices)
+        job, topology = {"population": population, "step": step}[what], options.topology
+        result = job.ahead(*given, topology) if topology else job.run(*given, options.rounds)
     return Answer(result, lambda: bench.show(result))
 
 

@@ -44,6 +44,12 @@ def _eval_options(options: flags.FlagValues) -> None:
     flags.DEFINE_string("out", None, text, flag_values=options)
     text = "another place of labelled data of the same kind; by default that of the training"
     flags.DEFINE_string("data", "", text, flag_values=options)
+    _backbone_option(options)
+
+
+def _backbone_option(options: flags.FlagValues) -> None:
+    text = "the backbone's weights, where they no longer lie where they lay in training"
+    flags.DEFINE_string("weights", "", text, flag_values=options)
 
 
 def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
@@ -51,6 +57,7 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
     from dynadapt import train
     from dynadapt.runs import report
+    from dynadapt.runs.stop import Preempted
 
     folder, spec = need(options, "workdir"), options.config
     try:
@@ -69,7 +76,7 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
         if jax.process_index():
             return Answer(None)
         return Answer(results, lambda: report.show(results, folder))
-    except train.Preempted:
+    except Preempted:
         again = shlex.join([report.command(), *sys.argv[1:]])
         print(f"dynadapt: stopped and saved; go on with: {again}", file=sys.stderr)
         return Answer({"stopped": True}, code=143)
@@ -122,7 +129,8 @@ def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt.runs import report
 
     out = out_folder(options) if options.out else None
-    result = evaluate.run(need(options, "workdir") / "adapter", out, options.data)
+    adapter = need(options, "workdir") / "adapter"
+    result = evaluate.run(adapter, out, options.data, options.weights)
     if jax.process_index():
         return Answer(None)
     return Answer(result, lambda: report.show_metrics(result))
@@ -137,6 +145,7 @@ def _predict_options(options: flags.FlagValues) -> None:
     flags.DEFINE_bool("pictures", False, text, flag_values=options)
     text = "images that are looked at together"
     flags.DEFINE_integer("batch", 32, text, flag_values=options)
+    _backbone_option(options)
 
 
 def _predict(options: flags.FlagValues, overrides: list[str]) -> Answer:
@@ -146,7 +155,10 @@ def _predict(options: flags.FlagValues, overrides: list[str]) -> Answer:
     adapter, source = need(options, "workdir") / "adapter", predict.find(need(options, "images"))
     out = out_folder(options)
     try:
-        result = predict.run(adapter, source, out, batch=options.batch, draw=options.pictures)
+        result = predict.run(
+            adapter, source, out, batch=options.batch, draw=options.pictures,
+            weights=options.weights,
+        )  # fmt: skip
     except Preempted:
         print("dynadapt: stopped and saved; the same command goes on", file=sys.stderr)
         return Answer({"stopped": True}, code=143)

@@ -77,14 +77,20 @@ class Product:
     card: dict[str, Any]
 
 
-def load(folder: Path) -> Product:
+def load(folder: Path, backbone: str = "") -> Product:
     """The trained model of an adapter's folder and the backbone's weights; no data set is opened.
+
+    Args:
+        folder: `adapter/` of a run.
+        backbone: where its weights lie now; "" is where they lay in training.
 
     Raises:
         CheckpointError: for a damaged adapter, or another backbone than it was trained on.
         ConfigError: for a config that can't be run here.
     """
     adapter = read(folder)
+    if backbone:
+        adapter.config.backbone.weights = backbone
     configs.check(adapter.config)
     check_backbone(adapter)
     task = adapter.task

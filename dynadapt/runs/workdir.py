@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import nnx
 
 from dynadapt import config as configs
 from dynadapt import files, tree
@@ -114,9 +115,11 @@ def start(config: Any, folder: Path) -> None:
 def counts(train: Any, frozen: Any) -> dict[str, int]:
     """Parameter counts: trained without and with head, of the backbone, and trained bytes.
 
-    The backbone's own parameters are those outside adapters and head, trained or not.
+    The backbone's own parameters are those outside adapters and head, trained or not; running
+    statistics are none.
     """
     leaves = tree.leaves(train)
+    kept = [v for v in jax.tree.leaves(frozen, is_leaf=_is_variable) if isinstance(v, nnx.Param)]
     head = tree.size([x for p, x in leaves.items() if p.startswith("head/")])
     base = [
         x for p, x in leaves.items() if not p.startswith("head/") and "adapter" not in p.split("/")
@@ -124,6 +127,10 @@ def counts(train: Any, frozen: Any) -> dict[str, int]:
     return {
         "trained": tree.size(train) - head,
         "trained_with_head": tree.size(train),
-        "backbone": tree.size(base) + tree.size(frozen),
+        "backbone": tree.size(base) + tree.size(kept),
         "trained_bytes": tree.nbytes(train),
     }
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, nnx.Variable)
