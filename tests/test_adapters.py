@@ -186,7 +186,7 @@ def trained(name, form="loop"):
     c.optim.update(dict(weight_decay=0.0, drop_path=0.2))
     task = Clouds(INFO) if METHODS[name].points else tasks.from_config(c.task, INFO)
     graph, train, frozen = model.split(build(c), c)
-    tx = optim.make(c.optim, c.optim.steps, train)
+    tx = optim.make(c.optim, c.optim.steps, train, model.layers(c))
     step, state = make_step(graph, task, tx, c), initial_state(train, tx, c)
     key = jax.random.key(2, impl="unsafe_rbg")  # compiles fastest
     history = dict(
@@ -296,7 +296,8 @@ def test_every_trained_leaf_gets_a_gradient_within_three_steps(name):
 def test_weight_decay_spares_vectors_and_biases(name):
     c = settings(name)
     _, train, _ = model.split(build(c), c)
-    decayed = {p: x for p, x in tree.leaves(train).items() if optim.decays(c.optim, p, x)}
+    layers = model.layers(c)
+    decayed = {p: x for p, x in tree.leaves(train).items() if optim.decays(c.optim, p, x, layers)}
     assert "head/linear/kernel" in decayed and all(x.ndim > 1 for x in decayed.values())
     assert [path for path in decayed if path.endswith("bias")] == []
 

@@ -152,6 +152,11 @@ def trains(name: str) -> tuple[str, ...]:
     return tuple(f"backbone/{p}" for p in module(name).TRAINS)
 
 
+def plain(name: str) -> tuple[str, ...]:
+    """Patterns of the method's own leaves that are no weights, such as prompts."""
+    return getattr(module(name), "PLAIN", ())
+
+
 def trainable(patterns: tuple[str, ...] = ()) -> Any:
     """The filter for `nnx.split`: in an adapter, in the head, or matching a pattern.
 

@@ -29,6 +29,7 @@ from dynadapt.layers import Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
+PLAIN = (r".*/prompts/d\d+", r".*/embedding")
 PRINTED = {name: "2.78 M" for name in ("vit_b16", "dinov2_b14", "sam_b16")}
 NOT_MERGEABLE = "its convolution kernels are generated from each input"
 

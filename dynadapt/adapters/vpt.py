@@ -25,6 +25,7 @@ from dynadapt.layers import Linear
 
 Array = jax.Array
 TRAINS = ()
+PLAIN = (r".*/prompts",)
 NOT_MERGEABLE = "prompts are tokens of their own"
 
 FORMS = ("shallow", "deep")

@@ -86,7 +86,7 @@ def _together(
 def _alone(config: Any, task: Any, bare: Any, side: int) -> tuple[Any, float, int]:
     """A step of one run, the seconds of its compilation, and the bytes of its temporaries."""
     graph, train, frozen = model.split(model.build(config, task, bare), config)
-    tx = optim.make(config.optim, config.optim.steps, train)
+    tx = optim.make(config.optim, config.optim.steps, train, model.layers(config))
     state, key = {"now": initial_state(train, tx, config)}, jax.random.key(0)
     given = jax.device_put(cases.examples(config.input.batch_size, side))
     function = make_step(graph, task, tx, config)

@@ -66,7 +66,7 @@ def of_step(
     network = model.abstract(config, task)
     sites = site_rows(network)
     graph, train, frozen = model.split(network, config)
-    tx = optim.make(config.optim, steps, train)
+    tx = optim.make(config.optim, steps, train, model.layers(config))
     step = make_step(graph, task, tx, config)
     args = arguments(config, shape, train, frozen, tx, mesh)
     result = {

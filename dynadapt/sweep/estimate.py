@@ -62,7 +62,7 @@ def cost(config: Any, classes: int) -> tuple[int, int]:
     task = tasks.from_config(config.task, numbered(classes))
     network = model.abstract(config, task)
     graph, train, frozen = model.split(network, config)
-    tx = optim.make(config.optim, 1, train)
+    tx = optim.make(config.optim, 1, train, model.layers(config))
     state = jax.eval_shape(lambda t: initial_state(t, tx, config), train)
     side, b = network.backbone.image_size, config.input.batch_size
 
