@@ -36,12 +36,10 @@ TRAIN = jax.tree.map(
     is_leaf=lambda x: isinstance(x, tuple),
 )
 FC1 = "backbone/blocks/{}/mlp/fc1/kernel"
+TOKENS = "class_token|registers|position"
 LAYERS = optim.Layers(
-    (
-        "backbone/(?:embed|class_token|registers|position)",
-        *(f"backbone/blocks/{i}" for i in range(3)),
-    ),
-    ("backbone/(?:class_token|registers|position)", "backbone/.*/prompts"),
+    (f"backbone/(?:embed|{TOKENS})", *(f"backbone/blocks/{i}" for i in range(3))),
+    (f"backbone/(?:{TOKENS})", "backbone/.*/prompts"),
 )
 
 

@@ -4,8 +4,8 @@ import jax
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, backbones, config, optim, tree
-from dynadapt import model as models
+from dynadapt import adapters, backbones, config, model, optim, tree
+from dynadapt.layers import SameKey
 
 # One small variant of each family, trained as a whole.
 SMALL = {
@@ -16,22 +16,22 @@ SMALL = {
 }
 
 
-def trained(variant, method="full", **changes):
-    """A config of the whole backbone with a method, its trained shapes, and its layers."""
+def trained(variant, method="full", **settings):
+    """Options of the optimizer, shapes of all parameters of backbone and method, and its layers."""
     c = config.default(backbone=variant, method=method, data_set="digits")
     c.backbone.update(SMALL[variant])
-    c.optim.update(dict(weight_decay=0.1) | changes)
+    c.optim.layer_decay = 0.5
 
     def leaves():
-        network = models.bare_backbone(c, rngs=nnx.Rngs(0))
-        adapters.adapt(network, method, rngs=nnx.Rngs(0))
+        network = model.bare_backbone(c, rngs=SameKey())
+        adapters.adapt(network, method, rngs=SameKey(), **settings)
         return {"backbone": nnx.state(network, nnx.Param)}
 
-    return c.optim, jax.eval_shape(leaves), models.layers(c)
+    return c.optim, jax.eval_shape(leaves), model.layers(c)
 
 
 def rates(variant, method="full"):
-    return optim.rates(*trained(variant, method, layer_decay=0.5))
+    return optim.rates(*trained(variant, method))
 
 
 def test_every_family_is_here():
@@ -100,14 +100,7 @@ def test_decay_acts_on_kernels_alone(variant):
     ],
 )
 def test_what_a_method_learns_as_tokens_is_spared(method, given, spared):
-    c = config.default(backbone="vit_s16", method=method, data_set="digits")
-    c.backbone.depth = 1
-
-    def leaves():
-        network = models.bare_backbone(c, rngs=nnx.Rngs(0))
-        adapters.adapt(network, method, rngs=nnx.Rngs(0), **given)
-        return {"backbone": nnx.state(network)}
-
-    found = [p for p in tree.leaves(jax.eval_shape(leaves)) if p.endswith("/" + spared)]
-    shape = jax.ShapeDtypeStruct((2, 2), float)
-    assert found and not any(optim.decays(c.optim, p, shape, models.layers(c)) for p in found)
+    o, train, layers = trained("vit_s16", method, **given)
+    found = {p: x for p, x in tree.leaves(train).items() if p.endswith("/" + spared)}
+    assert found and all(x.ndim == 2 for x in found.values())
+    assert not any(optim.decays(o, p, x, layers) for p, x in found.items())
