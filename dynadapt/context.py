@@ -6,7 +6,7 @@ rematerialised, or stacked for a scan; what is stored never depends on which.
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ class Context:
         train: static; dropout and drop-path act only where it is true.
         key: random key of this layer, or None where nothing is random.
         drop_path: drop rate of this layer's residual branches, or None for no drop-path.
-        shared: the module that an adapter on the root lends to all layers.
+        shared: the modules that adapters on the root lend to all layers, by their class.
         tape: where `record` writes; `fold` opens a new one for each block.
     """
 
@@ -37,7 +37,7 @@ class Context:
     train: bool = False
     key: Array | None = None
     drop_path: Any = None
-    shared: Any = None
+    shared: Mapping[type, Any] = dataclasses.field(default_factory=dict)
     tape: Tape = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> "Context":

@@ -530,7 +530,7 @@ def test_a_wrong_method_tells_the_nearest():
         ("adaptformer", dict(rank=-1), "rank must be at least 1"),
         ("adaptformer", dict(dropout=-0.1), "dropout must be in"),
         ("adaptformer", dict(form="paralel"), "did you mean 'parallel'"),
-        ("adapter", dict(rank=0), "rank must be at least 1"),
+        ("adapter", dict(rank=-1), "rank must be at least 1"),
         ("adapter", dict(form="pfeifer"), "did you mean 'pfeiffer'"),
         ("convpass", dict(rank=0), "rank must be at least 1"),
         ("convpass", dict(placement="atn"), "did you mean 'attn'"),
@@ -538,13 +538,13 @@ def test_a_wrong_method_tells_the_nearest():
         ("convpass", dict(dropout=1.0), "dropout must be in"),
         ("lorand", dict(branches=0), "branches must be at least 1"),
         ("lorand", dict(factor=17), "factor must be at most the width 16 at .*, not 17"),
-        ("mona", dict(rank=0), "rank must be at least 1"),
+        ("mona", dict(rank=-1), "rank must be at least 1"),
         ("mona", dict(dropout=-1.0), "dropout must be in"),
         ("vpt", dict(prompts=0), "prompts must be at least 1"),
         ("vpt", dict(form="depe"), "did you mean 'deep'"),
         ("vpt", dict(project=-1), "project must be a width or 0"),
         ("vpt", dict(dropout=1.0), "dropout must be in"),
-        ("iconformer", dict(rank=0), "rank must be at least 1"),
+        ("iconformer", dict(rank=-1), "rank must be at least 1"),
         ("iconformer", dict(kernel=4), "kernel must be odd, such as 5, not 4"),
         ("iconformer", dict(dropout=1.5), "dropout must be in"),
         ("iconformer", dict(placement="parallel_mpl"), "did you mean 'parallel_mlp'"),
@@ -684,11 +684,11 @@ def test_exact_parameter_counts(variant, name, given, count):
 
     network = nnx.eval_shape(adapted)
     filters = adapters.trainable(adapters.trains(name))
-    _, train, frozen = nnx.split(network, filters, ...)
+    _, train, frozen, _ = nnx.split(network, filters, nnx.Param, ...)
     counted = workdir.counts(train, frozen)
     assert counted["trained"] == count
     assert counted["trained_with_head"] == count + 2
-    assert counted["backbone"] == tree.size(state)
+    assert counted["backbone"] == tree.size(nnx.filter_state(state, nnx.Param))
 
 
 # LoRA
@@ -790,7 +790,7 @@ def test_arc_bends_what_the_layer_sees_by_one_projection():
     backbone = stirred("arc").backbone
     shared = backbone.adapter.module
     assert sorted(tree.leaves(nnx.state(shared))) == ["attn_16", "mlp_16"]
-    ctx = Context(shared=shared)
+    ctx = Context(shared={type(shared): shared})
     for block in backbone.blocks:
         for host, both in ((block.attn.qkv, shared.attn_16), (block.mlp.fc1, shared.mlp_16)):
             x, (w, kernel, bias) = tokens(), layer_values(host)
@@ -812,7 +812,8 @@ def test_repadapter_maps_each_group_of_channels_apart():
 def test_fact_on_a_wide_layer_is_fact_on_each_matrix(form):
     backbone = stirred("fact", form=form, scale=0.7).backbone
     shared = {k: np.asarray(v) for k, v in tree.leaves(nnx.state(backbone.adapter.module)).items()}
-    ctx = Context(shared=backbone.adapter.module)
+    lent = backbone.adapter.module
+    ctx = Context(shared={type(lent): lent})
 
     def change(s):
         return 0.7 * shared["u"] @ s @ shared["v"]
