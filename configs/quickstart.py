@@ -33,11 +33,12 @@ RATES = {  # chosen; tried
     "vfm_adapter": 0.003,  # 0.003, 0.01, 0.02
     "full": 0.002,  # 0.0003, 0.001, 0.002
 }
-# What differs from the methods' own defaults, which are made for backbones six times as wide.
+# What differs from the methods' own defaults.
 SETTINGS = {
     "vpt": dict(prompts=10),
     "adapter": dict(rank=32),
     "adaptformer": dict(rank=32, scale=1.0),
+    "lorand": dict(rank=8),
     "mona": dict(rank=32),
     "iconformer": dict(rank=32, scale=1.0, identity_bias=True),
     "adapter_x": dict(rank=32, heads=4, scale=1.0),

@@ -5,15 +5,20 @@ host goes to `adapter(host, ...)`, which asks `host.bare(...)` for the frozen an
 parameter paths do not move; every new path holds the segment `adapter`.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from flax import nnx
 
 from dynadapt import tree
 from dynadapt.context import Context
 from dynadapt.errors import AttachError, suggest
+
+Module = TypeVar("Module", bound=nnx.Module)
+# What adapters on the root lend, by class.
+Lent = Mapping[type, nnx.Module]
 
 
 class Adapted(nnx.Module):
@@ -72,8 +77,27 @@ def attach(model: nnx.Module, where: str, make: Callable[[nnx.Module], nnx.Modul
 def detach(model: nnx.Module) -> None:
     """Removes every adapter; the model is again what it was before `attach`."""
     for _, host in adapted(model):
-        _become(host, type(host).__mro__[2])
-        del host.adapter
+        _release(host)
+
+
+@contextlib.contextmanager
+def all_or_nothing(model: nnx.Module) -> Iterator[None]:
+    """Where what runs inside fails, every host has the adapter that it had before, or none."""
+    before = {id(host): host.adapter for _, host in adapted(model)}
+    try:
+        yield
+    except BaseException:
+        for _, host in adapted(model):
+            if id(host) in before:
+                host.adapter = before[id(host)]
+            else:
+                _release(host)
+        raise
+
+
+def _release(host: nnx.Module) -> None:
+    _become(host, type(host).__mro__[2])
+    del host.adapter
 
 
 def _become(host: nnx.Module, cls: type) -> None:
@@ -87,7 +111,11 @@ def _hosts(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
 
 
 class Chain(nnx.Module):
-    """Several adapters on one host: the next is the bare answer that the first one sees."""
+    """Several adapters on one host: the next is the bare answer that the first one sees.
+
+    An adapter that re-wires its host and asks for no bare answer can only be the last; a call
+    raises an AttachError where others follow it.
+    """
 
     def __init__(self, *adapters: nnx.Module):
         self.adapters = nnx.List(adapters)
@@ -98,25 +126,63 @@ class Chain(nnx.Module):
     def _link(self, number: int, host: nnx.Module) -> Callable[..., Any]:
         if number == len(self.adapters):
             return host.bare
+        adapter, behind = self.adapters[number], self.adapters[number + 1 :]
         seen = _Behind(host, self._link(number + 1, host))
-        return functools.partial(self.adapters[number], seen)
+
+        def link(*args: Any, **kwargs: Any) -> Any:
+            answer = adapter(seen, *args, **kwargs)
+            if behind and not seen.asked:
+                skipped = ", ".join(type(a).__name__ for a in behind)
+                raise AttachError(
+                    f"{type(adapter).__name__} never asks for the bare answer, so {skipped} behind "
+                    f"it in the Chain would do nothing; put {type(adapter).__name__} last"
+                )
+            return answer
+
+        return link
 
 
 class _Behind:
     """A host as one adapter of a chain sees it: `bare` is the rest of the chain."""
 
-    def __init__(self, host: nnx.Module, bare: Callable[..., Any]):
-        self._host, self.bare = host, bare
+    def __init__(self, host: nnx.Module, rest: Callable[..., Any]):
+        self._host, self._rest, self.asked = host, rest, False
+
+    def bare(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked = True
+        return self._rest(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
 
 
 class Shared(nnx.Module):
-    """An adapter on the root that lends one module to every layer below, as `ctx.shared`."""
+    """An adapter on the root that lends one module to every layer below; see `lent`.
+
+    Several on one root, in a Chain, must lend modules of different classes.
+    """
 
     def __init__(self, host: nnx.Module, module: nnx.Module):
         self.module = module
 
     def __call__(self, host: nnx.Module, x: Any, ctx: Context) -> Any:
-        return host.bare(x, ctx.replace(shared=self.module))
+        kind = type(self.module)
+        if kind in ctx.shared:
+            raise AttachError(
+                f"two adapters on the root lend a {kind.__name__}, and a layer could not tell "
+                "which is its own; attach one of the two"
+            )
+        return host.bare(x, ctx.replace(shared={**ctx.shared, kind: self.module}))
+
+
+def lent(ctx: Context, kind: type[Module]) -> Module:
+    """The module of this class that an adapter on the root lends.
+
+    Raises:
+        AttachError: where none does, as when a layer is called without its backbone.
+    """
+    if kind not in ctx.shared:
+        raise AttachError(
+            f"a layer uses the {kind.__name__} that its backbone lends; call it as a whole"
+        )
+    return ctx.shared[kind]

@@ -6,7 +6,7 @@ rematerialised, or stacked for a scan; what is stored never depends on which.
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ class Context:
         key: random key of this layer, or None where nothing is random.
         mask: 1 for examples `b` that count, 0 for padding; None where all do.
         drop_path: drop rate of this layer's residual branches, or None for no drop-path.
-        shared: the module that an adapter on the root lends to all layers.
+        shared: the modules that adapters on the root lend to all layers, by their class.
         tape: where `record` writes; `fold` opens a new one for each block.
     """
 
@@ -39,7 +39,7 @@ class Context:
     key: Array | None = None
     mask: Array | None = None
     drop_path: Any = None
-    shared: Any = None
+    shared: Mapping[type, Any] = dataclasses.field(default_factory=dict)
     tape: Tape = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> "Context":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import adapters, backbones, tree, weights
+from dynadapt import adapters, backbones, optim, tree, weights
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
@@ -187,12 +187,17 @@ def bare_backbone(
 
     Options that the config leaves open are those of the weights' publisher, then the variant's.
     """
-    given = dict(config.backbone)
-    name, _ = given.pop("name"), given.pop("weights")
-    if not given["image_size"]:
-        del given["image_size"]
+    name, given = config.backbone.name, _sizes(config)
     options = weights.options(checkpoint, name) if checkpoint else {}
     return backbones.create(name, rngs=rngs or _rngs(config, "backbone"), **{**options, **given})
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    """The fields of the backbone's size table that the config gives."""
+    given = {k: v for k, v in config.backbone.items() if k not in ("name", "weights")}
+    if not given["image_size"]:
+        del given["image_size"]
+    return given
 
 
 def _adapt(backbone: nnx.Module, config: Any, rngs: nnx.Rngs | SameKey) -> None:
@@ -208,6 +213,14 @@ def _rngs(config: Any, part: str) -> nnx.Rngs:
 def patterns(config: Any) -> tuple[str, ...]:
     """Patterns of base parameters that train: the method's and the config's."""
     return adapters.trains(config.adapter.name) + tuple(config.trainable)
+
+
+def layers(config: Any) -> optim.Layers:
+    """Depths and plain leaves of a config's model, as the optimizer wants them."""
+    name = config.backbone.name
+    order = backbones.layers(name, **_sizes(config))
+    plain = backbones.plain(name) + adapters.plain(config.adapter.name)
+    return optim.Layers(*(tuple(f"backbone/(?:{p})" for p in part) for part in (order, plain)))
 
 
 def split(model: Model, config: Any) -> Parts:

@@ -1,6 +1,6 @@
 """The optimizer over the trained leaves: schedule, decay and rate groups by path patterns."""
 
-import re
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,8 +9,29 @@ import optax
 
 from dynadapt import tree
 
-# Leaves that weight decay never touches.
-NO_DECAY = (r"(.*/)?(\w+_)?(bias|scale|shift)", r"(.*/)?(class_token|position|registers|prompts)")
+# Leaves that weight decay never touches, in any model.
+NO_DECAY = (r"(.*/)?(\w+_)?(bias|scale|shift)",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """What the optimizer must know of a model besides the paths of its leaves.
+
+    Attributes:
+        order: a pattern of module paths for each depth, from the input on. All that lies in a
+            module is of its depth, adapters too; what no pattern covers is above them all.
+        plain: patterns of leaves that weight decay never touches: tokens, positions, tables.
+    """
+
+    order: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+
+    def below_output(self, path: str) -> int:
+        """How many layers lie above a leaf's own, and that one: 0 for the final norm and head."""
+        for number, pattern in enumerate(self.order):
+            if tree.matches(rf"(?:{pattern})(/.*)?", path):
+                return len(self.order) - number
+        return 0
 
 
 SCHEDULES = ("cosine", "stairs", "constant")
@@ -38,18 +59,19 @@ def schedule(o: Any, steps: Any) -> optax.Schedule:
     return rate
 
 
-def make(o: Any, steps: Any, train: Any) -> optax.GradientTransformation:
+def make(o: Any, steps: Any, train: Any, layers: Layers) -> optax.GradientTransformation:
     """The optimizer for the trained leaves.
 
     Args:
         o: the config's `optim`; rate and weight decay may be traced.
         steps: length of training; may be traced.
         train: the trained leaves, or their shapes.
+        layers: of the model, `model.layers(config)`.
 
     The global norm is taken over the trained leaves alone. A rate factor of 0 freezes a leaf: it
     has no state and no part in the norm.
     """
-    mults = rates(o, train)
+    mults = rates(o, train, layers)
     tree.check_used(o.no_decay, tree.leaves(train), what="no-decay pattern")
     labels = tree.map_leaves(lambda path, _: str(mults[path]), train)
     groups = {str(m): optax.scale(m) for m in set(mults.values())}
@@ -61,7 +83,7 @@ def make(o: Any, steps: Any, train: Any) -> optax.GradientTransformation:
     else:
         parts.append(optax.trace(decay=o.momentum))
     if isinstance(o.weight_decay, jax.Array) or o.weight_decay:
-        decayed = tree.map_leaves(lambda path, x: decays(o, path, x), train)
+        decayed = tree.map_leaves(lambda path, x: decays(o, path, x, layers), train)
         parts.append(optax.masked(optax.add_decayed_weights(o.weight_decay), decayed))
     parts.append(optax.partition(groups, labels))
     parts.append(optax.scale_by_learning_rate(schedule(o, steps)))
@@ -72,30 +94,17 @@ def make(o: Any, steps: Any, train: Any) -> optax.GradientTransformation:
     return optax.partition({True: tx, False: optax.set_to_zero()}, moves)
 
 
-def decays(o: Any, path: str, leaf: Any) -> bool:
-    """Whether weight decay acts on a leaf: no norm, bias, token or excluded pattern."""
-    return len(leaf.shape) > 1 and not tree.matches_any((*NO_DECAY, *o.no_decay), path)
+def decays(o: Any, path: str, leaf: Any, layers: Layers) -> bool:
+    """Whether weight decay acts on a leaf: no vector, bias, plain leaf or excluded pattern."""
+    spared = (*NO_DECAY, *layers.plain, *o.no_decay)
+    return len(leaf.shape) > 1 and not tree.matches_any(spared, path)
 
 
-def rates(o: Any, train: Any) -> dict[str, float]:
+def rates(o: Any, train: Any, layers: Layers) -> dict[str, float]:
     """Factor on the learning rate for each trained path: layer decay times the config's factor."""
     paths = list(tree.leaves(train))
     mults = tree.assign([*o.lr_mults, (".*", 1.0)], paths, what="learning-rate pattern")
-    layers = [layer(p) for p in paths]
-    depth = max((n for n in layers if n is not None), default=0) + 1
-    return {
-        p: float(mults[p] * o.layer_decay ** (0 if n is None else depth - n))
-        for p, n in zip(paths, layers, strict=True)
-    }
-
-
-def layer(path: str) -> int | None:
-    """Number of the layer of a backbone's leaf: 0 for embeddings, i + 1 in block i, None above."""
-    found = re.search(r"(?:^|/)blocks/(\d+)/", path)
-    if found:
-        return int(found[1]) + 1
-    is_stem = re.match(r"backbone/(embed|class_token|registers|position)(/|$)", path)
-    return 0 if is_stem else None
+    return {p: float(mults[p] * o.layer_decay ** layers.below_output(p)) for p in paths}
 
 
 def ema(old: Any, new: Any, decay: float, step: jax.Array) -> Any:

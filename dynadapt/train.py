@@ -60,7 +60,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     graph, train, stats, frozen = model.split(network, config)
     counts = workdir.counts(train, frozen)
     del network
-    tx = optim.make(config.optim, steps, train)
+    tx = optim.make(config.optim, steps, train, model.layers(config))
     state = initial_state(train, stats, tx, config)
     state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))

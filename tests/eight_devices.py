@@ -42,7 +42,7 @@ def run_steps(config, sizes):
     graph, trained, frozen = model.split(model.build(config, task), config)
     before = jax.device_get(frozen)
     nbytes = workdir.counts(trained, frozen)["trained_bytes"]
-    tx = optim.make(config.optim, STEPS, trained)
+    tx = optim.make(config.optim, STEPS, trained, model.layers(config))
     state = step.initial_state(trained, tx, config)
     state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))

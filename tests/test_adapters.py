@@ -186,7 +186,7 @@ def trained(name, form="loop"):
     c.optim.update(dict(weight_decay=0.0, drop_path=0.2))
     task = Clouds(INFO) if METHODS[name].points else tasks.from_config(c.task, INFO)
     graph, train, frozen = model.split(build(c), c)
-    tx = optim.make(c.optim, c.optim.steps, train)
+    tx = optim.make(c.optim, c.optim.steps, train, model.layers(c))
     step, state = make_step(graph, task, tx, c), initial_state(train, tx, c)
     key = jax.random.key(2, impl="unsafe_rbg")  # compiles fastest
     history = dict(
@@ -296,7 +296,8 @@ def test_every_trained_leaf_gets_a_gradient_within_three_steps(name):
 def test_weight_decay_spares_vectors_and_biases(name):
     c = settings(name)
     _, train, _ = model.split(build(c), c)
-    decayed = {p: x for p, x in tree.leaves(train).items() if optim.decays(c.optim, p, x)}
+    layers = model.layers(c)
+    decayed = {p: x for p, x in tree.leaves(train).items() if optim.decays(c.optim, p, x, layers)}
     assert "head/linear/kernel" in decayed and all(x.ndim > 1 for x in decayed.values())
     assert [path for path in decayed if path.endswith("bias")] == []
 
@@ -529,7 +530,7 @@ def test_a_wrong_method_tells_the_nearest():
         ("adaptformer", dict(rank=-1), "rank must be at least 1"),
         ("adaptformer", dict(dropout=-0.1), "dropout must be in"),
         ("adaptformer", dict(form="paralel"), "did you mean 'parallel'"),
-        ("adapter", dict(rank=0), "rank must be at least 1"),
+        ("adapter", dict(rank=-1), "rank must be at least 1"),
         ("adapter", dict(form="pfeifer"), "did you mean 'pfeiffer'"),
         ("convpass", dict(rank=0), "rank must be at least 1"),
         ("convpass", dict(placement="atn"), "did you mean 'attn'"),
@@ -537,13 +538,13 @@ def test_a_wrong_method_tells_the_nearest():
         ("convpass", dict(dropout=1.0), "dropout must be in"),
         ("lorand", dict(branches=0), "branches must be at least 1"),
         ("lorand", dict(factor=17), "factor must be at most the width 16 at .*, not 17"),
-        ("mona", dict(rank=0), "rank must be at least 1"),
+        ("mona", dict(rank=-1), "rank must be at least 1"),
         ("mona", dict(dropout=-1.0), "dropout must be in"),
         ("vpt", dict(prompts=0), "prompts must be at least 1"),
         ("vpt", dict(form="depe"), "did you mean 'deep'"),
         ("vpt", dict(project=-1), "project must be a width or 0"),
         ("vpt", dict(dropout=1.0), "dropout must be in"),
-        ("iconformer", dict(rank=0), "rank must be at least 1"),
+        ("iconformer", dict(rank=-1), "rank must be at least 1"),
         ("iconformer", dict(kernel=4), "kernel must be odd, such as 5, not 4"),
         ("iconformer", dict(dropout=1.5), "dropout must be in"),
         ("iconformer", dict(placement="parallel_mpl"), "did you mean 'parallel_mlp'"),
@@ -683,11 +684,11 @@ def test_exact_parameter_counts(variant, name, given, count):
 
     network = nnx.eval_shape(adapted)
     filters = adapters.trainable(adapters.trains(name))
-    _, train, frozen = nnx.split(network, filters, ...)
+    _, train, frozen, _ = nnx.split(network, filters, nnx.Param, ...)
     counted = workdir.counts(train, frozen)
     assert counted["trained"] == count
     assert counted["trained_with_head"] == count + 2
-    assert counted["backbone"] == tree.size(state)
+    assert counted["backbone"] == tree.size(nnx.filter_state(state, nnx.Param))
 
 
 # LoRA
@@ -789,7 +790,7 @@ def test_arc_bends_what_the_layer_sees_by_one_projection():
     backbone = stirred("arc").backbone
     shared = backbone.adapter.module
     assert sorted(tree.leaves(nnx.state(shared))) == ["attn_16", "mlp_16"]
-    ctx = Context(shared=shared)
+    ctx = Context(shared={type(shared): shared})
     for block in backbone.blocks:
         for host, both in ((block.attn.qkv, shared.attn_16), (block.mlp.fc1, shared.mlp_16)):
             x, (w, kernel, bias) = tokens(), layer_values(host)
@@ -811,7 +812,8 @@ def test_repadapter_maps_each_group_of_channels_apart():
 def test_fact_on_a_wide_layer_is_fact_on_each_matrix(form):
     backbone = stirred("fact", form=form, scale=0.7).backbone
     shared = {k: np.asarray(v) for k, v in tree.leaves(nnx.state(backbone.adapter.module)).items()}
-    ctx = Context(shared=backbone.adapter.module)
+    lent = backbone.adapter.module
+    ctx = Context(shared={type(lent): lent})
 
     def change(s):
         return 0.7 * shared["u"] @ s @ shared["v"]

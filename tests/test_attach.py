@@ -7,7 +7,17 @@ import pytest
 from flax import nnx
 
 from dynadapt import tree
-from dynadapt.attach import Adapted, Chain, Shared, adapted, attach, detach, sites
+from dynadapt.attach import (
+    Adapted,
+    Chain,
+    Shared,
+    adapted,
+    all_or_nothing,
+    attach,
+    detach,
+    lent,
+    sites,
+)
 from dynadapt.context import Context, fold
 from dynadapt.errors import AttachError
 
@@ -240,27 +250,96 @@ def test_in_a_chain_the_host_still_shows_its_parts():
 
 class Borrower(nnx.Module):
     def __call__(self, host, x, ctx):
-        return host.bare(x, ctx) + ctx.shared(x)
+        return host.bare(x, ctx) + lent(ctx, nnx.Linear)(x)
 
 
 def test_shared_lends_one_copy_to_every_layer():
     network, ctx = Network(), Context()
     attach(network, MLP, lambda host: Borrower())
-    lent = nnx.Linear(DIM, DIM, rngs=nnx.Rngs(4))
-    attach(network, "", lambda host: Shared(host, lent))
+    common = nnx.Linear(DIM, DIM, rngs=nnx.Rngs(4))
+    attach(network, "", lambda host: Shared(host, common))
     assert [p for p in paths(network) if "adapter" in p] == [
         "adapter/module/bias",
         "adapter/module/kernel",
     ]
     x = X
     for block in network.blocks:
-        x = x + jnp.tanh(block.mlp.fc(x)) + lent(x)
+        x = x + jnp.tanh(block.mlp.fc(x)) + common(x)
     np.testing.assert_allclose(network(X, ctx), network.norm(x), rtol=1e-5, atol=1e-6)
-    assert ctx.shared is None
+    assert ctx.shared == {}
 
     graph, state = nnx.split(network)
     gradient = jax.grad(lambda s: (nnx.merge(graph, s)(X, Context()) * X).sum())(state)
     assert np.abs(gradient["adapter"]["module"]["kernel"][...]).max() > 0
+
+
+class Scale(nnx.Module):
+    def __init__(self):
+        self.scale = nnx.Param(jnp.asarray(3.0))
+
+
+def test_each_of_several_lenders_is_found_by_its_class():
+    class Both(nnx.Module):
+        def __call__(self, host, x, ctx):
+            return host.bare(x, ctx) + lent(ctx, Scale).scale[...] * lent(ctx, nnx.Linear)(x)
+
+    common = nnx.Linear(DIM, DIM, rngs=nnx.Rngs(4))
+    for first, second in ((common, Scale()), (Scale(), common)):
+        network = Network()
+        attach(network, MLP, lambda host: Both())
+        chain = [Shared(network, first), Shared(network, second)]
+        attach(network, "", lambda host, chain=chain: Chain(*chain))
+        x = X
+        for block in network.blocks:
+            x = x + jnp.tanh(block.mlp.fc(x)) + 3 * common(x)
+        np.testing.assert_allclose(network(X, Context()), network.norm(x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_no_one_lends_or_two_lend_is_refused():
+    network = Network()
+    attach(network, MLP, lambda host: Borrower())
+    with pytest.raises(AttachError, match="uses the Linear that its backbone lends; call it as a"):
+        network(X, Context())
+    pair = [Shared(network, nnx.Linear(DIM, DIM, rngs=nnx.Rngs(n))) for n in range(2)]
+    attach(network, "", lambda host: Chain(*pair))
+    with pytest.raises(AttachError, match="two adapters on the root lend a Linear"):
+        network(X, Context())
+
+
+class Rewired(nnx.Module):
+    """Calls a part of its host and never asks for the bare answer."""
+
+    def __call__(self, host, x, ctx):
+        return 2 * host.fc(x)
+
+
+@pytest.mark.parametrize("form", [dict(), dict(remat=True), dict(scan=True)])
+def test_what_stands_behind_a_rewired_host_is_not_dropped_in_silence(form):
+    network = Network()
+    attach(network, MLP, lambda host: Chain(Powered(host, 3.0), Rewired(), Scaled(host, 1.0)))
+    message = "Rewired never asks for the bare answer, so Scaled behind it .*; put Rewired last"
+    with pytest.raises(AttachError, match=message):
+        jax.eval_shape(lambda n, x: fold(n.blocks, x, Context(), **form), network, X)
+    detach(network)
+    attach(network, MLP, lambda host: Chain(Scaled(host, 1.0), Rewired()))
+    host = network.blocks[0].mlp
+    np.testing.assert_allclose(host(X, Context()), 2 * host.fc(X) + X, rtol=1e-5)
+
+
+def test_all_or_nothing_keeps_what_was_there_before():
+    network = Network()
+    attach(network, "blocks/0/mlp", lambda host: Scaled(host, 2.0))
+    first, graph, kinds = network.blocks[0].mlp.adapter, nnx.graphdef(network), classes(network)
+    with pytest.raises(KeyError), all_or_nothing(network):
+        attach(network, "blocks/[12]", lambda host: Borrower())
+        attach(network, "blocks/1/mlp", lambda host: Scaled(host, 1.0))
+        network.blocks[0].mlp.adapter = Chain(first, Scaled(network.blocks[0].mlp, 1.0))
+        raise KeyError
+    assert network.blocks[0].mlp.adapter is first
+    assert nnx.graphdef(network) == graph and classes(network) == kinds
+    with all_or_nothing(network):
+        attach(network, "blocks/1/mlp", lambda host: Scaled(host, 1.0))
+    assert [path for path, _ in adapted(network)] == ["blocks/0/mlp", "blocks/1/mlp"]
 
 
 def test_split_and_merge_keep_swapped_classes():

@@ -23,8 +23,8 @@ class Block(nnx.Module):
 
     def __call__(self, x, ctx):
         y = dropout(jnp.tanh(self.linear(x)), 0.2, ctx, "test")
-        if ctx.shared is not None:
-            y = y + ctx.shared(x)
+        if nnx.Linear in ctx.shared:
+            y = y + ctx.shared[nnx.Linear](x)
         ctx.record("loss/size", 1e-2 * jnp.square(y).mean())
         ctx.record("loss/size", 1.0)
         ctx.record("mean", y.mean((0, 1)))
@@ -58,7 +58,8 @@ def outcome(form, parts=1):
 
     def run(state, x, key):
         network = nnx.merge(graph, state)
-        ctx = Context(train=True, key=key, drop_path=0.4, shared=network.adapter.module)
+        shared = {nnx.Linear: network.adapter.module}
+        ctx = Context(train=True, key=key, drop_path=0.4, shared=shared)
         y, cuts = x, np.array_split(np.arange(DEPTH), parts)
         for cut in cuts:
             blocks = network.blocks[cut[0] : cut[-1] + 1]

@@ -36,6 +36,11 @@ TRAIN = jax.tree.map(
     is_leaf=lambda x: isinstance(x, tuple),
 )
 FC1 = "backbone/blocks/{}/mlp/fc1/kernel"
+TOKENS = "class_token|registers|position"
+LAYERS = optim.Layers(
+    (f"backbone/(?:embed|{TOKENS})", *(f"backbone/blocks/{i}" for i in range(3))),
+    (f"backbone/(?:{TOKENS})", "backbone/.*/prompts"),
+)
 
 
 def settings(**changes):
@@ -46,7 +51,7 @@ def settings(**changes):
 
 
 def updates(o, grads=None, steps=100):
-    tx = optim.make(o, steps, TRAIN)
+    tx = optim.make(o, steps, TRAIN, LAYERS)
     grads = TRAIN if grads is None else grads
     found, state = jax.jit(lambda: tx.update(grads, tx.init(TRAIN), TRAIN))()
     return tree.leaves(found), state
@@ -77,9 +82,9 @@ def test_a_schedule_of_few_steps_is_finite(steps):
 def test_adamw_equals_optax():
     o = settings(weight_decay=0.3, beta1=0.8, beta2=0.95, warmup=0.25)
     rate = optim.schedule(o, 20)
-    mask = tree.map_leaves(lambda path, x: optim.decays(o, path, x), TRAIN)
+    mask = tree.map_leaves(lambda path, x: optim.decays(o, path, x, LAYERS), TRAIN)
     wanted = optax.adamw(rate, b1=0.8, b2=0.95, weight_decay=0.3, mask=mask)
-    own = optim.make(o, 20, TRAIN)
+    own = optim.make(o, 20, TRAIN, LAYERS)
 
     @jax.jit
     def steps():
@@ -98,7 +103,8 @@ def test_adamw_equals_optax():
 
 def test_sgd_equals_optax():
     o = settings(name="sgd", momentum=0.7)
-    own, wanted = optim.make(o, 10, TRAIN), optax.sgd(optim.schedule(o, 10), momentum=0.7)
+    own = optim.make(o, 10, TRAIN, LAYERS)
+    wanted = optax.sgd(optim.schedule(o, 10), momentum=0.7)
     params, others = TRAIN, TRAIN
     state, other = own.init(TRAIN), wanted.init(TRAIN)
     for _ in range(3):
@@ -111,7 +117,7 @@ def test_sgd_equals_optax():
 
 def test_decay_excludes_norms_biases_tokens_and_vectors():
     o = settings()
-    decayed = {p for p, x in tree.leaves(TRAIN).items() if optim.decays(o, p, x)}
+    decayed = {p for p, x in tree.leaves(TRAIN).items() if optim.decays(o, p, x, LAYERS)}
     assert decayed == {
         "backbone/embed/kernel",
         *(FC1.format(i) for i in range(3)),
@@ -119,20 +125,21 @@ def test_decay_excludes_norms_biases_tokens_and_vectors():
         "head/linear/kernel",
     }
     o.no_decay = ("head/.*",)
-    assert not optim.decays(o, "head/linear/kernel", TRAIN["head"]["linear"]["kernel"])
+    head = "head/linear/kernel"
+    assert not optim.decays(o, head, tree.leaves(TRAIN)[head], LAYERS)
 
 
 def test_decay_acts_on_what_it_should_alone():
     zero = jax.tree.map(jnp.zeros_like, TRAIN)
     found, _ = updates(settings(weight_decay=0.5, no_decay=("head/.*",)), zero)
     for path, x in tree.leaves(TRAIN).items():
-        decayed = optim.decays(settings(no_decay=("head/.*",)), path, x)
+        decayed = optim.decays(settings(no_decay=("head/.*",)), path, x, LAYERS)
         np.testing.assert_allclose(found[path], -0.1 * 0.5 * x * decayed, rtol=1e-5)
 
 
 def test_rates_by_pattern_and_the_first_match_wins():
     o = settings(lr_mults=((r".*/blocks/0/.*/kernel", 3.0), (r".*/blocks/.*", 0.5)))
-    rates = optim.rates(o, TRAIN)
+    rates = optim.rates(o, TRAIN, LAYERS)
     assert rates[FC1.format(0)] == 3.0 and rates[FC1.format(1)] == 0.5
     assert rates["backbone/blocks/0/mlp/fc1/bias"] == 0.5 and rates["head/linear/kernel"] == 1.0
     found, plain = updates(o)[0], updates(settings())[0]
@@ -163,12 +170,12 @@ def test_an_unused_pattern_names_the_nearest():
     with pytest.raises(
         ConfigError, match="learning-rate pattern 'head/linear/kernle' matches"
     ) as e:
-        optim.make(o, 10, TRAIN)
+        optim.make(o, 10, TRAIN, LAYERS)
     assert "'head/linear/kernel'" in str(e.value)
 
 
 def test_layer_decay():
-    rates = optim.rates(settings(layer_decay=0.5, lr_mults=(("head/.*", 3.0),)), TRAIN)
+    rates = optim.rates(settings(layer_decay=0.5, lr_mults=(("head/.*", 3.0),)), TRAIN, LAYERS)
     assert rates["head/linear/kernel"] == 3.0
     assert rates["backbone/norm/scale"] == 1.0
     assert [rates[FC1.format(i)] for i in (2, 1, 0)] == [0.5, 0.25, 0.125]
@@ -178,18 +185,28 @@ def test_layer_decay():
 
 
 @pytest.mark.parametrize(
-    ("path", "layer"),
+    ("path", "below"),
     [
-        ("backbone/blocks/11/attn/qkv/kernel", 12),
-        ("backbone/embed/kernel", 0),
-        ("backbone/class_token", 0),
-        ("backbone/norm/scale", None),
-        ("head/linear/kernel", None),
-        ("backbone/adapter/prompts", None),
+        ("backbone/blocks/2/attn/qkv/kernel", 1),
+        ("backbone/blocks/0/attn/adapter/down/kernel", 3),
+        ("backbone/blocks/12/attn/qkv/kernel", 0),
+        ("backbone/embed/kernel", 4),
+        ("backbone/embedding", 0),
+        ("backbone/class_token", 4),
+        ("backbone/norm/scale", 0),
+        ("head/linear/kernel", 0),
+        ("backbone/adapter/prompts", 0),
     ],
 )
-def test_layers(path, layer):
-    assert optim.layer(path) == layer
+def test_layers_below_the_output(path, below):
+    assert LAYERS.below_output(path) == below
+
+
+def test_a_part_that_trains_keeps_its_depth():
+    """The first block is as deep where the last ones are frozen."""
+    part = {"backbone": {"blocks": {0: TRAIN["backbone"]["blocks"][0]}}}
+    rates = optim.rates(settings(layer_decay=0.5), part, LAYERS)
+    assert set(rates.values()) == {0.125}
 
 
 def test_clipping_by_the_norm_of_what_trains():
@@ -207,8 +224,8 @@ def test_clipping_by_the_norm_of_what_trains():
 def test_shapes_are_enough():
     o = settings(weight_decay=0.1, lr_mults=((".*bias", 0.0),), layer_decay=0.9)
     shapes = jax.eval_shape(lambda: TRAIN)
-    state = jax.eval_shape(optim.make(o, 10, shapes).init, shapes)
-    concrete = optim.make(o, 10, TRAIN).init(TRAIN)
+    state = jax.eval_shape(optim.make(o, 10, shapes, LAYERS).init, shapes)
+    concrete = optim.make(o, 10, TRAIN, LAYERS).init(TRAIN)
     assert jax.tree.structure(state) == jax.tree.structure(concrete)
 
 

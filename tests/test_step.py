@@ -50,7 +50,7 @@ def ready(c):
     noise = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), nnx.state(network))
     nnx.update(network, jax.tree.map(lambda x: x.astype(jnp.float32), noise))
     graph, train, frozen = model.split(network, c)
-    tx = optim.make(c.optim, c.optim.steps, train)
+    tx = optim.make(c.optim, c.optim.steps, train, model.layers(c))
     return (
         task,
         graph,
@@ -191,7 +191,7 @@ def test_losses_of_layers_join_the_loss():
 
     attach.attach(network, r"backbone/blocks/\d+/attn", lambda host: Balance(3.0))
     graph, train, frozen = model.split(network, c)
-    tx = optim.make(c.optim, 10, train)
+    tx = optim.make(c.optim, 10, train, model.layers(c))
     run = step.make_step(graph, task, tx, c)
     state, logs = run(step.initial_state(train, tx, c), frozen, batch(1), jax.random.key(0))
     assert "other" not in logs and float(logs["loss/balance"]) == pytest.approx(18)

@@ -3,8 +3,10 @@
 A method file has `adapt(backbone, *, rngs, **settings)`, which attaches, and `TRAINS`, patterns of
 backbone parameters that it trains besides. Where the method folds into the base exactly, its
 adapters have `merged(host, shared)`: the host's parameters with the adapter in them, by name, in
-float32; `shared` is the module that the root lends. Where it does not, `NOT_MERGEABLE` may say why.
-`PRINTED` may give the count that the literature prints for the default settings, by backbone.
+float32; `shared` are the modules that the root lends. Where it does not, `NOT_MERGEABLE` says why.
+`defaults(backbone)` gives the settings that follow from the backbone where they are 0. `PLAIN` may
+name leaves of the method's own that weight decay spares, such as prompts, and `PRINTED` the count
+that the literature prints for the default settings, by backbone.
 """
 
 import sys
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import choices, tree
-from dynadapt.attach import Shared, adapted, detach, sites
+from dynadapt.attach import Chain, Lent, Shared, adapted, all_or_nothing, detach, sites
 from dynadapt.errors import ConfigError, DynadaptError, NotMergeable, UnknownName
 
 _HERE = sys.modules[__name__]
@@ -43,9 +45,32 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def adapt(backbone: nnx.Module, name: str, *, rngs: nnx.Rngs, **given: Any) -> None:
-    """Attaches the method to the backbone, in place."""
-    choices.check_settings(f"method {name!r}", given, settings(name))
-    module(name).adapt(backbone, rngs=rngs, **given)
+    """Attaches the method to the backbone, in place; where it fails, the backbone is unchanged."""
+    given = resolved(backbone, name, **given)
+    with all_or_nothing(backbone):
+        module(name).adapt(backbone, rngs=rngs, **given)
+
+
+def resolved(backbone: nnx.Module, name: str, **given: Any) -> dict[str, Any]:
+    """All settings of the method on this backbone, with those filled in that follow from it.
+
+    Raises:
+        UnknownName: for a method or a setting that does not exist.
+    """
+    known = settings(name)
+    choices.check_settings(f"method {name!r}", given, known)
+    found = {**known, **given}
+    defaults = getattr(module(name), "defaults", lambda backbone: {})(backbone)
+    return found | {k: v for k, v in defaults.items() if not found[k]}
+
+
+def rank_of_width(backbone: nnx.Module, part: int = 12, most: int = 64) -> int:
+    """A rank for the default: the width of the widest block over `part`, from 4 to `most`.
+
+    With it a method trains about the same share of narrow backbones as of wide ones.
+    """
+    width = max((block.dim for _, block in sites(backbone, BLOCK)), default=0)
+    return min(max(width // part, 4), most)
 
 
 def merge(backbone: nnx.Module, name: str) -> None:
@@ -80,17 +105,28 @@ def obstacle(backbone: nnx.Module, name: str) -> str:
 
 def _merged(backbone: nnx.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
     """Path, parameter and float32 value with the adapter in it, of all that merging changes."""
-    why = getattr(module(name), "NOT_MERGEABLE", "its effect depends on the input")
-    hosts, shared = dict(adapted(backbone)), None
-    if "" in hosts and isinstance(hosts[""].adapter, Shared):
-        shared = hosts.pop("").adapter.module
+    why = getattr(module(name), "NOT_MERGEABLE", "its adapters have no `merged`")
+    hosts, shared = dict(adapted(backbone)), _lent(backbone)
+    if shared:
+        del hosts[""]
     for path, host in hosts.items():
+        if isinstance(host.adapter, Chain):
+            why = f"{path!r} has several adapters in a Chain"
         if not hasattr(host.adapter, "merged"):
             raise NotMergeable(f"{name} can't be merged into the weights: {why}")
         for leaf, value in host.adapter.merged(host, shared).items():
             if (old := getattr(host, leaf)) is None:
                 raise NotMergeable(f"{name} can't be merged into {path!r}, which has no {leaf}")
             yield f"{path}/{leaf}", old, value
+
+
+def _lent(backbone: nnx.Module) -> Lent:
+    """What the adapters of the root lend; nothing where one of them does more than that."""
+    adapter = getattr(backbone, "adapter", None)
+    lenders = list(adapter.adapters) if isinstance(adapter, Chain) else [adapter]
+    if all(isinstance(lender, Shared) for lender in lenders):
+        return {type(lender.module): lender.module for lender in lenders}
+    return {}
 
 
 def check_among(method: str, what: str, given: Collection[str], choices: Collection[str]) -> None:
@@ -131,9 +167,14 @@ def check_rank(
             raise ConfigError(f"{name} must be at most the width {width} at {path!r}, not {rank}")
 
 
+def takes(backbone: nnx.Module) -> str:
+    """What the backbone is called on: "image" or "points"."""
+    return "image" if hasattr(backbone, "patch") else "points"
+
+
 def check_map(name: str, backbone: nnx.Module) -> None:
     """Raises a ConfigError for a backbone whose tokens are no map, such as groups of points."""
-    if not hasattr(backbone, "patch"):
+    if takes(backbone) != "image":
         raise ConfigError(f"{name} needs a backbone whose tokens are the patches of an image")
 
 
@@ -158,6 +199,11 @@ def moving(path: tuple, leaf: Any) -> bool:
     Those of a frozen backbone are constants.
     """
     return isinstance(leaf, nnx.BatchStat) and ("adapter" in path or path[0] == "head")
+
+
+def plain(name: str) -> tuple[str, ...]:
+    """Patterns of the method's own leaves that are no weights, such as prompts."""
+    return getattr(module(name), "PLAIN", ())
 
 
 def trainable(patterns: tuple[str, ...] = ()) -> Any:

@@ -13,7 +13,7 @@ import functools
 import jax
 from flax import nnx
 
-from dynadapt.adapters import BLOCK, check_rank
+from dynadapt.adapters import BLOCK, check_rank, rank_of_width
 from dynadapt.attach import attach
 from dynadapt.context import Context, drop_path
 from dynadapt.errors import UnknownName
@@ -21,6 +21,7 @@ from dynadapt.layers import ACTIVATIONS, Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
+NOT_MERGEABLE = "a GELU stands between its two projections"
 
 FORMS = {
     "houlsby": f"{BLOCK}/(?:attn|mlp)",
@@ -28,7 +29,7 @@ FORMS = {
 }
 
 
-class Bottleneck(nnx.Module):
+class SequentialAdapter(nnx.Module):
     """Host: a residual branch over tokens `b n d`; zero effect at the start."""
 
     def __init__(self, host, *, rank: int, rngs: nnx.Rngs):
@@ -45,11 +46,16 @@ class Bottleneck(nnx.Module):
         return self.up(ACTIVATIONS["gelu"](self.down(y)))
 
 
+def defaults(backbone: nnx.Module) -> dict[str, int]:
+    """The rank where it is 0."""
+    return {"rank": rank_of_width(backbone)}
+
+
 def adapt(
     backbone: nnx.Module,
     *,
     rngs: nnx.Rngs,
-    rank: int = 64,
+    rank: int = 0,
     form: str = "houlsby",
 ) -> None:
     """Attaches a bottleneck behind both branches of every block, or behind the MLP.
@@ -57,10 +63,10 @@ def adapt(
     Args:
         backbone: a transformer, plain or in stages.
         rngs: source of the random weights.
-        rank: r; the default is ours.
+        rank: r; 0 is a twelfth of the width, the widest stage's, from 4 to 64 (ours).
         form: "houlsby" (after attention and MLP) or "pfeiffer" (after the MLP).
     """
     if form not in FORMS:
         raise UnknownName("form", form, FORMS)
     check_rank(rank, backbone, FORMS[form])
-    attach(backbone, FORMS[form], functools.partial(Bottleneck, rank=rank, rngs=rngs))
+    attach(backbone, FORMS[form], functools.partial(SequentialAdapter, rank=rank, rngs=rngs))

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import mixture
-from dynadapt.adapters import check_least, check_rank, check_rate
-from dynadapt.attach import Shared, attach, sites
+from dynadapt.adapters import check_least, check_rank, check_rate, rank_of_width
+from dynadapt.attach import Shared, attach, lent, sites
 from dynadapt.context import Context, dropout, join_map, split_map
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import Linear, kaiming
@@ -83,7 +83,7 @@ class Mixed(nnx.Module):
         x = x + host.attn(x, ctx)
         y = host.mlp(x, ctx)
         seen = y if self.form == "sequential" else host.mlp.norm(x, ctx)
-        extra, balance = ctx.shared(seen, ctx)
+        extra, balance = lent(ctx, Mixture)(seen, ctx)
         ctx.record("loss/balance", self.loss * balance)
         x = x + y + extra
         if not self.prompt:
@@ -95,14 +95,24 @@ class Mixed(nnx.Module):
         return join_map(jnp.concatenate([leading, prompt.astype(x.dtype)[:, None]], axis=1), m)
 
 
+def defaults(backbone: nnx.Module) -> dict[str, int]:
+    """The rank and the heads where they are 0."""
+    return {"rank": rank_of_width(backbone), "heads": _dividing(backbone.dim, 3)}
+
+
+def _dividing(dim: int, heads: int) -> int:
+    """The number nearest to `heads` that divides the width."""
+    return min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: abs(h - heads))
+
+
 def adapt(
     backbone: nnx.Module,
     *,
     rngs: nnx.Rngs,
     form: str = "parallel",
     experts: int = 4,
-    heads: int = 3,
-    rank: int = 64,
+    heads: int = 0,
+    rank: int = 0,
     width: int = 8,
     scale: float = 0.1,
     prompt: bool = True,
@@ -116,8 +126,8 @@ def adapt(
         rngs: source of the random weights.
         form: "parallel" to the MLP (AdaptFormer-X) or "sequential" after it (Adapter-X).
         experts: E.
-        heads: h, sub-tokens of a token.
-        rank: r of an expert.
+        heads: h, sub-tokens of a token; 0 is 3 or the nearest that divides the width.
+        rank: r of an expert; 0 is a twelfth of the width, from 4 to 64.
         width: k of the space in which tokens and experts are compared.
         scale: s.
         prompt: whether every block adds a prompt.
@@ -140,7 +150,7 @@ def adapt(
         )
     dim = blocks[0][1].dim
     if heads < 1 or dim % heads:
-        near = min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: abs(h - heads))
+        near = _dividing(dim, heads)
         raise ConfigError(f"{heads} heads do not divide the width {dim}; the nearest is {near}")
     check_rank(rank, backbone, r"blocks/\d+", parts=heads)
     loss = balance / len(blocks)

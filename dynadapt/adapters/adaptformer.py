@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import BLOCK, check_rank, check_rate
+from dynadapt.adapters import BLOCK, check_rank, check_rate, rank_of_width
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout
 from dynadapt.errors import UnknownName
@@ -22,13 +22,14 @@ from dynadapt.layers import LayerNorm, Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
+NOT_MERGEABLE = "a ReLU stands between its two projections"
 PRINTED = {"vit_b16": "1.19 M"}
 
 _SITES = f"{BLOCK}/mlp"
 FORMS = ("parallel", "sequential")
 
 
-class Bottleneck(nnx.Module):
+class AdaptMlp(nnx.Module):
     """Host: a residual branch over tokens `b n d`; zero effect at the start."""
 
     def __init__(self, host, *, rank, form, scale, learn_scale, norm, rate, rngs: nnx.Rngs):
@@ -52,11 +53,16 @@ class Bottleneck(nnx.Module):
         return scale * self.up(h)
 
 
+def defaults(backbone: nnx.Module) -> dict[str, int]:
+    """The rank where it is 0."""
+    return {"rank": rank_of_width(backbone)}
+
+
 def adapt(
     backbone: nnx.Module,
     *,
     rngs: nnx.Rngs,
-    rank: int = 64,
+    rank: int = 0,
     form: str = "parallel",
     scale: float = 0.1,
     learn_scale: bool = False,
@@ -68,7 +74,7 @@ def adapt(
     Args:
         backbone: a transformer, plain or in stages.
         rngs: source of the random weights.
-        rank: r.
+        rank: r; 0 is a twelfth of the width, the widest stage's, from 4 to 64.
         form: "parallel" or "sequential".
         scale: s; its start where `learn_scale` is on (published: 1).
         learn_scale: train s.
@@ -80,7 +86,7 @@ def adapt(
     check_rate("dropout", dropout)
     check_rank(rank, backbone, _SITES)
     make = functools.partial(
-        Bottleneck, rank=rank, form=form, scale=scale, learn_scale=learn_scale, norm=norm,
+        AdaptMlp, rank=rank, form=form, scale=scale, learn_scale=learn_scale, norm=norm,
         rate=dropout, rngs=rngs,
     )  # fmt: skip
     attach(backbone, _SITES, make)

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters import POSITIONS, check_among, check_rank, check_rate
-from dynadapt.attach import Shared, attach, sites
+from dynadapt.attach import Lent, Shared, attach, lent, sites
 from dynadapt.context import Context, dropout
-from dynadapt.errors import AttachError
 
 Array = jax.Array
 TRAINS = ()
@@ -33,7 +32,7 @@ class Projections(nnx.Module):
             setattr(self, name, nnx.Param(init(rngs.params(), (dim, rank))))
 
 
-class Rescale(nnx.Module):
+class Arc(nnx.Module):
     """Host: a linear layer; what it sees goes through the shared projection first."""
 
     def __init__(self, host, *, position: str, rank: int, rate: float, rngs: nnx.Rngs):
@@ -45,9 +44,7 @@ class Rescale(nnx.Module):
         self.shift = nnx.Param(jnp.zeros(host.in_features))
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
-        if not isinstance(ctx.shared, Projections):
-            raise AttachError("ARC's layers use what the backbone lends them; call it as a whole")
-        down, up, shift = (v.astype(x.dtype) for v in self.weights(ctx.shared))
+        down, up, shift = (v.astype(x.dtype) for v in self.weights(lent(ctx, Projections)))
         h = dropout(x @ down, self.rate, ctx, self.site)
         return host.bare(x + h @ up + shift.reshape((1,) * (x.ndim - 1) + (-1,)), ctx)
 
@@ -56,10 +53,10 @@ class Rescale(nnx.Module):
         both = getattr(shared, self.name)[...]
         return both * self.scale[...][None], both.T, self.shift[...]
 
-    def merged(self, host: nnx.Module, shared: Projections) -> dict[str, Array]:
+    def merged(self, host: nnx.Module, shared: Lent) -> dict[str, Array]:
         """The host's parameters with the bottleneck before them, float32."""
         kernel = host.kernel[...].astype(jnp.float32)
-        down, up, shift = self.weights(shared)
+        down, up, shift = self.weights(shared[Projections])
         times = functools.partial(jnp.matmul, precision="highest")
         bias = 0.0 if host.bias is None else host.bias[...].astype(jnp.float32)
         return {
@@ -98,7 +95,7 @@ def adapt(
         check_rank(rank, backbone, POSITIONS[position])
     dims = {}
     for position in positions:
-        make = functools.partial(Rescale, position=position, rank=rank, rate=dropout, rngs=rngs)
+        make = functools.partial(Arc, position=position, rank=rank, rate=dropout, rngs=rngs)
         attach(backbone, POSITIONS[position], make)
         for _, host in sites(backbone, POSITIONS[position]):
             dims[_name(position, host)] = host.in_features

@@ -23,6 +23,7 @@ from dynadapt.layers import Linear, quick_gelu
 
 Array = jax.Array
 TRAINS = ()
+NOT_MERGEABLE = "a quick GELU stands before and behind its convolution"
 PRINTED = {"vit_b16": "0.33 M"}
 
 PLACEMENTS = {

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters.lora import Lora, place
+from dynadapt.attach import Lent
 from dynadapt.context import Context
 
 Array = jax.Array
@@ -49,7 +50,7 @@ class Dora(Lora):
         values = {name: getattr(self, name).magnitude[...] / lengths[i] for name, i in self.targets}
         return self.joined(values, fill=1.0)
 
-    def merged(self, host: nnx.Module, shared: None) -> dict[str, Array]:
+    def merged(self, host: nnx.Module, shared: Lent) -> dict[str, Array]:
         """The host's parameters with `W'` for `W`, float32."""
         direction = self.direction(host)
         return {"kernel": direction * self.rates(direction)[None]}

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters import BLOCK, check_rank, check_rate
-from dynadapt.attach import Shared, attach, sites
+from dynadapt.attach import Lent, Shared, attach, lent, sites
 from dynadapt.context import Context, dropout
-from dynadapt.errors import AttachError, ConfigError, UnknownName
+from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import kaiming
 
 Array = jax.Array
@@ -32,7 +32,7 @@ _SITES = {
 }
 
 
-class Factors(nnx.Module):
+class TensorFactors(nnx.Module):
     """U, V and, for `tk`, the core: what all layers share."""
 
     def __init__(self, dim: int, rank: int, form: str, *, rngs: nnx.Rngs):
@@ -68,9 +68,7 @@ class Fact(nnx.Module):
             self.p = nnx.Param(draw(rngs.params(), (rank, self.parts)))
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
-        if not isinstance(ctx.shared, Factors):
-            raise AttachError("FacT's layers use what the backbone lends them; call it as a whole")
-        shared = ctx.shared
+        shared = lent(ctx, TensorFactors)
         u, v, s = (w.astype(x.dtype) for w in (shared.u[...], shared.v[...], self.inner(shared)))
         lead, rank = x.shape[:-1], len(v)
         h = x.reshape(*lead, -1, len(u)) @ u  # one row for each matrix above another
@@ -78,7 +76,7 @@ class Fact(nnx.Module):
         y = h.reshape(*lead, -1, rank) @ v  # one row for each matrix beside another
         return host.bare(x, ctx) + self.scale * y.reshape(*lead, -1)
 
-    def inner(self, shared: Factors) -> Array:
+    def inner(self, shared: TensorFactors) -> Array:
         """All S_j, `r parts*r` side by side or `parts*r r` one above the other, float32."""
         if self.form == "tt":
             return self.s[...]
@@ -91,8 +89,9 @@ class Fact(nnx.Module):
         s = s.reshape(rank, -1)
         return s.T if self.tall else s
 
-    def merged(self, host: nnx.Module, shared: Factors) -> dict[str, Array]:
+    def merged(self, host: nnx.Module, shared: Lent) -> dict[str, Array]:
         """The host's parameters with the increment in them, float32."""
+        shared = shared[TensorFactors]
         times = functools.partial(jnp.matmul, precision="highest")
         u, v, s, rank = shared.u[...], shared.v[...], self.inner(shared), len(shared.v[...])
         if self.tall:  # p r r -> p d r -> pd r -> pd d
@@ -143,5 +142,5 @@ def adapt(
             rate=dropout, rngs=rngs,
         )  # fmt: skip
         attach(backbone, where, make)
-    factors = Factors(dim, rank, form, rngs=rngs)
+    factors = TensorFactors(dim, rank, form, rngs=rngs)
     attach(backbone, "", lambda host: Shared(host, factors))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import dynamic
-from dynadapt.adapters import BLOCK, check_map, check_odd, check_rank, check_rate
+from dynadapt.adapters import BLOCK, check_map, check_odd, check_rank, check_rate, rank_of_width
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout, join_map, split_map
 from dynadapt.errors import ConfigError, UnknownName
@@ -26,6 +26,7 @@ from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
+NOT_MERGEABLE = "its kernels follow the image, and where they don't an activation is in the way"
 # Over its tasks and backbones, which the abstract does not tell apart.
 PRINTED = {name: "1.6 to 2.8 %" for name in ("vit_b16", "swin_b", "swin_l")}
 
@@ -142,11 +143,16 @@ class DynamicAdapter(nnx.Module):
         return join_map(leading, m)
 
 
+def defaults(backbone: nnx.Module) -> dict[str, int]:
+    """The rank where it is 0."""
+    return {"rank": rank_of_width(backbone)}
+
+
 def adapt(
     backbone: nnx.Module,
     *,
     rngs: nnx.Rngs,
-    rank: int = 64,
+    rank: int = 0,
     kernel: int = 3,
     kernels: str = "dynamic",
     placement: str = "parallel_mlp",
@@ -164,7 +170,7 @@ def adapt(
     Args:
         backbone: a transformer with a grid of patch tokens.
         rngs: source of the random weights.
-        rank: r.
+        rank: r; 0 is a twelfth of the width, the widest stage's, from 4 to 64.
         kernel: side of the generated kernels, odd.
         kernels: "dynamic"; "static" (one learned kernel) and "none" (no convolution) are ablations.
         placement: "parallel_mlp", "sequential_mlp", "parallel_attn" or "both".

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters import BLOCK, check_among, check_rank, check_rate
-from dynadapt.attach import attach
+from dynadapt.attach import Lent, attach
 from dynadapt.context import Context, dropout
 from dynadapt.errors import ConfigError
 from dynadapt.layers import kaiming
@@ -33,7 +33,7 @@ _SITES = {
 }
 
 
-class Factors(nnx.Module):
+class LowRank(nnx.Module):
     """The two factors of one increment: `a` is `d_in r`, `b` is `r d_out`, zero at the start."""
 
     def __init__(self, dim_in: int, dim_out: int, rank: int, *, rngs: nnx.Rngs):
@@ -59,7 +59,7 @@ class Lora(nnx.Module):
         self.site = "lora/" + "+".join(targets)
         width = host.out_features // parts
         for name in targets:
-            setattr(self, name, Factors(host.in_features, width, rank, rngs=rngs))
+            setattr(self, name, LowRank(host.in_features, width, rank, rngs=rngs))
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
         return host.bare(x, ctx) + self.branch(x, ctx)
@@ -79,7 +79,7 @@ class Lora(nnx.Module):
         """What merging adds to the host's kernel, `d_in d_out`."""
         return self.scale * self.joined({n: getattr(self, n).product() for n, _ in self.targets})
 
-    def merged(self, host: nnx.Module, shared: None) -> dict[str, Array]:
+    def merged(self, host: nnx.Module, shared: Lent) -> dict[str, Array]:
         """The host's parameters with the increments in them, float32."""
         return {"kernel": host.kernel[...].astype(jnp.float32) + self.increment()}
 

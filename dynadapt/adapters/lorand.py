@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import BLOCK, check_least, check_rank
-from dynadapt.adapters.adapter import Bottleneck
+from dynadapt.adapters import BLOCK, check_least, check_rank, rank_of_width
+from dynadapt.adapters.adapter import SequentialAdapter
 from dynadapt.attach import attach
 
 Array = jax.Array
 TRAINS = ()
+NOT_MERGEABLE = "a GELU stands between its two matrices"
 
 _SITES = f"{BLOCK}/(?:attn|mlp)"
 
@@ -50,7 +51,7 @@ class Multi(nnx.Module):
         return y + self.bias[...].astype(y.dtype)[None, None] if self.biased else y
 
 
-class Lorand(Bottleneck):
+class Lorand(SequentialAdapter):
     """Host: a residual branch over tokens `b n d`; acts from the start."""
 
     def __init__(self, host, *, factor, branches, rank, bias, rngs: nnx.Rngs):
@@ -59,11 +60,16 @@ class Lorand(Bottleneck):
         self.up = Multi(host.dim // factor, host.dim, **given)
 
 
+def defaults(backbone: nnx.Module) -> dict[str, int]:
+    """The rank where it is 0."""
+    return {"rank": rank_of_width(backbone, part=48, most=8)}
+
+
 def adapt(
     backbone: nnx.Module,
     *,
     rngs: nnx.Rngs,
-    rank: int = 8,
+    rank: int = 0,
     branches: int = 4,
     factor: int = 2,
     bias: bool = True,
@@ -73,7 +79,8 @@ def adapt(
     Args:
         backbone: a transformer, plain or in stages.
         rngs: source of the random weights.
-        rank: k, the inner size of each product.
+        rank: k, the inner size of each product; 0 is a 48th of the width, the widest stage's, from
+            4 to 8, the published one.
         branches: a, how many products make a matrix.
         factor: the bottleneck is this many times narrower than the tokens.
         bias: whether both matrices have a bias.

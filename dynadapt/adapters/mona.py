@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import BLOCK, check_map, check_rank, check_rate
+from dynadapt.adapters import BLOCK, check_map, check_rank, check_rate, rank_of_width
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout, join_map, split_map
 from dynadapt.dynamic import depthwise
@@ -29,6 +29,7 @@ from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
+NOT_MERGEABLE = "a norm and a GELU stand around its convolutions"
 # A benchmark prints these; the authors' code has 3,667,456 and 5,267,712, as here.
 PRINTED = {"swin_b": "4.16 M", "swin_l": "5.08 M"}
 
@@ -94,11 +95,16 @@ class Mona(nnx.Module):
         return join_map(leading, m.astype(h.dtype))
 
 
+def defaults(backbone: nnx.Module) -> dict[str, int]:
+    """The rank where it is 0."""
+    return {"rank": rank_of_width(backbone)}
+
+
 def adapt(
     backbone: nnx.Module,
     *,
     rngs: nnx.Rngs,
-    rank: int = 64,
+    rank: int = 0,
     dropout: float = 0.1,
 ) -> None:
     """Attaches one to each branch of every block.
@@ -106,7 +112,7 @@ def adapt(
     Args:
         backbone: a transformer over a map of patches, plain or in stages.
         rngs: source of the random weights.
-        rank: r.
+        rank: r; 0 is a twelfth of the width, the widest stage's, from 4 to 64.
         dropout: rate before the up-projection.
     """
     check_rate("dropout", dropout)

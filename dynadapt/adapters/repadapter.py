@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters import POSITIONS, check_among, check_rank, check_rate
-from dynadapt.attach import attach, sites
+from dynadapt.attach import Lent, attach, sites
 from dynadapt.context import Context, dropout
 from dynadapt.errors import ConfigError
 from dynadapt.layers import Linear
@@ -60,7 +60,7 @@ class RepAdapter(nnx.Module):
         h = dropout(self.down(x, ctx), self.rate, ctx, self.site)
         return host.bare(x + self.scale * self.up(h), ctx)
 
-    def merged(self, host: nnx.Module, shared: None) -> dict[str, Array]:
+    def merged(self, host: nnx.Module, shared: Lent) -> dict[str, Array]:
         """The host's parameters with the bottleneck before them, float32."""
         times = functools.partial(jnp.matmul, precision="highest")
         kernel = host.kernel[...].astype(jnp.float32)

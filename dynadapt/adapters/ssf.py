@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters import BLOCK, check_map
-from dynadapt.attach import attach, sites
+from dynadapt.attach import Lent, attach, sites
 from dynadapt.context import Context
 from dynadapt.layers import Affine
 
@@ -30,7 +30,7 @@ _SITES = (
 )
 
 
-class Rescale(Affine):
+class ScaleShift(Affine):
     """Host: a linear layer, norm or patch embedding of `d` channels."""
 
     def __init__(self, host, *, rngs: nnx.Rngs):
@@ -40,7 +40,7 @@ class Rescale(Affine):
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
         return super().__call__(host.bare(x, ctx))
 
-    def merged(self, host: nnx.Module, shared: None) -> dict[str, Array]:
+    def merged(self, host: nnx.Module, shared: Lent) -> dict[str, Array]:
         """The host's parameters, scaled and shifted, float32."""
         name = "kernel" if hasattr(host, "kernel") else "scale"
         weight = getattr(host, name)[...].astype(jnp.float32)
@@ -60,7 +60,7 @@ def adapt(backbone: nnx.Module, *, rngs: nnx.Rngs) -> None:
     """
     check_map("ssf", backbone)
     embed = next((where for where in _EMBED if sites(backbone, where)), _EMBED[-1])
-    make = functools.partial(Rescale, rngs=rngs)
+    make = functools.partial(ScaleShift, rngs=rngs)
     attach(backbone, _SITES[0], make)
     for where in (embed, *_SITES[1:]):
         if sites(backbone, where):

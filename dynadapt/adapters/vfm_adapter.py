@@ -21,16 +21,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import dynamic
-from dynadapt.adapters import BLOCK, check_least, check_map, check_odd, check_rank
-from dynadapt.attach import Shared, attach, sites
+from dynadapt.adapters import BLOCK, check_least, check_map, check_odd, check_rank, rank_of_width
+from dynadapt.attach import Shared, attach, lent, sites
 from dynadapt.context import Context, join_map, split_map
 from dynadapt.errors import UnknownName
 from dynadapt.layers import Linear, kaiming
 
 Array = jax.Array
 TRAINS = ()
+PLAIN = (r".*/prompts/d\d+", r".*/embedding")
 PRINTED = {name: "2.78 M" for name in ("vit_b16", "dinov2_b14", "sam_b16")}
-NOT_MERGEABLE = "its convolution kernels are generated from each input"
+NOT_MERGEABLE = "its kernels follow the input, and where they don't a ReLU is in the way"
 
 KERNELS = ("input", "layer", "static", "none")
 _SITES = f"{BLOCK}/(attn|mlp)"
@@ -128,15 +129,20 @@ class Hom(nnx.Module):
         if self.kernels == "layer":
             embedding = jnp.broadcast_to(self.embedding[...], (x.shape[0], self.embedding.shape[1]))
         else:
-            embedding = ctx.shared.embedding(x[:, x.shape[1] - math.prod(ctx.grid) :])
-        return getattr(ctx.shared, self.side)(embedding)
+            embedding = lent(ctx, Common).embedding(x[:, x.shape[1] - math.prod(ctx.grid) :])
+        return getattr(lent(ctx, Common), self.side)(embedding)
+
+
+def defaults(backbone: nnx.Module) -> dict[str, int]:
+    """The rank where it is 0."""
+    return {"rank": rank_of_width(backbone)}
 
 
 def adapt(
     backbone: nnx.Module,
     *,
     rngs: nnx.Rngs,
-    rank: int = 64,
+    rank: int = 0,
     z: int = 48,
     prompts: int = 8,
     kernel: int = 3,
@@ -150,7 +156,7 @@ def adapt(
     Args:
         backbone: a transformer with a grid of patch tokens: ViT, DINOv2, SAM or Swin.
         rngs: source of the random weights.
-        rank: r.
+        rank: r; 0 is a twelfth of the width, the widest stage's, from 4 to 64.
         z: width of the embedding that kernels are generated from.
         prompts: T.
         kernel: side k of the generated kernels, odd.

@@ -18,23 +18,28 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters import check_least, check_rank, check_rate
-from dynadapt.attach import Shared, attach
+from dynadapt.attach import Shared, attach, lent
 from dynadapt.context import Context, dropout
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import Linear
 
 Array = jax.Array
 TRAINS = ()
+PLAIN = (r".*/prompts",)
 NOT_MERGEABLE = "prompts are tokens of their own"
 
 FORMS = ("shallow", "deep")
 
 
+class Projection(Linear):
+    """From narrow prompts `p w` to `p d`: one for all blocks."""
+
+
 class Prompts(nnx.Module):
     """Prompts `p w` that join tokens `b n d` behind the leading ones."""
 
-    def __init__(self, host, *, prompts: int, width: int, bound: float, rate: float, rngs):
-        self.rate = rate
+    def __init__(self, host, *, prompts, width, projected, bound, rate, rngs: nnx.Rngs):
+        self.projected, self.rate = projected, rate
         value = jax.random.uniform(
             rngs.params(), (prompts, width), jnp.float32, minval=-bound, maxval=bound
         )
@@ -43,8 +48,8 @@ class Prompts(nnx.Module):
     def join(self, x: Array, ctx: Context) -> Array:
         """Tokens and prompts, `b n+p d`."""
         prompts = self.prompts[...].astype(x.dtype)
-        if ctx.shared is not None:
-            prompts = ctx.shared(prompts)
+        if self.projected:
+            prompts = lent(ctx, Projection)(prompts)
         prompts = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape))
         prompts = dropout(prompts, self.rate, ctx, "vpt")
         lead = ctx.prefix
@@ -98,12 +103,13 @@ def adapt(
         check_rank(project, backbone, "enter", name="project")
     width = project or backbone.dim
     bound = math.sqrt(6 / (3 * backbone.patch**2 + width))
-    given = dict(prompts=prompts, width=width, bound=bound, rate=dropout, rngs=rngs)
+    given = dict(prompts=prompts, width=width, projected=bool(project), bound=bound)
+    given |= dict(rate=dropout, rngs=rngs)
     if form == "deep":
         attach(backbone, r"blocks/\d+", functools.partial(Deep, **given))
     else:
         attach(backbone, "enter", functools.partial(Shallow, **given))
     if project:
         init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-        layer = Linear(project, backbone.dim, kernel_init=init, rngs=rngs)
+        layer = Projection(project, backbone.dim, kernel_init=init, rngs=rngs)
         attach(backbone, "", functools.partial(Shared, module=layer))

@@ -70,6 +70,20 @@ def normalisation(variant: str) -> str:
     return next(value for pattern, value in NORMALISED if tree.matches(pattern, variant))
 
 
+def layers(name: str, **overrides: Any) -> tuple[str, ...]:
+    """Patterns of the modules and leaves at each depth, from the input on, with paths inside it.
+
+    Embeddings and tokens are at depth 0, block i at i + 1; what follows the last block, such as
+    the final norm, is in none. The same errors as `create`.
+    """
+    return _family(name).layers(config(name, **overrides))
+
+
+def plain(name: str) -> tuple[str, ...]:
+    """Patterns of the leaves that are no weights: tokens, positions, tables of biases."""
+    return _family(name).PLAIN
+
+
 def family(variant: str) -> str:
     """Name of the family that a variant is of; raises UnknownName."""
     return _family(variant).__name__.rpartition(".")[-1]

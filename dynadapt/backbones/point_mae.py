@@ -67,7 +67,14 @@ VARIANTS = {
     "point_mae_s_g128": dict(_SMALL, groups=128),
 }
 
+PLAIN = ("class_token", "class_position")
+
 _small = nnx.initializers.truncated_normal(0.02)
+
+
+def layers(c: Config) -> tuple[str, ...]:
+    """What lies at each depth, see `backbones.layers`."""
+    return ("embed|position|class_token|class_position", *(f"blocks/{i}" for i in range(c.depth)))
 
 
 def farthest_points(points: Array, groups: int) -> Array:

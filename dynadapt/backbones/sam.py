@@ -65,6 +65,14 @@ VARIANTS = {
 }
 
 
+PLAIN = ("position", r"blocks/\d+/attn/(rows|columns)")
+
+
+def layers(c: Config) -> tuple[str, ...]:
+    """What lies at each depth, see `backbones.layers`."""
+    return ("embed|position", *(f"blocks/{i}" for i in range(c.depth)))
+
+
 class RelativeAttention(Attention):
     """Self-attention with relative positions of rows and of columns, in windows or global.
 

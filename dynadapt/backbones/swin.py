@@ -79,6 +79,18 @@ VARIANTS = {
 }
 
 
+PLAIN = (r"stages/\d+/blocks/\d+/attn/bias_table",)
+
+
+def layers(c: Config) -> tuple[str, ...]:
+    """What lies at each depth, see `backbones.layers`; a merging is as deep as the block before."""
+    found = ["embed"]
+    for stage, count in enumerate(c.depths):
+        found += [f"stages/{stage}/blocks/{i}" for i in range(count)]
+        found[-1] += f"|stages/{stage}/merge"
+    return tuple(found)
+
+
 class WindowAttention(Attention):
     """Self-attention inside windows with a learned bias for each offset between two tokens.
 

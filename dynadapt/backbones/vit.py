@@ -102,7 +102,14 @@ VARIANTS = {
     },
 }
 
+PLAIN = ("class_token", "registers", "position")
+
 _small = nnx.initializers.truncated_normal(0.02)
+
+
+def layers(c: Config) -> tuple[str, ...]:
+    """What lies at each depth, see `backbones.layers`."""
+    return ("embed|class_token|registers|position|enter", *(f"blocks/{i}" for i in range(c.depth)))
 
 
 def block(c: Config, rngs: nnx.Rngs) -> Block:

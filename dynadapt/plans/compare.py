@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import adapters, attach, backbones, choices, model, tasks
+from dynadapt import adapters, attach, backbones, choices, model, tasks, tree
 from dynadapt import config as configs
 from dynadapt.attach import Shared
 from dynadapt.context import Context
@@ -22,8 +22,9 @@ from dynadapt.runs import workdir
 from dynadapt.runs.journal import show_table, size_text
 
 NOTE = (
-    "sites: adapted modules. bytes: float32, with the head, as in an adapter file. FLOPs: matrix "
-    "products and convolutions of one input, without the head, over the bare backbone's; "
+    "rank: the method's own for this width. sites: adapted modules. bytes: float32, with the head, "
+    "as in an adapter file. FLOPs: matrix products and convolutions of one input, without the "
+    "head, over the bare backbone's; "
     "iconformer's depth-wise kernels are sums of products and not among them. printed: the "
     "literature's count or share for these settings."
 )
@@ -39,9 +40,9 @@ def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
 
     Returns:
         `backbone`, its `parameters`, `flops` of one input and `input`, and `methods`: a row each,
-        with `sites`, `trained`, `trained_with_head`, `share` and `extra_flops` in percent, `bytes`,
-        `mergeable`, `obstacle` (why not) and `printed`; or `reason` where the method can't serve
-        the backbone.
+        with `settings` as they are for this backbone, `sites`, `trained`, `trained_with_head`,
+        `share` and `extra_flops` in percent, `bytes`, `mergeable`, `obstacle` (why not) and
+        `printed`; or `reason` where the method can't serve the backbone.
 
     Raises:
         ConfigError: for an unknown backbone or method, or fewer than two classes.
@@ -64,7 +65,7 @@ def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
         except ConfigError as error:
             row = {"reason": str(error)}
         rows.append({"method": name, **row, "printed": printed})
-    counted = sum(x.size for x in jax.tree.leaves(state))
+    counted = tree.size(nnx.filter_state(state, nnx.Param))
     values = {"backbone": backbone, "parameters": counted, "flops": flops, "classes": classes}
     return {**values, "input": list(inputs.shape[1:]), "methods": rows}
 
@@ -122,9 +123,12 @@ def _row(
 
     network = nnx.eval_shape(adapted, state)
     filters = adapters.trainable(adapters.trains(name))
-    counts = workdir.counts(*nnx.split(network, filters, ...)[1:])
+    # Running statistics are no parameters.
+    _, train, frozen, _ = nnx.split(network, filters, nnx.Param, ...)
+    counts = workdir.counts(train, frozen)
     hosts = [host for _, host in attach.adapted(network)]
     return {
+        "settings": adapters.resolved(network.backbone, name),
         "sites": sum(not isinstance(host.adapter, Shared) for host in hosts),
         "trained": counts["trained"],
         "trained_with_head": counts["trained_with_head"],
@@ -147,13 +151,14 @@ def _forward_flops(backbone: nnx.Module, inputs: jax.ShapeDtypeStruct) -> int:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the comparison."""
-    columns = ["method", "sites", "trained", "with head", "of backbone", "FLOPs", "bytes"]
+    columns = ["method", "rank", "sites", "trained", "with head", "of backbone", "FLOPs", "bytes"]
     rows = []
     for row in result["methods"]:
         if "reason" in row:
-            rows.append([row["method"], *[None] * 3, "", "", "", row["printed"], row["reason"]])
+            rows.append([row["method"], *[None] * 4, "", "", "", row["printed"], row["reason"]])
             continue
-        counts = [row[k] for k in ("sites", "trained", "trained_with_head")]
+        rank = row["settings"].get("rank")
+        counts = [rank, *(row[k] for k in ("sites", "trained", "trained_with_head"))]
         shares = [f"{row['share']:7.3f} %", f"{row['extra_flops']:+7.2f} %"]
         why = row["obstacle"].removeprefix(f"{row['method']} can't be merged into the weights: ")
         merges = f"no: {why}" if why else "yes" if row["sites"] else "nothing to merge"

@@ -70,7 +70,7 @@ def of_step(
     network = model.abstract(config, task, spec)
     sites = site_rows(network)
     graph, train, stats, frozen = model.split(network, config)
-    tx = optim.make(config.optim, steps, train)
+    tx = optim.make(config.optim, steps, train, model.layers(config))
     step = make_step(graph, task, tx, config)
     args = arguments(config, spec, train, stats, frozen, tx, mesh)
     result = {

@@ -61,7 +61,7 @@ def cost(config: Any, classes: int) -> tuple[int, int]:
     spec = loader.spec(info, transforms.pipeline(""), config.input.batch_size)
     task = tasks.from_config(config.task, info)
     graph, train, stats, frozen = model.split(model.abstract(config, task, spec), config)
-    tx = optim.make(config.optim, 1, train)
+    tx = optim.make(config.optim, 1, train, model.layers(config))
     state = jax.eval_shape(lambda t, s: initial_state(t, s, tx, config), train, stats)
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = compiled.matmul_flops(make_step(graph, task, tx, config), state, frozen, spec, key)

@@ -85,7 +85,8 @@ class Population:
     def optimizer(self, hyper: dict[str, Array]) -> Any:
         """The optimizer for the rate, the decay and the number of steps in `hyper`."""
         own = {**self.config.optim, **{k: hyper[k] for k in ("lr", "weight_decay")}}
-        return optim.make(types.SimpleNamespace(**own), hyper["steps"], self.shapes)
+        layers = model.layers(self.config)
+        return optim.make(types.SimpleNamespace(**own), hyper["steps"], self.shapes, layers)
 
     def hyper(self, cells: Sequence[dict[str, float]]) -> dict[str, Array]:
         """The values of k cells, for the programs."""

@@ -68,7 +68,7 @@ def test_on_points_the_positions_skip_the_prompts():
     shared.up[...] = jax.random.normal(jax.random.key(2), shared.up.shape)
     points = jnp.asarray(np.random.default_rng(3).normal(size=(2, 30, 3)), jnp.float32)
     found, _ = run(network, points)
-    ctx = Context(grid=(5, 1), prefix=1, shared=shared)
+    ctx = Context(grid=(5, 1), prefix=1, shared={type(shared): shared})
     centers, groups = jax.jit(jax.vmap(lambda p: point_mae.group(p, 5, 4)))(points)
     x = network.embed(groups, ctx)
     position = network.position(centers, ctx)
@@ -143,8 +143,8 @@ def test_the_router_learns_once_experts_differ():
     ("given", "error", "problem"),
     [
         (dict(heads=5), ConfigError, "5 heads do not divide the width 12; the nearest is 4"),
-        (dict(heads=0), ConfigError, "0 heads do not divide the width 12; the nearest is 1"),
-        (dict(rank=0), ConfigError, "rank must be at least 1, not 0"),
+        (dict(heads=-1), ConfigError, "-1 heads do not divide the width 12; the nearest is 1"),
+        (dict(rank=-1), ConfigError, "rank must be at least 1, not -1"),
         (dict(rank=7), ConfigError, "rank must be at most the width 6 at .*, not 7"),
         (dict(experts=0), ConfigError, "experts must be at least 1"),
         (dict(form="serial"), UnknownName, "unknown form 'serial'"),

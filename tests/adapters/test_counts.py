@@ -121,6 +121,52 @@ def test_published_counts_on_swin(entry, published):
     assert count(*SWIN[entry]) == published["swin"][entry]
 
 
+# Variants, the largest share in percent of a method's defaults, and who serves them not.
+SHARES = {
+    "vit_mini": (10, {"dapt"}),
+    "vit_ti16": (6, {"dapt"}),
+    "vit_s16": (6, {"dapt"}),
+    "vit_b16": (4, {"dapt"}),
+    "vit_l16": (4, {"dapt"}),
+    "swin_t": (6, {"adapter_x", "dapt", "fact", "vpt"}),
+    "sam_b16": (4, {"adapter_x", "dapt", "vpt"}),
+    "point_mae_s": (6, {"convpass", "iconformer", "mona", "ssf", "vfm_adapter", "vpt"}),
+}
+
+
+@pytest.mark.parametrize("variant", SHARES)
+def test_defaults_train_a_small_share_of_any_backbone(variant):
+    most, refusing = SHARES[variant]
+    backbone = tree.size(bare(variant)[1])
+    methods = [n for n in adapters.names() if n not in {"full", *refusing}]
+    shares = {name: 100 * count(variant, name, {}) / backbone for name in methods}
+    assert max(shares.values()) <= most, shares
+    assert all(shares[name] > 0 for name in methods if name != "linear")
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "wanted"),
+    [
+        ("vit_mini", "adapter", dict(rank=10)),
+        ("vit_mini", "adapter_x", dict(rank=10, heads=2)),
+        ("vit_mini", "lorand", dict(rank=4)),
+        ("vit_s16", "iconformer", dict(rank=32)),
+        ("vit_b16", "adapter_x", dict(rank=64, heads=3)),
+        ("vit_b16", "lorand", dict(rank=8)),
+        ("vit_h14", "mona", dict(rank=64)),
+        ("swin_t", "mona", dict(rank=64)),  # as wide as its last stage
+        ("point_mae_s", "dapt", dict(rank=64)),
+        ("vit_mini", "lora", dict(rank=8)),
+    ],
+)
+def test_the_default_of_a_width(variant, name, wanted):
+    network = nnx.merge(*bare(variant))
+    found = adapters.resolved(network, name)
+    assert {k: found[k] for k in wanted} == wanted
+    assert found.keys() == adapters.settings(name).keys()
+    assert adapters.resolved(network, name, rank=7)["rank"] == 7
+
+
 def test_the_published_total(published):
     wanted = published["vit_base_patch16_224"]
     assert wanted["head_100"] == 769 * 100

@@ -40,7 +40,7 @@ def test_a_site_by_hand():
     network = make(scale=0.7)
     host, shared = network.blocks[1].mlp, network.adapter.module
     x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 17, 12)), jnp.float32)
-    ctx = Context(grid=(4, 4), prefix=1, shared=shared)
+    ctx = Context(grid=(4, 4), prefix=1, shared={type(shared): shared})
     normed, own = host.norm(x), host.adapter
     prompts = shared.prompts["d12"][...]
     pooled = dynamic.pool_by_prompts(normed[:, 1:], prompts, 12**-0.5)

@@ -74,12 +74,28 @@ def test_extra_flops(found, name, extra):
     assert rows(found)[name]["extra_flops"] == pytest.approx(100 * extra / FORWARD, rel=2e-3)
 
 
+# Why not, of the methods on a ViT.
+OBSTACLES = {
+    "adapter": "a GELU stands between its two projections",
+    "adapter_x": "its experts are chosen for each token",
+    "adaptformer": "a ReLU stands between its two projections",
+    "convpass": "a quick GELU stands before and behind its convolution",
+    "iconformer": "its kernels follow the image, and where they don't an activation is in the way",
+    "lorand": "a GELU stands between its two matrices",
+    "mona": "a norm and a GELU stand around its convolutions",
+    "vfm_adapter": "its kernels follow the input, and where they don't a ReLU is in the way",
+    "vpt": "prompts are tokens of their own",
+}
+
+
 def test_what_merges(found):
     served = [row for row in found["methods"] if "reason" not in row]
     merging = {row["method"] for row in served if row["mergeable"]}
     nothing = {"bitfit", "full", "linear", "norm_tune"}
     assert merging - nothing == {"arc", "dora", "fact", "lora", "repadapter", "ssf"}
-    assert "experts are chosen for each token" in rows(found)["adapter_x"]["obstacle"]
+    assert OBSTACLES.keys() == {row["method"] for row in served if not row["mergeable"]}
+    for name, why in OBSTACLES.items():
+        assert rows(found)[name]["obstacle"] == f"{name} can't be merged into the weights: {why}"
     assert all(bool(row["obstacle"]) != row["mergeable"] for row in served)
     assert "point clouds" in rows(found)["dapt"]["reason"]
     assert len(found["methods"]) == len(served) + 1
@@ -125,7 +141,10 @@ def test_a_backbone_of_stages_refuses_some():
 
 
 def test_points_have_a_row_too():
-    found = compare.run("point_mae_s", ["lora", "iconformer", "dapt"], classes=40)
+    found = compare.run("point_mae_s", ["full", "lora", "iconformer", "dapt"], classes=40)
+    # The statistics of its batch norms are no parameters.
+    assert found["parameters"] == rows(found)["full"]["trained"] == 21_825_792
+    assert rows(found)["full"]["share"] == 100
     assert found["input"] == [1024, 3] and found["flops"] > 1e9
     assert rows(found)["lora"]["trained"] == 4 * 384 * 8 * 12
     assert rows(found)["lora"]["trained_with_head"] == 4 * 384 * 8 * 12 + 385 * 40
@@ -174,7 +193,8 @@ def test_the_command_answers_in_json(capsys):
     assert values["backbone"] == "vit_b16" and values["classes"] == 10
     assert rows(values)["lora"]["printed"] == "0.29 M"
     assert rows(values)["linear"] == {
-        "method": "linear", "sites": 0, "trained": 0, "trained_with_head": 7690, "share": 0.0,
+        "method": "linear", "settings": {}, "sites": 0,
+        "trained": 0, "trained_with_head": 7690, "share": 0.0,
         "extra_flops": 0.0, "bytes": 30760, "mergeable": True, "obstacle": "", "printed": "",
     }  # fmt: skip
 

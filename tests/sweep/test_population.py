@@ -40,7 +40,7 @@ def alone(config, bare, given, data, steps):
         c.adapter.scale = given["scale"]
     task = tasks.from_config(c.task, tiny.info(given["classes"]))
     graph, train, frozen = model.split(model.build(c, task, bare), c)
-    tx = optim.make(c.optim, given["steps"], train)
+    tx = optim.make(c.optim, given["steps"], train, model.layers(c))
     # The step takes its state's arrays away, and some methods train the bare backbone's own.
     state = step.initial_state(jax.tree.map(jnp.copy, train), tx, c)
     run = step.make_step(graph, task, tx, c)

@@ -71,8 +71,8 @@ def test_seeds_and_methods_are_taken_once():
     assert protocol.chosen_seeds(["2", "0", "2"]) == [2, 0]
     assert protocol.chosen_methods(config(), ["ssf", "lora", "ssf"], "vit_mini") == ["ssf", "lora"]
     every = protocol.chosen_methods(config(), ["all"], "vit_mini")
-    # One is for point clouds, the other's three heads don't divide the width.
-    assert set(every) == set(adapters.names()) - {"dapt", "adapter_x"}
+    # One is for point clouds.
+    assert set(every) == set(adapters.names()) - {"dapt"}
 
 
 # Protocols.
