@@ -29,9 +29,9 @@ from dynadapt.data import (
     Benchmark,
     Rows,
     check_split,
+    decode,
     find_task,
     folder,
-    images,
     labelled,
     parse,
     tfds,
@@ -280,7 +280,7 @@ def _from_tfds(split: str, task: VtabTask, path: str) -> tfds.Tfds:
     def read(example):
         image = example["image"]
         if task.scale != 1:
-            image = images.decode(image) * np.uint8(task.scale)
+            image = decode.decode(image) * np.uint8(task.scale)
         return image, task.label(example)
 
     text = texts[split]

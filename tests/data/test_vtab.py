@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynadapt.data import SPLITS, Rows, images, parse, vtab
+from dynadapt.data import SPLITS, Rows, decode, parse, vtab
 from dynadapt.errors import DataError, UnknownName
 
 # The table of the benchmark: group, classes, sizes of the builder's splits, train800val200 and test
@@ -181,7 +181,7 @@ def test_sprites_are_binned_as_the_benchmark_does():
 
 def nearest(fabricate, source, task, i):
     """The label whose blocks an image resembles most."""
-    image = images.decode(source[i]["image"]).astype(float)
+    image = decode.decode(source[i]["image"]).astype(float)
     rows, columns = (
         ((np.arange(fabricate.CELLS) + 0.5) * size / fabricate.CELLS).astype(int)
         for size in image.shape[:2]
@@ -257,10 +257,10 @@ def test_folders_are_called_as_the_community_calls_them():
 
 def test_pictures_of_sprites_and_norb(vtab_tfds):
     sprites = vtab.source("val200", "dsprites_loc", path=str(vtab_tfds))
-    seen = np.unique(np.stack([images.decode(sprites[i]["image"]) for i in range(20)]))
+    seen = np.unique(np.stack([decode.decode(sprites[i]["image"]) for i in range(20)]))
     np.testing.assert_array_equal(seen, [0, 255])  # stored as 0 and 1
     norb = vtab.source("val200", "smallnorb_azi", path=str(vtab_tfds))
-    image = images.decode(norb[0]["image"])
+    image = decode.decode(norb[0]["image"])
     assert image.shape == (96, 96, 3) and image.max() > 60  # the first of the two cameras
 
 
