@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -36,6 +37,11 @@ def suffixes() -> frozenset[str]:
     """How files of these formats end, in lower case, such as `.jpg`."""
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, name in known.items() if name in formats())
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is called like an image."""
+    return os.path.splitext(path)[1].lower() in suffixes()
 
 
 def decode(image: bytes | np.ndarray, name: str = "an image", orient: bool = False) -> np.ndarray:
