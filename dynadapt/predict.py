@@ -19,7 +19,8 @@ from flax import nnx
 
 from dynadapt import files, inputs, model, pictures, processes, sharding
 from dynadapt.context import Context
-from dynadapt.data import Info, folder, images, loader, transforms
+from dynadapt.data import Info, lists, loader, transforms
+from dynadapt.data.decode import decode, is_image
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, DataError, MachineError
 from dynadapt.runs import product
@@ -74,16 +75,11 @@ def find(path: Path) -> Images:
 
 
 def _is_image(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.suffix.lower() in folder.SUFFIXES and not hidden and path.is_file()
+    return is_image(path.name) and not path.name.startswith(".") and path.is_file()
 
 
 def _listed(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is neither an image nor a list of images in UTF-8") from None
-    names = [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in lists.read_lines(path) if line.strip()]
     for number, name in enumerate(names, 1):
         if not (path.parent / name).is_file():
             raise DataError(f"line {number} of {path} names {name!r}, which is not there")
@@ -161,7 +157,7 @@ def _answer(
                 answer = {k: v[i] for k, v in answers.items()}
                 values, content = trained.task.record(answer, example)
                 if draw:
-                    image = images.decode(source[index]["image"])
+                    image = decode(source[index]["image"], example["name"], orient=True)
                     content = {**content, PICTURE: pictures.png(trained.task.draw(image, answer))}
                 log.write(example["name"], values, content)
             progress.tell(int((given["index"] >= 0).sum()))

@@ -20,10 +20,11 @@ import numpy as np
 
 from dynadapt import choices
 from dynadapt.data.fields import Field
+from dynadapt.data.lists import nfc, read_lines
 from dynadapt.errors import DataError, UnknownName, suggest
 
 # Modules of this package that are not data sets.
-_PIPELINE = ("decode", "fields", "frames", "images", "loader", "scenes", "transforms")
+_PIPELINE = ("decode", "fields", "frames", "images", "lists", "loader", "scenes", "transforms")
 _PART = re.compile(r"([\w.\-]+)(?:\[(-?\d+)?:(-?\d+)?\])?")
 
 
@@ -200,8 +201,7 @@ def read_classes(folder: Path) -> tuple[str, ...]:
     path = folder / "classes.txt"
     if not path.is_file():
         return ()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    classes = tuple(line.strip() for line in lines if line.strip())
+    classes = tuple(nfc(line.strip()) for line in read_lines(path) if line.strip())
     if not classes or len(set(classes)) < len(classes):
         raise DataError(f"{path} must hold one class name a line, each of them once")
     return classes

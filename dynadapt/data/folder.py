@@ -1,61 +1,93 @@
 """Image files of one's own: a folder for each class, or text files that list paths and labels."""
 
+import dataclasses
 import hashlib
+import logging
 import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dynadapt.data import Info, Rows, labelled, parse, read_classes
+import numpy as np
+
+from dynadapt.data import Info, Rows, labelled, lists, parse, read_classes
+from dynadapt.data.decode import is_image
+from dynadapt.data.fields import Field
+from dynadapt.data.lists import Row, nfc
 from dynadapt.errors import DataError, suggest
 
 OBTAIN = (
     "put images in path/<split>/<class>/, or in path/<class>/ for the one split train, or list "
     "them in path/<split>.txt with lines `relative/path label`"
 )
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# What operating systems and programs leave behind, beside everything whose name starts with a dot.
+LEFTOVERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__pycache__")
+_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval)\d*", re.IGNORECASE)
 
 
 class Folder:
-    """A source over image files, which it returns as encoded bytes; `name` is the path."""
+    """A source over image files, which it returns as encoded bytes; `name` is the path.
 
-    def __init__(self, split: str, path: Path, files: dict[str, list[tuple[str, int]]], info: Info):
+    A label is the number of a class, or int32 `k` where the field `label` has `most`.
+    """
+
+    def __init__(self, split: str, path: Path, files: Mapping[str, list[Row]], info: Info):
         self.info = info
         self._path, self._files = path, files
         self._rows = Rows(split, info.counts)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The class of each example, or None where they may have several."""
+        if self.info.fields["label"].most:
+            return None
+        return np.array([self._files[name][position][1][0] for name, position in self._rows], int)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         split, position = self._rows[index]
-        relative, label = self._files[split][position]
+        relative, labels = self._files[split][position]
         file = self._path / relative
         try:
             image = file.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read the image {file}: {error.strerror}") from None
-        return {"image": image, "label": label, "name": str(file)}
+        several = self.info.fields["label"].most
+        label = np.array(labels, np.int32) if several else labels[0]
+        return {"image": image, "label": label, "name": str(file), "orient": True}
 
 
-def source(split: str, path: str = "", list: str = "") -> Folder:
+def source(split: str, path: str = "", list: str = "", classes: tuple[str, ...] = ()) -> Folder:
     """Reads image files under `path`.
 
     `path/<split>.txt`, where it exists, lists the images; `list` gives that file another name and
-    may hold `{split}`, as in `lists/{split}`. Labels are numbers or class names; `path/classes.txt`
-    names the classes in order, else they are what the lists beside it hold. Without a list the
-    images lie in `path/<split>/<class>/`, or in `path/<class>/`, which has the one split `train`;
-    these come in an order made of hashes of their paths, so that a slice mixes the classes.
-    The fingerprint covers paths and labels, not pixels.
+    may hold `{split}`, as in `lists/{split}` or `{split}.csv`. `dynadapt.data.lists` says what a
+    line may be. Labels are class names or numbers.
+
+    Without a list the images lie in `path/<split>/<class>/` or in `path/<class>/`, at any depth,
+    and come in an order made of hashes of their paths, so that a slice mixes the classes. `path`
+    has splits if a folder in it holds folders of images, no fewer images than lie beside these, and
+    is called like the split asked for, or like a split at all (train, val, test). Else each folder
+    that holds images is a class, and there is the one split `train`.
+
+    `classes` are the classes, in order; else those of `path/classes.txt`, else what the folders or
+    the lists of all splits hold. Names are compared in Unicode's normal form C. The fingerprint
+    covers paths and labels, not pixels.
+
+    Raises:
+        DataError: for what isn't there, and for a class that is none of the known ones.
     """
     root = Path(path).expanduser()
     if not path or not root.is_dir():
         raise DataError(f"there is no folder {path!r}; {OBTAIN}")
-    splits = dict.fromkeys(name for name, _ in parse(split))
-    lists = {name: _list_file(root, name, list) for name in splits}
-    if any(lists.values()):
-        files, classes = read_lists(root, lists)
-    else:
-        files, classes = _read_folders(root, splits)
+    splits = [*dict.fromkeys(name for name, _ in parse(split))]
+    tables = {name: lists.find(root, name, list) for name in splits}
+    read = _read_lists(root, tables, classes) if any(tables.values()) else None
+    files, classes, most = read or _read_folders(root, splits, classes)
     info = labelled(
         name="folder",
         classes=classes,
@@ -63,146 +95,197 @@ def source(split: str, path: str = "", list: str = "") -> Folder:
         obtain=OBTAIN,
         fingerprint=fingerprint(files),
     )
+    label = Field("number", classes=info.classes, most=most if most > 1 else 0)
+    info = dataclasses.replace(info, fields={**info.fields, "label": label})
     return Folder(split, root, files, info)
 
 
-def fingerprint(files: dict[str, list[tuple[str, int]]]) -> str:
+def fingerprint(files: Mapping[str, list[Row]]) -> str:
     """SHA-256 over the paths and labels of each split."""
     digest = hashlib.sha256()
     for name in sorted(files):
-        for relative, label in files[name]:
-            digest.update(f"{name}\t{relative}\t{label}\n".encode())
+        for relative, labels in files[name]:
+            line = f"{name}\t{nfc(relative)}\t{','.join(map(str, labels))}\n"
+            digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _list_file(root: Path, split: str, given: str) -> Path | None:
-    file = root / ((given or "{split}").removesuffix(".txt").replace("{split}", split) + ".txt")
-    if file.is_file():
-        return file
-    if given:
-        raise DataError(f"there is no list {file}; {_nearest(file)}")
-    return None
-
-
-def _nearest(file: Path) -> str:
-    beside = file.parent.glob("*.txt") if file.parent.is_dir() else ()
-    return suggest(file.stem, (p.stem for p in beside if p.name != "classes.txt"))
-
-
-def read_lists(
-    root: Path, lists: dict[str, Path | None], classes: tuple[str, ...] = ()
-) -> tuple[dict[str, list[tuple[str, int]]], tuple[str, ...]]:
-    """(path, label) of each line of each split's list, and the classes.
-
-    Given `classes`, no other list is opened; else they are what the folder and its lists name.
-    Raises DataError for a list or an image that isn't there and for a label that is no class.
-    """
-    for split, file in lists.items():
+def _read_lists(root: Path, tables: Mapping[str, Path | None], given: tuple[str, ...]):
+    """The rows of each split's list, the classes, and the most labels of any line."""
+    for split, file in tables.items():
         if file is None:
-            missing = root / f"{split}.txt"
-            raise DataError(f"there is no list {missing}; {_nearest(missing)}")
-    rows = {split: _parse_list(file) for split, file in lists.items()}
-    labels = {label for lines in rows.values() for _, _, label in lines}
-    classes = classes or read_classes(root) or _count_classes(lists, labels)
-    files, number = {}, {name: i for i, name in enumerate(classes)}
-    for split, lines in rows.items():
-        files[split] = []
-        for line, relative, label in lines:
-            where = f"line {line} of {lists[split]}"
-            # a class may itself be called by a number, so names go first
-            if label in number:
-                index = number[label]
-            elif label.lstrip("-").isdecimal():
-                index = int(label)
-            else:
-                raise DataError(
-                    f"{where} has the unknown class {label!r}; {suggest(label, number)}"
-                )
-            if not 0 <= index < len(classes):
-                raise DataError(
-                    f"{where} has label {index}, out of the range 0 to {len(classes) - 1}"
-                )
-            files[split].append((relative, index))
-        absent = [relative for relative, _ in files[split] if not (root / relative).is_file()]
-        if absent:
-            raise DataError(
-                f"{lists[split]} names {len(absent)} files that are not under {root}, the first "
-                f"of them {absent[0]}"
-            )
-    return files, classes
-
-
-def _parse_list(file: Path) -> list[tuple[int, str, str]]:
-    """(line number, path, label) of each line; the label is the last word."""
-    rows = []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not text.strip():
-            continue
-        words = text.rsplit(None, 1)
-        if len(words) < 2:
-            raise DataError(f"line {number} of {file} is not `relative/path label`: {text.strip()}")
-        rows.append((number, words[0].strip(), words[1]))
-    if not rows:
-        raise DataError(f"{file} lists no images")
-    return rows
-
-
-def _count_classes(lists: dict[str, Path], labels: set[str]) -> tuple[str, ...]:
-    """The classes of all lists beside the given ones, so that splits agree on the numbers."""
-    labels = set(labels)
-    for file in sorted({f for given in lists.values() for f in given.parent.glob("*.txt")}):
+            raise lists.missing(root / f"{split}.txt")
+    own = read_classes(root)
+    known = (*given, *own)
+    wanted = {file: lists.parse(file, known) for file in tables.values()}
+    others = lists.beside(wanted, known)
+    classes = given or own or lists.name_classes(wanted, others)
+    rows = {file: lists.numbered(file, lines, classes, own) for file, lines in wanted.items()}
+    held = {file.stem: _classes_of(found) for file, found in rows.items()}
+    for file, lines in others.items():
         try:
-            rows = _parse_list(file)
-        except (DataError, UnicodeDecodeError):
-            continue  # some other text file
-        if all(relative.lower().endswith(SUFFIXES) for _, relative, _ in rows):
-            labels |= {label for _, _, label in rows}
-    if all(label.lstrip("-").isdecimal() for label in labels):
-        return tuple(str(i) for i in range(max(map(int, labels)) + 1))
-    return tuple(sorted(labels))
+            held[file.stem] = _classes_of(lists.numbered(file, lines, classes, own))
+        except DataError:
+            continue  # it is said when that split is read
+    _warn_of_classes(classes, held, [file.stem for file in wanted], subset=bool(given))
+    tables_read = (*wanted.values(), *others.values())
+    most = max(len(labels) for lines in tables_read for *_, labels in lines)
+    files = {split: lists.located(root, file, rows[file]) for split, file in tables.items()}
+    return files, classes, most
 
 
-def _read_folders(root: Path, splits: dict[str, None]):
-    children = _folders(root)
-    if not children:
-        raise DataError(f"{root} holds no folders of images; {OBTAIN}")
-    flat = [child for child in children if _images(root / child)]
-    if flat:
+def _classes_of(rows: Iterable[Row]) -> set[int]:
+    return {number for _, labels in rows for number in labels}
+
+
+def _read_folders(root: Path, splits: Iterable[str], given: tuple[str, ...]):
+    """The rows of each split, the classes, and the one label that each image has."""
+    bases = _layout(root, splits)
+    held = {split: _class_folders(base) for split, base in bases.items()}
+    classes = given or read_classes(root) or tuple(sorted(set().union(*held.values())))
+    numbers = {nfc(name): i for i, name in enumerate(classes)}
+    files = {}
+    for split in splits:
+        unknown = [name for name in held[split] if name not in numbers]
+        if unknown:
+            raise DataError(
+                f"the folder {bases[split] / unknown[0]} is none of the {len(classes)} classes; "
+                f"{suggest(unknown[0], numbers)}"
+            )
+        rows = _read_split(root, bases[split], numbers)
+        if not rows:
+            raise DataError(f"{bases[split]} holds no images; {OBTAIN}")
+        files[split] = sorted(rows, key=lambda row: _order(row[0]))
+    found = {split: {numbers[name] for name in names if name in numbers}
+             for split, names in held.items()}  # fmt: skip
+    _warn_of_classes(classes, found, splits, subset=bool(given))
+    return files, classes, 1
+
+
+def _layout(root: Path, splits: Iterable[str]) -> dict[str, Path]:
+    """Where the class folders of each split lie, by the rule that `source` states."""
+    folders = _list(root)[0]
+    inside = {name: root / name for name in folders if _is_split(root / name)}
+    if not any(name in splits or _SPLIT.fullmatch(name) for name in inside):
+        if not any(_holds_images(root / name) for name in folders):
+            raise DataError(f"{root} holds no folders of images; {OBTAIN}")
         for split in splits:
             if split != "train":
                 raise DataError(
                     f"{root} has a folder for each class and no split {split!r}; use slices of "
                     "train, such as train[:800] and train[800:]"
                 )
-        classes, bases = tuple(children), {"train": root}
-    else:
-        # all splits together name the classes: a split may lack one
-        classes = tuple(sorted({c for child in children for c in _folders(root / child)}))
-        bases = {split: root / split for split in splits}
-        for split in splits:
-            if split not in children:
-                raise DataError(f"{root} has no split {split!r}; {suggest(split, children)}")
-    files = {}
-    for split, base in bases.items():
-        rows = [
-            ((base / name / file).relative_to(root).as_posix(), label)
-            for label, name in enumerate(classes)
-            for file in _images(base / name)
-        ]
-        if not rows:
-            raise DataError(f"{base} holds no images; {OBTAIN}")
-        files[split] = sorted(rows, key=lambda row: hashlib.sha256(row[0].encode()).digest())
-    return files, classes
+        return {"train": root}
+    for split in splits:
+        if split not in inside and split in folders:
+            raise DataError(f"{root / split} holds no images in folders of classes; {OBTAIN}")
+        if split not in inside:
+            raise DataError(f"{root} has no split {split!r}; {suggest(split, inside)}")
+    return inside
 
 
-def _folders(path: Path) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+def _is_split(path: Path) -> bool:
+    """Whether folders in it hold images, and no fewer than lie beside them."""
+    folders, images, _ = _list(path)
+    deeper = (file for name in folders for file, image in _walk(f"{path}/{name}") if image)
+    wanted = max(1, len(images))
+    return sum(1 for _ in islice(deeper, wanted)) == wanted
 
 
-def _images(path: Path) -> list[str]:
-    if not path.is_dir():
-        return []
-    with os.scandir(path) as entries:
-        found = (e.name for e in entries if e.name.lower().endswith(SUFFIXES))
-        return sorted(name for name in found if not name.startswith("."))
+def _holds_images(path: Path) -> bool:
+    return any(image for _, image in _walk(str(path)))
+
+
+def _class_folders(base: Path) -> Collection[str]:
+    """The classes whose folders in `base` hold images."""
+    return sorted({nfc(name) for name in _list(base)[0] if _holds_images(base / name)})
+
+
+def _read_split(root: Path, base: Path, numbers: Mapping[str, int]) -> list[Row]:
+    """The images below the class folders in `base`; says what it passes over."""
+    folders, stray, _ = _list(base)
+    rows, others = [], []
+    start = "" if base == root else f"{base.name}/"
+    for name in folders:
+        labels = (numbers.get(nfc(name), -1),)  # -1 in folders that hold no images
+        for file, image in _walk(f"{base}/{name}"):
+            if image:
+                rows.append((f"{start}{name}/{file}", labels))
+            else:
+                others.append(f"{name}/{file}")
+    for files, what in ((others, "that are no images"), (stray, "that lie in no class folder")):
+        if files:
+            _warn("passed over %d files %s in %s, such as %s", len(files), what, base, min(files))
+    return rows
+
+
+def _order(relative: str) -> bytes:
+    return hashlib.sha256(nfc(relative).encode(errors="surrogateescape")).digest()
+
+
+def _list(path: str | Path) -> tuple[list[str], list[str], list[str]]:
+    """Names of the folders, images and other files in a folder; hidden ones are left out."""
+    folders, images, others = [], [], []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in LEFTOVERS:
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif is_image(entry.name) and entry.is_file():  # no dead link
+                    images.append(entry.name)
+                else:
+                    others.append(entry.name)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {path}: {error.strerror}") from None
+    return sorted(folders), images, others
+
+
+def _walk(path: str, above: frozenset = frozenset()) -> Iterator[tuple[str, bool]]:
+    """Each file below `path`, and whether it is an image; links back to a folder above end."""
+    status = os.stat(path)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    folders, images, others = _list(path)
+    yield from ((name, True) for name in images)
+    yield from ((name, False) for name in others)
+    for name in folders:
+        for file, image in _walk(f"{path}/{name}", above | {here}):
+            yield f"{name}/{file}", image
+
+
+def _warn_of_classes(
+    classes: tuple[str, ...],
+    held: Mapping[str, set[int]],
+    splits: Iterable[str],
+    subset: bool,
+) -> None:
+    """Says which classes have no image in training, or none at all.
+
+    Args:
+        classes: their names.
+        held: the numbers of the classes that each split has images of.
+        splits: those that are read.
+        subset: whether it is no wonder that classes have no images here.
+    """
+    trained = set().union(*(found for name, found in held.items() if name.startswith("train")))
+    for name in splits:
+        new = held[name] - trained
+        if new and trained:
+            _warn("%s has images of %d classes that train has none of: %s",
+                  name, len(new), _some(classes, new))  # fmt: skip
+    empty = set(range(len(classes))).difference(*held.values())
+    if empty and not subset:
+        _warn("%d of the %d classes have no image at all: %s",
+              len(empty), len(classes), _some(classes, empty))  # fmt: skip
+
+
+def _some(classes: tuple[str, ...], numbers: set[int]) -> str:
+    names = [classes[number] for number in sorted(numbers)]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _warn(message: str, *values: Any) -> None:
+    logging.getLogger(__name__).warning(message, *values)

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from dynadapt.data import frames
+from dynadapt.data.decode import decode
 from dynadapt.data.fields import DENSE, Field
 from dynadapt.data.frames import Frame
-from dynadapt.data.images import decode
 from dynadapt.errors import ConfigError, DataError, UnknownName, suggest
 
 
@@ -262,7 +262,9 @@ class Pipeline:
         if "image" not in example:
             return dict(example)
         name = example.get("name", "an image")
-        out = dict(example) | {"image": decode(example["image"], name)}
+        out = dict(example) | {
+            "image": decode(example["image"], name, example.get("orient", False))
+        }
         size = out["image"].shape[:2]
         _check_sizes(out, fields, size, name)
         whole = frames.identity(size)

@@ -18,6 +18,7 @@ those of published results; a source's `info.name` tells the version.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,15 @@ from typing import Any
 import numpy as np
 
 from dynadapt.data import (
+    SPLITS,
     Benchmark,
     Rows,
     check_split,
+    decode,
     find_task,
     folder,
-    images,
     labelled,
+    lists,
     parse,
     tfds,
 )
@@ -280,27 +283,117 @@ def _from_tfds(split: str, task: VtabTask, path: str) -> tfds.Tfds:
     def read(example):
         image = example["image"]
         if task.scale != 1:
-            image = images.decode(image) * np.uint8(task.scale)
+            image = decode.decode(image) * np.uint8(task.scale)
         return image, task.label(example)
 
     text = texts[split]
     return tfds.Tfds(tfds.tables(made, text), Rows(text, counts), info, read)
 
 
+def faults(task: VtabTask, path: str) -> list[str]:
+    """What is wrong with a task's folder, in a sentence each.
+
+    Its lists hold as many images as they should, no image lies in two of train800, val200 and test,
+    and train800val200 holds those of the first two, in any order. An image is its file's bytes.
+    """
+    try:
+        root = _find(task, path)
+    except DataError as error:
+        return [str(error)]
+    found, tables = [], {}
+    for part in SPLITS:
+        try:
+            tables[part] = _rows(root, part, task)
+        except DataError as error:
+            found.append(str(error))
+        else:
+            found += filter(None, [_wrong_count(root, part, tables[part])])
+    try:
+        return found + (_overlaps(root, tables) if len(tables) == len(SPLITS) else [])
+    except DataError as error:
+        return [*found, str(error)]
+
+
+def _overlaps(root: Path, tables: Mapping[str, list[lists.Row]]) -> list[str]:
+    """What the parts have in common and should not, or should and have not."""
+    found = []
+    train, val, both = (
+        Counter((_digest(root / file), labels) for file, labels in tables[part])
+        for part in ("train800", "val200", "train800val200")
+    )
+    if both != train + val:
+        more, less = (both - train - val).total(), (train + val - both).total()
+        found.append(
+            f"{root / 'train800val200.txt'} is not train800.txt and val200.txt together: "
+            f"{more:,} of its images are not theirs and {less:,} of theirs are missing"
+        )
+    digests = {digest for digest, _ in train}
+    if shared := sum(count for (digest, _), count in val.items() if digest in digests):
+        found.append(f"{root / 'val200.txt'} has {shared:,} images of train800.txt")
+    digests |= {digest for digest, _ in val}
+    if shared := _count_known(root, tables["test"], tables["train800"] + tables["val200"], digests):
+        found.append(f"{root / 'test.txt'} has {shared:,} images of train800.txt and val200.txt")
+    return found
+
+
+def _digest(file: Path) -> bytes:
+    try:
+        return hashlib.sha256(file.read_bytes()).digest()
+    except OSError as error:
+        raise DataError(f"cannot read the image {file}: {error.strerror}") from None
+
+
+def _count_known(
+    root: Path, rows: list[lists.Row], known: list[lists.Row], digests: set[bytes]
+) -> int:
+    """How many of the images are among the known; only those of a size that occurs are read."""
+    sizes = {(root / file).stat().st_size for file, _ in known}
+    files = (root / file for file, _ in rows)
+    return sum(file.stat().st_size in sizes and _digest(file) in digests for file in files)
+
+
 def _from_folder(split: str, task: VtabTask, path: str) -> folder.Folder:
+    root = _find(task, path)
+    # not the list train800val200, so that the first 800 are always those of train800
+    text = "train800+val200" if split == "train800val200" else split
+    files = {part: _rows(root, part, task) for part, _ in parse(text)}
+    for part, rows in files.items():
+        if fault := _wrong_count(root, part, rows):
+            raise DataError(f"{fault}; {OBTAIN_FOLDER}")
+    counts = {part: len(rows) for part, rows in files.items()}
+    name, classes = f"vtab-1k/{root.name}", _numbers(task)
+    info = labelled(name, classes, counts, OBTAIN_FOLDER, folder.fingerprint(files))
+    return folder.Folder(text, root, files, info)
+
+
+def _find(task: VtabTask, path: str) -> Path:
     name = task.folder or task.name
     given = Path(path).expanduser()
     places = [place for place in (given / name, given / "vtab-1k" / name) if place.is_dir()]
     if not path or not places:
         raise DataError(f"there is no folder {name} of VTAB-1K in {path!r}; {OBTAIN_FOLDER}")
-    root, classes = places[0], tuple(map(str, range(task.classes)))
-    # not the list train800val200, so that the first 800 are always those of train800
-    text = "train800+val200" if split == "train800val200" else split
-    lists = {part: root / f"{part}.txt" for part, _ in parse(text)}
-    for file in lists.values():
-        if not file.is_file():
-            raise DataError(f"there is no list {file}; {OBTAIN_FOLDER}")
-    files, _ = folder.read_lists(root, lists, classes)
-    counts = {part: len(rows) for part, rows in files.items()}
-    info = labelled(f"vtab-1k/{name}", classes, counts, OBTAIN_FOLDER, folder.fingerprint(files))
-    return folder.Folder(text, root, files, info)
+    return places[0]
+
+
+def _numbers(task: VtabTask) -> tuple[str, ...]:
+    return tuple(map(str, range(task.classes)))
+
+
+def _rows(root: Path, part: str, task: VtabTask) -> list[lists.Row]:
+    """The rows of a part's list, one label each."""
+    file = root / f"{part}.txt"
+    if not file.is_file():
+        raise DataError(f"there is no list {file}; {OBTAIN_FOLDER}")
+    lines = lists.parse(file)
+    for line, _, labels in lines:
+        if len(labels) > 1:
+            raise DataError(f"line {line} of {file} has {len(labels)} labels where VTAB-1K has one")
+    return lists.located(root, file, lists.numbered(file, lines, _numbers(task)))
+
+
+def _wrong_count(root: Path, part: str, rows: Sequence) -> str:
+    """What is wrong with the size of a part whose size is the same in all tasks."""
+    right = {"train800": 800, "val200": 200, "train800val200": 1000}.get(part, len(rows))
+    if len(rows) == right:
+        return ""
+    return f"{root / part}.txt has {len(rows):,} images where VTAB-1K has {right:,}"

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from dynadapt import files, pictures, processes
-from dynadapt.data import images
+from dynadapt.data.decode import decode
 
 TABLE, SHEET = "predictions.csv", "pictures.png"
 PICTURES = 12
@@ -67,7 +67,7 @@ class Predictions:
 
     def _drawn(self, index: int) -> np.ndarray:
         given = self.source[index]
-        image = images.decode(given["image"], given["name"])
+        image = decode(given["image"], given["name"], given.get("orient", False))
         return self.task.draw(image, self._answers[index])
 
 

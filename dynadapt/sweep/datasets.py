@@ -71,7 +71,7 @@ def status(
 
     `labels` counts the 1,000 training examples of each class, and `sha256` covers their images and
     labels as they are stored. `counts` are images of each split, `published` the test images of the
-    whole set; `problem` is empty or says in a sentence what is wrong.
+    whole set; `problem` is empty or says what is wrong, a sentence for each fault.
     """
     rows, form = [], form_of(suite, form)
     for task in tasks(suite, names):
@@ -88,6 +88,8 @@ def status(
             row |= _there(suite, task, form, path)
         except DataError as error:
             row["problem"] = str(error)
+        if form == "folder":
+            row["problem"] = "; ".join(vtab.faults(task, path)) or row["problem"]
         rows.append(row)
     return rows
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dynadapt.data import SPLITS, images, offline, scenes
+from dynadapt.data import SPLITS, decode, offline, scenes
 from dynadapt.errors import DataError, UnknownName
 
 REAL = ("clothing10", "omniglot", "bccd", "nuclei")
@@ -15,7 +15,7 @@ HERE = ("digits", "orientation")  # need no folder; the other scenes are made al
 
 def content(source):
     rows = [source[i] for i in range(len(source))]
-    return [(row["name"], row["label"], images.decode(row["image"]).tobytes()) for row in rows]
+    return [(row["name"], row["label"], decode.decode(row["image"]).tobytes()) for row in rows]
 
 
 def check(task, path=""):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynadapt.data import images, tfds
+from dynadapt.data import decode, tfds
 from dynadapt.errors import DataError
 
 SIZES = {"train": 12, "test": 5}
@@ -54,7 +54,7 @@ def prepared(tmp_path_factory):
 
 
 def read(source, i):
-    return images.decode(source[i]["image"])[0, 0, 0], source[i]["label"]
+    return decode.decode(source[i]["image"])[0, 0, 0], source[i]["label"]
 
 
 def test_reads_each_split_as_encoded_images(prepared):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynadapt.data import SPLITS, Rows, images, parse, vtab
+from dynadapt.data import SPLITS, Rows, decode, parse, vtab
 from dynadapt.errors import DataError, UnknownName
 
 # The table of the benchmark: group, classes, sizes of the builder's splits, train800val200 and test
@@ -181,7 +181,7 @@ def test_sprites_are_binned_as_the_benchmark_does():
 
 def nearest(fabricate, source, task, i):
     """The label whose blocks an image resembles most."""
-    image = images.decode(source[i]["image"]).astype(float)
+    image = decode.decode(source[i]["image"]).astype(float)
     rows, columns = (
         ((np.arange(fabricate.CELLS) + 0.5) * size / fabricate.CELLS).astype(int)
         for size in image.shape[:2]
@@ -257,10 +257,10 @@ def test_folders_are_called_as_the_community_calls_them():
 
 def test_pictures_of_sprites_and_norb(vtab_tfds):
     sprites = vtab.source("val200", "dsprites_loc", path=str(vtab_tfds))
-    seen = np.unique(np.stack([images.decode(sprites[i]["image"]) for i in range(20)]))
+    seen = np.unique(np.stack([decode.decode(sprites[i]["image"]) for i in range(20)]))
     np.testing.assert_array_equal(seen, [0, 255])  # stored as 0 and 1
     norb = vtab.source("val200", "smallnorb_azi", path=str(vtab_tfds))
-    image = images.decode(norb[0]["image"])
+    image = decode.decode(norb[0]["image"])
     assert image.shape == (96, 96, 3) and image.max() > 60  # the first of the two cameras
 
 
@@ -322,6 +322,73 @@ def test_labels_out_of_range_are_named(fabricate, vtab_folder, tmp_path, monkeyp
     (tmp_path / "svhn" / "val200.txt").write_text("\n".join(lines))
     with pytest.raises(DataError, match="line 7 of .*val200.txt has label 10, out of the range 0"):
         vtab.source("train800val200", "svhn", form="folder", path=str(tmp_path))
+
+
+def rewrite(file, change):
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(change(lines)) + "\n")
+
+
+def test_a_wrong_count_is_refused(vtab_folder, tmp_path):
+    shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
+    rewrite(tmp_path / "svhn" / "val200.txt", lambda lines: lines[:199])
+    for split in ("val200", "train800val200"):
+        with pytest.raises(DataError, match="val200.txt has 199 images where VTAB-1K has 200; dow"):
+            vtab.source(split, "svhn", form="folder", path=str(tmp_path))
+    assert len(vtab.source("train800", "svhn", form="folder", path=str(tmp_path))) == 800
+    rewrite(tmp_path / "svhn" / "train800.txt", lambda lines: lines + lines[:1])
+    with pytest.raises(DataError, match="train800.txt has 801 images where VTAB-1K has 800"):
+        vtab.source("train800", "svhn", form="folder", path=str(tmp_path))
+
+
+def test_lists_of_other_labels_are_refused(vtab_folder, tmp_path):
+    shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
+    rewrite(tmp_path / "svhn" / "val200.txt", lambda lines: ["images/val200/000000.jpg 3,4"])
+    with pytest.raises(
+        DataError, match="line 1 of .*val200.txt has 2 labels where VTAB-1K has one"
+    ):
+        vtab.source("val200", "svhn", form="folder", path=str(tmp_path))
+
+
+def test_faults_of_a_folder(vtab_folder, tmp_path):
+    shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
+    root, task = tmp_path / "svhn", vtab.TASKS["svhn"]
+    whole = {file.name: file.read_text() for file in root.glob("*.txt")}
+
+    def faults(**changes):
+        for name, text in whole.items():
+            (root / name).write_text(text)
+        for name, change in changes.items():
+            rewrite(root / f"{name}.txt", change)
+        return [fault.removeprefix(f"{root}/") for fault in vtab.faults(task, str(tmp_path))]
+
+    train, both = (whole[f"{name}.txt"].splitlines() for name in ("train800", "train800val200"))
+    together = "train800val200.txt is not train800.txt and val200.txt together: "
+    assert faults() == []
+    assert faults(train800val200=lambda lines: lines[::-1]) == []  # their order is not told
+    assert faults(train800val200=lambda lines: lines[:-1]) == [
+        "train800val200.txt has 999 images where VTAB-1K has 1,000",
+        together + "0 of its images are not theirs and 1 of theirs are missing",
+    ]
+    label = str((int(both[0].split()[1]) + 1) % 10)
+    assert faults(train800val200=lambda lines: [lines[0][:-1] + label, *lines[1:]]) == [
+        together + "1 of its images are not theirs and 1 of theirs are missing"
+    ]
+    assert faults(test=lambda lines: lines + train[:2]) == [
+        "test.txt has 2 images of train800.txt and val200.txt"
+    ]
+    assert faults(test=lambda lines: lines + both[-1:]) == [  # by its bytes
+        "test.txt has 1 images of train800.txt and val200.txt"
+    ]
+    assert "val200.txt has 3 images of train800.txt" in faults(
+        val200=lambda lines: train[:3] + lines[3:]
+    )
+    (root / "train800.txt").unlink()
+    whole.pop("train800.txt")
+    [missing] = faults()
+    assert missing.startswith("there is no list") and "train800.txt" in missing
+    [missing] = vtab.faults(vtab.TASKS["dtd"], str(tmp_path))
+    assert "no folder dtd of VTAB-1K" in missing
 
 
 def test_an_example_without_objects_is_named(fabricate, tmp_path, monkeypatch):

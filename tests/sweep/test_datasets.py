@@ -81,6 +81,23 @@ def test_status_of_what_is_missing_or_wrong(vtab_folder, tmp_path, capsys):
     assert "--tasks=resisc45" in row["obtain"] and "NWPU-RESISC45" in row["obtain"]
 
 
+def test_status_checks_the_shared_folder(vtab_folder, tmp_path, capsys):
+    assert datasets.status("vtab", "folder", str(vtab_folder), ["svhn"])[0]["problem"] == ""
+    shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
+    train = (tmp_path / "svhn" / "train800.txt").read_text().splitlines()
+    with (tmp_path / "svhn" / "test.txt").open("a") as file:
+        file.write(train[0] + "\n")
+    [row] = datasets.status("vtab", "folder", str(tmp_path), ["svhn"])
+    assert row["present"] and "test.txt has 1 images of train800.txt" in row["problem"]
+    (tmp_path / "svhn" / "train800.txt").write_text("\n".join(train[:700]) + "\n")
+    [row] = datasets.status("vtab", "folder", str(tmp_path), ["svhn"])
+    assert not row["present"] and "train800.txt has 700 images where" in row["problem"]
+    assert "is not train800.txt and val200.txt together" in row["problem"]
+    assert "test.txt has 1 images of train800.txt" in row["problem"]
+    datasets.show([row])
+    assert "svhn: " in capsys.readouterr().out
+
+
 def test_status_of_the_offline_suite(tmp_path, capsys):
     rows = datasets.status("offline", path=str(tmp_path), names=["digits", "azimuth", "bccd"])
     assert [row["present"] for row in rows] == [True, True, False]

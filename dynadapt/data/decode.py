@@ -1,0 +1,114 @@
+"""Image files, whatever they hold, as uint8 `h w 3`."""
+
+import functools
+import io
+import os
+import re
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from dynadapt.errors import DataError
+
+# Pillow's names of the formats that hold pictures; others, such as EPS, would run programs.
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000"),
+    *("PPM", "TGA", "SGI", "PCX", "SUN", "QOI", "XBM", "XPM", "ICO", "DDS", "PSD"),
+)
+_TURNS = {  # by the orientation of EXIF (CIPA DC-008, tag 274)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """How files of these formats end, in lower case, such as `.jpg`."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if name in formats())
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is called like an image."""
+    return os.path.splitext(path)[1].lower() in suffixes()
+
+
+def decode(image: bytes | np.ndarray, name: str = "an image", orient: bool = False) -> np.ndarray:
+    """Any image file, or an array `h w`, `h w 1`, `h w 3` or `h w 4`, as uint8 `h w 3`.
+
+    Transparency is dropped, of an animation the first picture stays, and grey of more than 8 bits
+    is scaled to 8: whole numbers that fit 16 bits as such, real ones of 0 to 1 by 255, all others
+    from their least to their greatest. What is not finite is 0.
+
+    Args:
+        image: the file or the array.
+        name: what an error calls it.
+        orient: whether to turn the picture as the file's EXIF block says that it was held; a
+            malformed block turns nothing.
+
+    Raises:
+        DataError: for what cannot be decoded.
+    """
+    if isinstance(image, bytes):
+        try:
+            with Image.open(io.BytesIO(image), formats=formats()) as opened:
+                opened.load()
+                return _rgb(_turned(opened) if orient else opened)
+        except Exception as error:  # Pillow's readers raise a dozen different classes
+            reason = re.sub(r" ?<_io\.BytesIO[^>]*>", "", str(error)) or type(error).__name__
+            raise DataError(f"cannot decode {name}: {reason}") from error
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    channels = image.shape[-1] if image.ndim == 3 else None
+    if image.dtype != np.uint8 or channels not in (1, 3, 4) or 0 in image.shape:
+        raise DataError(
+            f"{name} is {image.dtype} with shape {image.shape} and must be uint8 `h w 3`"
+        )
+    return np.repeat(image, 3, axis=-1) if channels == 1 else image[..., :3]
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The loaded picture upright; a TIFF is so already, and has its orientation no more."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # a malformed block, at which Pillow raises anything
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Pillow's own conversion would cut everything above 255 to white
+        return np.repeat(_eight_bits(image)[..., None], 3, axis=-1)
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits as uint8 `h w`."""
+    values = np.nan_to_num(np.asarray(image, np.float64), nan=0, posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    # Files of 16 bits are said to be so, but for PGM, whose values Pillow stretches to 16 bits;
+    # whole numbers of 32 bits that fit 8 are what was read right without any scaling.
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format == "PPM":
+        tops = (65535,)
+    else:
+        tops = (255, 65535) if image.mode == "I" else (1,)
+    top = next((top for top in tops if 0 <= low and high <= top), None)
+    if top:
+        low, high = 0, top
+    return np.round((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)

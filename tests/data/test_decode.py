@@ -1,0 +1,136 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dynadapt.data import decode, images
+from dynadapt.errors import DataError
+
+
+@pytest.fixture
+def photo():
+    y, x = np.mgrid[:30, :40]
+    return np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8)
+
+
+def save(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_png_decodes_exactly(photo, encode):
+    assert np.array_equal(decode.decode(encode(photo)), photo)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "YCbCr"])
+def test_every_mode_becomes_rgb(photo, mode):
+    kind = {"CMYK": "JPEG", "YCbCr": "JPEG"}.get(mode, "PNG")
+    out = decode.decode(save(Image.fromarray(photo).convert(mode), kind))
+    assert out.dtype == np.uint8
+    assert out.shape == photo.shape
+    reference = np.asarray(Image.fromarray(photo).convert(mode).convert("RGB"), int)
+    assert np.abs(out - reference).mean() < (3 if kind == "JPEG" else 1e-9)
+
+
+def test_transparency_is_dropped(photo):
+    alpha = np.full((30, 40, 1), 9, np.uint8)
+    picture = Image.fromarray(np.concatenate([photo, alpha], -1))
+    assert np.array_equal(decode.decode(save(picture, "PNG")), photo)
+    palette = Image.fromarray(photo).quantize(8)
+    transparent = save(palette, "PNG", transparency=bytes(range(8)))
+    assert np.array_equal(decode.decode(transparent), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_picture_stays(kind):
+    first, second = (Image.new("RGB", (6, 4), (value,) * 3) for value in (255, 0))
+    out = decode.decode(save(first, kind, save_all=True, append_images=[second]))
+    assert np.array_equal(out, np.full((4, 6, 3), 255))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_they_were_held(kind, orientation):
+    upright = np.kron([[200, 60, 110], [20, 240, 150]], np.ones((16, 16))).astype(np.uint8)
+    turns = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud}
+    turns |= {5: np.transpose, 6: np.rot90, 7: lambda a: np.rot90(a, 2).T}
+    turns[8] = lambda a: np.rot90(a, -1)
+    held = Image.fromarray(np.ascontiguousarray(turns[orientation](upright))).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"tiffinfo": {0x0112: orientation}} if kind == "TIFF" else {"exif": exif}
+    file = save(held, kind, **options)
+    for image in (decode.decode(file, orient=True),
+                  images.pipeline("")({"image": file, "orient": True})["image"]):  # fmt: skip
+        assert image.shape == (32, 48, 3)
+        assert np.abs(image[8::16, 8::16, 0].astype(int) - upright[8::16, 8::16]).max() < 9
+    if kind != "TIFF":  # which Pillow itself turns
+        assert decode.decode(file).shape == (held.height, held.width, 3)
+        assert images.pipeline("")({"image": file})["image"].shape[:2] == held.size[::-1]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("cut", [0, 1, 7, 12, 20])
+def test_a_malformed_block_turns_nothing_and_stops_nothing(photo, cut):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes()[: 6 + cut]
+    for kind in ("JPEG", "PNG"):
+        out = decode.decode(save(Image.fromarray(photo), kind, exif=block), orient=True)
+        assert out.shape == photo.shape
+    other = block.replace(b"MM", b"XY") + b"\xff" * 9
+    assert decode.decode(save(Image.fromarray(photo), "JPEG", exif=other), orient=True).size
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "values", "expected"),
+    [
+        ("PNG", np.uint16, [0, 2570, 32896, 65535], [0, 10, 128, 255]),
+        ("TIFF", np.uint16, [0, 2570, 32896, 65535], [0, 10, 128, 255]),
+        ("PPM", np.uint16, [0, 2570, 32896, 65535], [0, 10, 128, 255]),
+        ("PPM", np.uint16, [0, 0, 128, 255], [0, 0, 0, 1]),  # dark, and 16 bits all the same
+        ("TIFF", np.int32, [0, 2570, 32896, 65535], [0, 10, 128, 255]),
+        ("TIFF", np.int32, [0, 10, 128, 255], [0, 10, 128, 255]),
+        ("TIFF", np.int32, [-100, 0, 100, 155], [0, 100, 200, 255]),
+        ("TIFF", np.int32, [10**6, 10**6 + 20, 10**6 + 40, 10**6 + 51], [0, 100, 200, 255]),
+        ("TIFF", np.float32, [0, 0.1, 0.5, 1], [0, 26, 128, 255]),
+        ("TIFF", np.float32, [0, 0.1, 0.2, 0.5], [0, 26, 51, 128]),
+        ("TIFF", np.float32, [0, 1000, 2000, 2550], [0, 100, 200, 255]),
+        ("TIFF", np.float32, [-1, 0, np.nan, 1], [0, 128, 128, 255]),
+        ("TIFF", np.float32, [np.inf, -np.inf, 2, 4], [0, 0, 128, 255]),
+        ("TIFF", np.float32, [7, 7, 7, 7], [0, 0, 0, 0]),
+    ],
+)
+def test_deep_grey_is_scaled_not_cut(kind, dtype, values, expected):
+    out = decode.decode(save(Image.fromarray(np.array([values], dtype)), kind))
+    assert out.shape == (1, 4, 3) and out.dtype == np.uint8
+    assert out[0, :, 0].tolist() == out[0, :, 2].tolist() == expected
+
+
+def test_arrays_become_rgb(photo):
+    assert np.array_equal(decode.decode(photo), photo)
+    assert np.array_equal(decode.decode(photo[..., 0]), np.repeat(photo[..., :1], 3, -1))
+    assert np.array_equal(decode.decode(photo[..., :1]), np.repeat(photo[..., :1], 3, -1))
+    assert np.array_equal(decode.decode(np.concatenate([photo, photo[..., :1]], -1)), photo)
+    for wrong in (photo.astype(np.float32), photo[..., :2], photo[:0], photo[None]):
+        with pytest.raises(DataError, match="train.3. is .* must be uint8"):
+            decode.decode(wrong, "train[3]")
+
+
+def test_broken_files_are_named(photo, encode, monkeypatch):
+    whole = encode(photo, "JPEG")
+    for broken in (b"", b"not an image", whole[: len(whole) // 2], encode(photo)[:60]):
+        with pytest.raises(DataError, match="cannot decode cats/7.jpg"):
+            images.pipeline("")({"image": broken, "name": "cats/7.jpg"})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match="cannot decode cats/8.jpg: .*decompression bomb"):
+        decode.decode(whole, "cats/8.jpg")
+
+
+def test_formats_that_run_programs_are_no_images():
+    assert not {".eps", ".ps", ".pdf", ".wmf", ".mpg", ".h5"} & decode.suffixes()
+    with pytest.raises(DataError, match="cannot decode"):
+        decode.decode(save(Image.new("RGB", (4, 4)), "EPS"))
+    assert {".jpg", ".jpe", ".jfif", ".png", ".tga", ".pbm", ".tif"} <= decode.suffixes()
