@@ -265,7 +265,7 @@ class Pipeline:
         out = dict(example) | {
             "image": decode(example["image"], name, example.get("orient", False))
         }
-        size = out["image"].shape[:2]
+        size = image.shape[:2]
         _check_sizes(out, fields, size, name)
         whole = frames.identity(size)
         for step in self._steps:
