@@ -63,7 +63,7 @@ def read(path: str | Path) -> Checkpoint:
     return _foreign(found, layout, prefix) if layout else _own(found)
 
 
-def _layout(found: source.Source) -> tuple[Layout | None, str]:
+def _layout(found: source.SourceFile) -> tuple[Layout | None, str]:
     """The layout that the names are of, None for our own; and the prefix."""
     if METADATA in found.metadata:
         return None, ""
@@ -79,7 +79,7 @@ def _layout(found: source.Source) -> tuple[Layout | None, str]:
     )
 
 
-def _foreign(found: source.Source, layout: Layout, prefix: str) -> Checkpoint:
+def _foreign(found: source.SourceFile, layout: Layout, prefix: str) -> Checkpoint:
     shapes = {
         k.removeprefix(prefix): v.shape for k, v in found.tensors.items() if k.startswith(prefix)
     }
@@ -98,12 +98,12 @@ def _foreign(found: source.Source, layout: Layout, prefix: str) -> Checkpoint:
     )
 
 
-def _unlike(found: source.Source, layout: Layout, what: str) -> str:
+def _unlike(found: source.SourceFile, layout: Layout, what: str) -> str:
     path = str(found.path)
     return f"weights {path!r} look like {layout.family} of {layout.name} but do not fit it: {what}"
 
 
-def _own(found: source.Source) -> Checkpoint:
+def _own(found: source.SourceFile) -> Checkpoint:
     checkpoint = Checkpoint(found.path)
     for name, value in found.tensors.items():
         if name.startswith("rest/"):

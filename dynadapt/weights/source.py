@@ -24,7 +24,7 @@ IN_FOLDER = (
 
 
 @dataclasses.dataclass
-class Source:
+class SourceFile:
     """A file of weights as it was found.
 
     Attributes:
@@ -40,7 +40,7 @@ class Source:
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> SourceFile:
     """The tensors of a file, or of a folder with a file and a `config.json`.
 
     Raises:
@@ -49,7 +49,7 @@ def read(path: Path) -> Source:
     """
     card = path / "config.json" if path.is_dir() else path.with_name("config.json")
     values = files.read_json(card) if card.is_file() else {}
-    found = Source(path, {}, values if isinstance(values, dict) else {})
+    found = SourceFile(path, {}, values if isinstance(values, dict) else {})
     for file in parts(path):
         tensors, metadata = _read(file)
         found.tensors |= tensors

@@ -59,7 +59,7 @@ HEADS_OUT = How(
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One of our leaves and where a source keeps it.
 
     Attributes:
@@ -119,7 +119,7 @@ class Layout:
     name: str
     family: str
     anchor: str
-    rows: tuple[Row, ...]
+    rows: tuple[TensorRow, ...]
     config: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]
     serves: Callable[[Any], bool] = lambda config: True
     marks: tuple[str, ...] = ()

@@ -3,13 +3,13 @@ import pytest
 
 from dynadapt.weights import tables
 from dynadapt.weights.layouts import LAYOUTS
-from dynadapt.weights.tables import Layout, Row
+from dynadapt.weights.tables import Layout, TensorRow
 
 ROWS = (
-    Row("layers.{i}.blocks.{j}.w", "stages/{i}/blocks/{j}/w", tables.LINEAR),
-    Row("layers.{i+1}.merge", "stages/{i}/merge"),
-    Row(("q.{i}", "k.{i}", "v.{i}"), "qkv/{i}", tables.QKV_BIAS),
-    Row("^outside", "head/outside"),
+    TensorRow("layers.{i}.blocks.{j}.w", "stages/{i}/blocks/{j}/w", tables.LINEAR),
+    TensorRow("layers.{i+1}.merge", "stages/{i}/merge"),
+    TensorRow(("q.{i}", "k.{i}", "v.{i}"), "qkv/{i}", tables.QKV_BIAS),
+    TensorRow("^outside", "head/outside"),
 )
 LAYOUT = Layout(
     *("someone", "vit", "layers.0.blocks.0.w", ROWS, lambda shapes, card: {}), extras=(r"buffer",)

@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynadapt.weights.layouts.vit import BLOCK, FC, HEADS, embed, linear, norm, told
-from dynadapt.weights.tables import CONV, POINT, Layout, Row, Shapes, count
+from dynadapt.weights.tables import CONV, POINT, Layout, Shapes, TensorRow, count
 
 _META = (
     *embed("patch_embed.proj"),
-    Row("pos_embed", "position"),
+    TensorRow("pos_embed", "position"),
     *BLOCK,
-    Row("blocks.{i}.attn.rel_pos_h", "blocks/{i}/attn/rows"),
-    Row("blocks.{i}.attn.rel_pos_w", "blocks/{i}/attn/columns"),
-    Row("neck.0.weight", "neck/reduce/kernel", POINT),
+    TensorRow("blocks.{i}.attn.rel_pos_h", "blocks/{i}/attn/rows"),
+    TensorRow("blocks.{i}.attn.rel_pos_w", "blocks/{i}/attn/columns"),
+    TensorRow("neck.0.weight", "neck/reduce/kernel", POINT),
     *norm("neck.1", "neck/norm1"),
-    Row("neck.2.weight", "neck/conv/kernel", CONV),
+    TensorRow("neck.2.weight", "neck/conv/kernel", CONV),
     *norm("neck.3", "neck/norm2"),
 )
 _LIN = (
@@ -23,18 +23,18 @@ _LIN = (
 )
 _HF = (
     *embed("patch_embed.projection"),
-    Row("pos_embed", "position"),
+    TensorRow("pos_embed", "position"),
     *norm("layers.{i}.layer_norm1", "blocks/{i}/attn/norm"),
     *linear("layers.{i}.attn.qkv", "blocks/{i}/attn/qkv"),
     *linear("layers.{i}.attn.proj", "blocks/{i}/attn/proj"),
-    Row("layers.{i}.attn.rel_pos_h", "blocks/{i}/attn/rows"),
-    Row("layers.{i}.attn.rel_pos_w", "blocks/{i}/attn/columns"),
+    TensorRow("layers.{i}.attn.rel_pos_h", "blocks/{i}/attn/rows"),
+    TensorRow("layers.{i}.attn.rel_pos_w", "blocks/{i}/attn/columns"),
     *norm("layers.{i}.layer_norm2", "blocks/{i}/mlp/norm"),
     *linear("layers.{i}.mlp.lin1", "blocks/{i}/mlp/fc1"),
     *linear("layers.{i}.mlp.lin2", "blocks/{i}/mlp/fc2"),
-    Row("neck.conv1.weight", "neck/reduce/kernel", POINT),
+    TensorRow("neck.conv1.weight", "neck/reduce/kernel", POINT),
     *norm("neck.layer_norm1", "neck/norm1"),
-    Row("neck.conv2.weight", "neck/conv/kernel", CONV),
+    TensorRow("neck.conv2.weight", "neck/conv/kernel", CONV),
     *norm("neck.layer_norm2", "neck/norm2"),
 )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynadapt.weights.layouts.vit import ACTS, embed, linear, norm, qkv, told
-from dynadapt.weights.tables import COPY, LINEAR, How, Layout, Row, Shapes, count
+from dynadapt.weights.tables import COPY, LINEAR, How, Layout, Shapes, TensorRow, count
 
 # OpenMMLab's merging unfolds: its inputs are ordered channel, row, column; ours column, row,
 # channel.
@@ -20,10 +20,10 @@ UNFOLD_NORM = How(
 )
 
 
-def _block(at: str, names: Mapping[str, str]) -> tuple[Row, ...]:
+def _block(at: str, names: Mapping[str, str]) -> tuple[TensorRow, ...]:
     """Rows of one block whose parts have these names."""
     ours = "stages/{i}/blocks/{j}"
-    table = Row(f"{at}.{names['table']}", f"{ours}/attn/bias_table")
+    table = TensorRow(f"{at}.{names['table']}", f"{ours}/attn/bias_table")
     return (
         *norm(f"{at}.{names['norm1']}", f"{ours}/attn/norm"),
         *norm(f"{at}.{names['norm2']}", f"{ours}/mlp/norm"),
@@ -34,11 +34,11 @@ def _block(at: str, names: Mapping[str, str]) -> tuple[Row, ...]:
     )
 
 
-def _merge(at: str, how: How = LINEAR, how_norm: How = COPY) -> tuple[Row, ...]:
+def _merge(at: str, how: How = LINEAR, how_norm: How = COPY) -> tuple[TensorRow, ...]:
     return (
-        Row(f"{at}.norm.weight", "stages/{i}/merge/norm/scale", how_norm),
-        Row(f"{at}.norm.bias", "stages/{i}/merge/norm/bias", how_norm),
-        Row(f"{at}.reduction.weight", "stages/{i}/merge/reduction/kernel", how),
+        TensorRow(f"{at}.norm.weight", "stages/{i}/merge/norm/scale", how_norm),
+        TensorRow(f"{at}.norm.bias", "stages/{i}/merge/norm/bias", how_norm),
+        TensorRow(f"{at}.reduction.weight", "stages/{i}/merge/reduction/kernel", how),
     )
 
 

@@ -14,8 +14,8 @@ from dynadapt.weights.tables import (
     QKV,
     QKV_BIAS,
     Layout,
-    Row,
     Shapes,
+    TensorRow,
     count,
 )
 
@@ -24,29 +24,33 @@ HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
 ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
-def linear(source: str, ours: str) -> tuple[Row, Row]:
+def linear(source: str, ours: str) -> tuple[TensorRow, TensorRow]:
     """Rows of a linear layer."""
     return (
-        Row(f"{source}.weight", f"{ours}/kernel", LINEAR),
-        Row(f"{source}.bias", f"{ours}/bias"),
+        TensorRow(f"{source}.weight", f"{ours}/kernel", LINEAR),
+        TensorRow(f"{source}.bias", f"{ours}/bias"),
     )
 
 
-def norm(source: str, ours: str) -> tuple[Row, Row]:
+def norm(source: str, ours: str) -> tuple[TensorRow, TensorRow]:
     """Rows of a norm."""
-    return Row(f"{source}.weight", f"{ours}/scale"), Row(f"{source}.bias", f"{ours}/bias")
+    return TensorRow(f"{source}.weight", f"{ours}/scale"), TensorRow(
+        f"{source}.bias", f"{ours}/bias"
+    )
 
 
-def embed(source: str) -> tuple[Row, Row]:
+def embed(source: str) -> tuple[TensorRow, TensorRow]:
     """Rows of a patch embedding."""
-    return Row(f"{source}.weight", "embed/kernel", CONV), Row(f"{source}.bias", "embed/bias")
+    return TensorRow(f"{source}.weight", "embed/kernel", CONV), TensorRow(
+        f"{source}.bias", "embed/bias"
+    )
 
 
-def qkv(source: str, names: tuple[str, str, str], ours: str) -> tuple[Row, Row]:
+def qkv(source: str, names: tuple[str, str, str], ours: str) -> tuple[TensorRow, TensorRow]:
     """Rows of three linear layers that are one of ours."""
     return (
-        Row(tuple(f"{source}.{n}.weight" for n in names), f"{ours}/kernel", QKV),
-        Row(tuple(f"{source}.{n}.bias" for n in names), f"{ours}/bias", QKV_BIAS),
+        TensorRow(tuple(f"{source}.{n}.weight" for n in names), f"{ours}/kernel", QKV),
+        TensorRow(tuple(f"{source}.{n}.bias" for n in names), f"{ours}/bias", QKV_BIAS),
     )
 
 
@@ -66,10 +70,10 @@ GATED = (
 )
 _TIMM = (
     *embed("patch_embed.proj"),
-    Row("cls_token", "class_token"),
-    Row("pos_embed", "position"),
-    Row("blocks.{i}.ls1.gamma", "blocks/{i}/attn/scale/scale"),
-    Row("blocks.{i}.ls2.gamma", "blocks/{i}/mlp/scale/scale"),
+    TensorRow("cls_token", "class_token"),
+    TensorRow("pos_embed", "position"),
+    TensorRow("blocks.{i}.ls1.gamma", "blocks/{i}/attn/scale/scale"),
+    TensorRow("blocks.{i}.ls2.gamma", "blocks/{i}/mlp/scale/scale"),
     *norm("norm", "norm"),
     *norm("fc_norm", "head/norm"),
     *linear("head", "head/linear"),
@@ -77,9 +81,9 @@ _TIMM = (
 )
 _HF = (
     *embed("embeddings.patch_embeddings.projection"),
-    Row("embeddings.cls_token", "class_token"),
-    Row("embeddings.register_tokens", "registers"),
-    Row("embeddings.position_embeddings", "position"),
+    TensorRow("embeddings.cls_token", "class_token"),
+    TensorRow("embeddings.register_tokens", "registers"),
+    TensorRow("embeddings.position_embeddings", "position"),
     *qkv("encoder.layer.{i}.attention.attention", ("query", "key", "value"), "blocks/{i}/attn/qkv"),
     *linear("encoder.layer.{i}.attention.output.dense", "blocks/{i}/attn/proj"),
     *norm("layernorm", "norm"),
@@ -94,8 +98,8 @@ _HF_VIT = (
 _HF_DINOV2 = (
     *norm("encoder.layer.{i}.norm1", "blocks/{i}/attn/norm"),
     *norm("encoder.layer.{i}.norm2", "blocks/{i}/mlp/norm"),
-    Row("encoder.layer.{i}.layer_scale1.lambda1", "blocks/{i}/attn/scale/scale"),
-    Row("encoder.layer.{i}.layer_scale2.lambda1", "blocks/{i}/mlp/scale/scale"),
+    TensorRow("encoder.layer.{i}.layer_scale1.lambda1", "blocks/{i}/attn/scale/scale"),
+    TensorRow("encoder.layer.{i}.layer_scale2.lambda1", "blocks/{i}/mlp/scale/scale"),
 )
 _HF_FC = (
     *linear("encoder.layer.{i}.mlp.fc1", "blocks/{i}/mlp/fc1"),
@@ -107,7 +111,7 @@ _HF_GATED = (
 )
 
 
-def _google(position: str, norm2: str, attention: str, mlp: str) -> tuple[Row, ...]:
+def _google(position: str, norm2: str, attention: str, mlp: str) -> tuple[TensorRow, ...]:
     """Rows of Flax checkpoints, whose submodules are numbered in two manners."""
     at, ours = "Transformer/encoderblock_{i}", "blocks/{i}"
     three = [f"{at}/{attention}/{n}" for n in ("query", "key", "value")]
@@ -128,10 +132,10 @@ def _google(position: str, norm2: str, attention: str, mlp: str) -> tuple[Row, .
         names = ("kernel", "bias")
         pairs += [(f"{at}/{mlp}/{source}/{n}", f"{ours}/mlp/{layer}/{n}") for n in names]
     return (
-        *(Row(source, path) for source, path in pairs),
-        Row(tuple(f"{n}/kernel" for n in three), f"{ours}/attn/qkv/kernel", HEADS_QKV),
-        Row(tuple(f"{n}/bias" for n in three), f"{ours}/attn/qkv/bias", HEADS_QKV_BIAS),
-        Row(f"{at}/{attention}/out/kernel", f"{ours}/attn/proj/kernel", HEADS_OUT),
+        *(TensorRow(source, path) for source, path in pairs),
+        TensorRow(tuple(f"{n}/kernel" for n in three), f"{ours}/attn/qkv/kernel", HEADS_QKV),
+        TensorRow(tuple(f"{n}/bias" for n in three), f"{ours}/attn/qkv/bias", HEADS_QKV_BIAS),
+        TensorRow(f"{at}/{attention}/out/kernel", f"{ours}/attn/proj/kernel", HEADS_OUT),
     )
 
 
@@ -255,7 +259,7 @@ def _dinov2(config: Any) -> bool:
 _ANCHOR = "blocks.0.attn.qkv.weight"
 _HF_ANCHOR = "embeddings.patch_embeddings.projection.weight"
 _REST = (r"mask_token", r"decoder\w*(\..*)?", r"pre_logits\..*", r"head_dist\..*")
-_REGISTERS = Row("register_tokens", "registers")
+_REGISTERS = TensorRow("register_tokens", "registers")
 _LAYER = r"encoder\.layer\.0\."
 
 LAYOUTS = (
@@ -278,13 +282,19 @@ LAYOUTS = (
         extras=_REST,
     ),
     Layout(
-        *("timm", "vit", _ANCHOR, (*_TIMM, *FC, Row("dist_token", "registers")), _timm_config),
+        *(
+            "timm",
+            "vit",
+            _ANCHOR,
+            (*_TIMM, *FC, TensorRow("dist_token", "registers")),
+            _timm_config,
+        ),
         serves=lambda c: c.registers == 1 and c.positioned == 2,
         marks=(r"dist_token",),
         extras=_REST,
     ),
     Layout(
-        *("timm", "vit", _ANCHOR, (*_TIMM, *FC, Row("reg_token", "registers")), _timm_config),
+        *("timm", "vit", _ANCHOR, (*_TIMM, *FC, TensorRow("reg_token", "registers")), _timm_config),
         extras=_REST,
     ),
     Layout(
