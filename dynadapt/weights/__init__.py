@@ -4,7 +4,10 @@ Our own layout is a safetensors file whose keys are parameter paths within the b
 is a classifier that came along, `rest/...` what the backbone does not need.
 """
 
+import difflib
+import functools
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +48,22 @@ def locate(name: str) -> Path:
     return path
 
 
+def absolute(name: str) -> str:
+    """A name by which `locate` finds the same weights from any folder.
+
+    Names of weights that come with the package stay as they are, and so does "".
+    """
+    if not name or name in shipped():
+        return name
+    return os.path.abspath(Path(name).expanduser())
+
+
 def _nearby(path: Path) -> str:
     beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-    return suggest(path.name, [p for p in beside if Path(p).suffix] + shipped())
+    near = difflib.get_close_matches(path.name, [*beside, *shipped()])
+    if near:
+        return suggest(path.name, near)
+    return f"with the package comes {', '.join(map(repr, shipped()))}"
 
 
 def from_checkpoint(path: str | Path, **known: Any) -> nnx.Module:
@@ -156,8 +172,22 @@ def options(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def digest(path: Path) -> str:
     """SHA-256 of a file of weights; of the files' hashes where they are several in a folder."""
     found = source.parts(path)
-    hashes = [files.sha256(file) for file in found]
+    hashes = [_sha256(file, *_stamp(file)) for file in found]
     return hashes[0] if len(found) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    """What changes where a file's content does: its size, its time and its inode."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"cannot read weights {str(file)!r}: {error.strerror}") from error
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+@functools.lru_cache
+def _sha256(file: Path, *stamp: int) -> str:
+    return files.sha256(file)
 
 
 def _fitted(backbone: Any, path: str, value: np.ndarray) -> np.ndarray:

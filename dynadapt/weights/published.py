@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from dynadapt import backbones
 from dynadapt.errors import CheckpointError, UnknownName
 from dynadapt.weights import source
 from dynadapt.weights.layouts import LAYOUTS
-from dynadapt.weights.tables import Layout
+from dynadapt.weights.tables import Layout, averaged
 
 # The key of a safetensors file's metadata under which our own layout describes itself.
 METADATA = "dynadapt"
+# Notes that were logged: a run reads its weights several times.
+_LOGGED: set[str] = set()
 
 
 @dataclasses.dataclass
@@ -32,6 +35,7 @@ class Checkpoint:
         rest: what the backbone does not need, by the source's name.
         strange: names of which nothing is known.
         layout: whose names they are in the file that was read; None for our own.
+        notes: what a user should know of how they were read, a sentence each.
     """
 
     path: Path
@@ -44,6 +48,14 @@ class Checkpoint:
     rest: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     strange: list[str] = dataclasses.field(default_factory=list)
     layout: Layout | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Adds a note, and logs it once in a process."""
+        self.notes.append(text)
+        if text not in _LOGGED:
+            _LOGGED.add(text)
+            logging.getLogger(__name__).warning("%s", text)
 
     def called(self, path: str) -> str:
         """The name of one of our paths in the file that was read."""
@@ -60,7 +72,10 @@ def read(path: str | Path) -> Checkpoint:
     """
     found = source.read(Path(path))
     layout, prefix = _layout(found)
-    return _foreign(found, layout, prefix) if layout else _own(found)
+    checkpoint = _foreign(found, layout, prefix) if layout else _own(found)
+    for text in found.notes:
+        checkpoint.note(text)
+    return checkpoint
 
 
 def _layout(found: source.SourceFile) -> tuple[Layout | None, str]:
@@ -68,8 +83,12 @@ def _layout(found: source.SourceFile) -> tuple[Layout | None, str]:
     if METADATA in found.metadata:
         return None, ""
     for layout in LAYOUTS:
-        prefix = layout.prefix(found.tensors)
-        if prefix is not None:
+        prefixes = layout.prefixes(found.tensors)
+        if prefixes:
+            prefix, *others = prefixes
+            raw = [p for p in others if not averaged(p)]
+            if averaged(prefix) and raw:
+                found.notes.append(source.taken_averaged(found.path, prefix, raw))
             return layout, prefix
     if any(name.endswith("/kernel") for name in found.tensors):
         return None, ""

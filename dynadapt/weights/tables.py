@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 Tensors = Mapping[str, np.ndarray]
+# A part of a name below which training programs keep weights that are averaged over the steps.
+_AVERAGED = re.compile(r"(.*_)?(ema|swa|avg|averaged?|teacher)(_.*)?", re.IGNORECASE)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -130,18 +132,16 @@ class Layout:
         """The prefix that the publisher's own files have."""
         return self.before[head]
 
-    def prefix(self, names: Iterable[str]) -> str | None:
-        """What stands before the anchor, or None where these names are of another layout."""
+    def prefixes(self, names: Iterable[str]) -> list[str]:
+        """What stands before the anchor, averaged weights first; [] for another layout's names."""
         names = list(names)
-        found = sorted((n for n in names if _ends_with(n, self.anchor)), key=len)
-        if not found:
-            return None
-        prefix = found[0].removesuffix(self.anchor)
+        found = {n.removesuffix(self.anchor) for n in names if _ends_with(n, self.anchor)}
+        ordered = sorted(found, key=lambda p: (not averaged(p), len(p), p))
+        return [p for p in ordered if self._marked(names, p)]
+
+    def _marked(self, names: list[str], prefix: str) -> bool:
         inside = [n.removeprefix(prefix) for n in names if n.startswith(prefix)]
-        for mark in self.marks:
-            if not any(re.fullmatch(mark, n) for n in inside):
-                return None
-        return prefix
+        return all(any(re.fullmatch(mark, n) for n in inside) for mark in self.marks)
 
     def to_ours(self, source: Tensors, prefix: str) -> tuple[dict, list[str]]:
         """Our values, and the source's names inside the prefix that nothing is known of."""
@@ -175,6 +175,11 @@ class Layout:
     def source_names(self, path: str, prefix: str) -> list[str]:
         """The source's names of one of our paths."""
         return next((n for row in self.rows if (n := row.names(path, prefix))), [])
+
+
+def averaged(name: str) -> bool:
+    """Whether a name, or the part before one, says that its weights are averaged over steps."""
+    return any(_AVERAGED.fullmatch(part) for part in re.split("[./]", name))
 
 
 def count(shapes: Shapes, pattern: str) -> int:

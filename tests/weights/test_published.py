@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 
 import jax
@@ -119,9 +120,30 @@ def test_nested_dicts_of_training_programs(tmp_path):
     tensors, _ = made("timm", "module.")
     other = {"model": {"x": np.zeros(1)}}
     nested = {"epoch": 3, "optimizer": other, "model": {"state_dict": tensors}}
-    assert source.unwrapped(nested, tmp_path).keys() == tensors.keys()
+    assert source.unwrapped(nested, tmp_path)[0].keys() == tensors.keys()
     both = {"student": {"x": np.zeros(1)}, "teacher": tensors, "model": other}
-    assert source.unwrapped(both, tmp_path).keys() == tensors.keys()
+    assert source.unwrapped(both, tmp_path)[0].keys() == tensors.keys()
+
+
+@pytest.mark.parametrize(
+    "name, raw",
+    [("ema.", ""), ("teacher.backbone.", "student.backbone."), ("model_ema.", "model.")],
+)
+def test_averaged_weights_among_the_names_are_taken_and_said_once(name, raw, tmp_path, caplog):
+    """Also where their prefix is the longer one, or stands later in the file."""
+    other, _ = made("timm", raw, seed=1)
+    beside = repr(raw) if raw else "those without prefix"
+    tensors, values = made("timm", name)
+    file = write(tmp_path, other | tensors)
+    for _ in range(2):
+        found = weights.read(file)
+        assert found.prefix == name and found.strange == []
+        np.testing.assert_array_equal(found.values["position"], values["position"])
+        assert found.notes == [
+            f"weights {str(file)!r}: took the averaged ones, {name!r}, rather than {beside}"
+        ]
+    assert [r.getMessage() for r in caplog.records] == found.notes
+    assert weights.read(write(tmp_path, tensors)).notes == []
 
 
 def test_deit_distilled(tmp_path):
@@ -338,6 +360,22 @@ def test_digest_of_a_file_and_of_a_folder(tmp_path):
     assert joined == hashlib.sha256("".join(hashes).encode()).hexdigest()
     (parts / "b.safetensors").write_bytes((parts / "a.safetensors").read_bytes())
     assert weights.digest(parts) != joined
+
+
+def test_a_file_is_hashed_once(tmp_path, monkeypatch):
+    """And again where its time, its size or the file itself is another."""
+    asked, plain = [], files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: asked.append(path) or plain(path))
+    file = write(tmp_path, made("hf")[0])
+    first = weights.digest(file)
+    assert weights.digest(file) == weights.digest(tmp_path) == first and len(asked) == 1
+    os.utime(file, ns=(1, 1))
+    assert weights.digest(file) == first and len(asked) == 2
+    other = tmp_path / "other"
+    other.write_bytes(flipped(file.read_bytes()))
+    os.utime(other, ns=(1, 1))
+    other.replace(file)
+    assert weights.digest(file) != first and len(asked) == 3
 
 
 def flipped(data):

@@ -51,9 +51,17 @@ def test_a_path_without_a_row():
 
 
 def test_prefix():
-    assert LAYOUT.prefix(["x", "a.b.layers.0.blocks.0.w"]) == "a.b."
-    assert LAYOUT.prefix(["layers.0.blocks.0.w", "ema.layers.0.blocks.0.w"]) == ""
-    assert LAYOUT.prefix(["my_layers.0.blocks.0.w"]) is None
+    assert LAYOUT.prefixes(["x", "a.b.layers.0.blocks.0.w"]) == ["a.b."]
+    names = ["layers.0.blocks.0.w", "b.layers.0.blocks.0.w", "ema.layers.0.blocks.0.w"]
+    assert LAYOUT.prefixes(names) == ["ema.", "", "b."]
+    assert LAYOUT.prefixes(["my_layers.0.blocks.0.w"]) == []
+
+
+def test_what_is_averaged():
+    for name in ("ema", "state_dict_ema", "net.model_ema.", "EMA", "teacher.backbone", "swa/x"):
+        assert tables.averaged(name), name
+    for name in ("model", "schema", "avgpool.x", "student", "cinema.", ""):
+        assert not tables.averaged(name), name
 
 
 def test_count():
