@@ -10,7 +10,7 @@ import numpy as np
 
 from dynadapt import backbones
 from dynadapt.errors import CheckpointError, UnknownName
-from dynadapt.weights import source
+from dynadapt.weights import cards, source, unread
 from dynadapt.weights.layouts import LAYOUTS
 from dynadapt.weights.tables import Layout, averaged
 
@@ -36,6 +36,7 @@ class Checkpoint:
         strange: names of which nothing is known.
         layout: whose names they are in the file that was read; None for our own.
         notes: what a user should know of how they were read, a sentence each.
+        assumed: fields of the config that nothing tells, as published ones have them.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Checkpoint:
     strange: list[str] = dataclasses.field(default_factory=list)
     layout: Layout | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+    assumed: tuple[str, ...] = ()
 
     def note(self, text: str) -> None:
         """Adds a note, and logs it once in a process."""
@@ -63,14 +65,21 @@ class Checkpoint:
         return ", ".join(names) or path
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, grid: tuple[int, int] | None = None) -> Checkpoint:
     """Reads weights of any known source; architecture and layout follow from keys and shapes.
+
+    Args:
+        path: a file, or a folder with its `config.json`.
+        grid: rows and columns of the position embeddings, where they are no square and no
+            `config.json` tells them.
 
     Raises:
         CheckpointError: for a file that is damaged or of no known layout.
         UnsafeCheckpointError: for a file that asks for more than weights need.
     """
     found = source.read(Path(path))
+    if grid:
+        found.card["grid"] = grid
     layout, prefix = _layout(found)
     checkpoint = _foreign(found, layout, prefix) if layout else _own(found)
     for text in found.notes:
@@ -82,6 +91,11 @@ def _layout(found: source.SourceFile) -> tuple[Layout | None, str]:
     """The layout that the names are of, None for our own; and the prefix."""
     if METADATA in found.metadata:
         return None, ""
+    if title := unread.family(found.tensors, found.card):
+        raise CheckpointError(
+            f"{str(found.path)!r} look like weights of {title}, which is not read here; "
+            f"{backbones.READ} are"
+        )
     for layout in LAYOUTS:
         prefixes = layout.prefixes(found.tensors)
         if prefixes:
@@ -112,9 +126,11 @@ def _foreign(found: source.SourceFile, layout: Layout, prefix: str) -> Checkpoin
     head = {k: ours.pop(k) for k in list(ours) if k.startswith("head/")}
     used = {n for p in (*ours, *head) for n in layout.source_names(p, prefix)}
     rest = {k: v for k, v in found.tensors.items() if k not in used and k not in strange}
-    return Checkpoint(
+    checkpoint = Checkpoint(
         found.path, layout.family, layout.name, prefix, config, ours, head, rest, strange, layout
     )
+    checkpoint.assumed = () if cards.image_size(found.card) else layout.assumes
+    return checkpoint
 
 
 def _unlike(found: source.SourceFile, layout: Layout, what: str) -> str:

@@ -45,7 +45,13 @@ QKV = How(
     lambda x: np.concatenate([v.T for v in x], axis=1), lambda x, _: [v.T for v in _thirds(x)]
 )
 QKV_BIAS = How(np.concatenate, lambda x, _: _thirds(x))
-# The same with heads apart, `d heads d/heads`.
+# Two layers, for the gate and for what it lets through, to one.
+GATED = How(
+    lambda x: np.concatenate([v.T for v in x], axis=1),
+    lambda x, _: [v.T for v in np.split(x, 2, axis=-1)],
+)
+GATED_BIAS = How(np.concatenate, lambda x, _: np.split(x, 2, axis=-1))
+# The three of attention with heads apart, `d heads d/heads`.
 HEADS_QKV = How(
     lambda x: np.concatenate([v.reshape(len(v), -1) for v in x], axis=1),
     lambda x, heads: [v.reshape(len(v), heads, -1) for v in _thirds(x)],
@@ -116,6 +122,7 @@ class Layout:
         marks: patterns of further names, of which each must be there for the layout to be meant.
         extras: patterns of names that a backbone does not need.
         before: prefix that the publisher's own files have, without and with a classifier.
+        assumes: config fields that nothing but a `config.json` tells.
     """
 
     name: str
@@ -127,6 +134,7 @@ class Layout:
     marks: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
     before: tuple[str, str] = ("", "")
+    assumes: tuple[str, ...] = ()
 
     def usual(self, head: bool) -> str:
         """The prefix that the publisher's own files have."""

@@ -81,6 +81,8 @@ def test_every_change_of_layout_has_its_inverse(how):
         tables.POINT1D: [(4, 3, 1)],
         tables.QKV: [(4, 6)] * 3,
         tables.QKV_BIAS: [(4,)] * 3,
+        tables.GATED: [(4, 6)] * 2,
+        tables.GATED_BIAS: [(4,)] * 2,
         tables.HEADS_QKV: [(6, 2, 3)] * 3,
         tables.HEADS_QKV_BIAS: [(2, 3)] * 3,
         tables.HEADS_OUT: [(2, 3, 6)],

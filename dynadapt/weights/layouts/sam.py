@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dynadapt.weights.layouts.vit import BLOCK, FC, HEADS, embed, linear, norm, told
+from dynadapt.weights import cards
+from dynadapt.weights.layouts.vit import BLOCK, FC, HEADS, embed, linear, norm
 from dynadapt.weights.tables import CONV, POINT, Layout, Shapes, TensorRow, count
 
 _META = (
@@ -46,23 +47,24 @@ def _config(embedding: str, blocks: str, fc1: str, neck: str, epsilon: float = 1
         dim, _, patch, _ = shapes[embedding]
         depth = count(shapes, rf"{blocks}\.(\d+)\.")
         lengths = [shapes[f"{blocks}.{i}.attn.rel_pos_h"][0] for i in range(depth)]
-        side = shapes["pos_embed"][1]
+        rows, columns = shapes["pos_embed"][1:3]
         card = card.get("vision_config", card)
         fields = dict(
             patch=patch,
             dim=dim,
             depth=depth,
-            image_size=side * patch,
+            image_size=min(rows, columns) * patch,
+            grid=() if rows == columns else (rows, columns),
             heads=dim // shapes[f"{blocks}.0.attn.rel_pos_h"][1] or HEADS.get(dim),
             window=(min(lengths) + 1) // 2,
             # A block whose table spans the map is global.
-            whole=tuple(i for i, n in enumerate(lengths) if n == 2 * side - 1),
+            whole=tuple(i for i, n in enumerate(lengths) if n == 2 * rows - 1),
             mlp_ratio=shapes[f"{blocks}.0.mlp.{fc1}.weight"][0] / dim,
             neck=shapes.get(neck, (0,))[0],
             epsilon=epsilon,
             act="gelu",
         )
-        return fields | told(card, epsilon="layer_norm_eps")
+        return fields | cards.act(card) | cards.told(card, epsilon="layer_norm_eps")
 
     return config
 
