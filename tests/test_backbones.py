@@ -310,6 +310,73 @@ def test_unknown_names_tell_the_nearest():
         backbones.create("vit_b16", rngs=nnx.Rngs(0), image_siz=384)
 
 
+PUBLISHED_NAMES = {
+    "vit_base_patch16_224.augreg_in21k": "vit_b16",
+    "vit_base_patch16_224": "vit_b16",
+    "timm/vit_small_patch32_384.augreg_in21k_ft_in1k": "vit_s32",
+    "vit_large_patch14_224": "vit_l14",
+    "vit_base_patch16_224.mae": "mae_b16",
+    "vit_base_patch16_224.dino": "vit_b16",
+    "vit_small_patch14_dinov2.lvd142m": "dinov2_s14",
+    "vit_base_patch14_reg4_dinov2.lvd142m": "dinov2_b14_reg",
+    "samvit_base_patch16.sa1b": "sam_b16",
+    "deit_base_distilled_patch16_224": "deit_b16_distilled",
+    "deit_tiny_patch16_224.fb_in1k": "vit_ti16",
+    "swin_tiny_patch4_window7_224": "swin_t",
+    "swin_base_patch4_window12_384.ms_in22k": "swin_b_384",
+    "google/vit-base-patch16-224-in21k": "vit_b16",
+    "google/vit-huge-patch14-224-in21k": "vit_h14",
+    "facebook/dinov2-small": "dinov2_s14",
+    "facebook/dinov2-giant-imagenet1k-1-layer": "dinov2_g14",
+    "facebook/dinov2-with-registers-large": "dinov2_l14_reg",
+    "facebook/deit-small-distilled-patch16-224": "deit_s16_distilled",
+    "facebook/deit-base-patch16-384": "vit_b16",
+    "facebook/vit-mae-huge": "mae_h14",
+    "facebook/sam-vit-large": "sam_l16",
+    "microsoft/swin-large-patch4-window12-384-in22k": "swin_l_384",
+    "dinov2_vits14_reg": "dinov2_s14_reg",
+    "dinov2_vitb14": "dinov2_b14",
+    "mae_vit_large_patch16": "mae_l16",
+    "ViT-B/16": "vit_b16",
+    "vit_l_32": "vit_l32",
+}
+UNREAD_NAMES = {
+    "facebook/dinov3-vits16-pretrain-lvd1689m": "DINOv3",
+    "vit_small_patch16_dinov3.lvd1689m": "DINOv3",
+    "openai/clip-vit-base-patch16": "CLIP",
+    "vit_base_patch16_clip_224.openai": "CLIP",
+    "google/siglip2-base-patch16-224": "SigLIP",
+    "vit_base_patch16_siglip_224": "SigLIP",
+    "eva02_base_patch14_448.mim_in22k": "EVA-02",
+    "microsoft/beit-base-patch16-224": "BEiT",
+    "swinv2_tiny_window8_256": "Swin-V2",
+    "convnext_tiny.fb_in22k": "ConvNeXt",
+    "facebook/convnextv2-tiny-1k-224": "ConvNeXt",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+def test_published_names_point_to_ours(name):
+    assert backbones.ours(name) == PUBLISHED_NAMES[name] and backbones.unread(name) == ""
+    with pytest.raises(ConfigError) as caught:
+        backbones.config(name)
+    assert str(caught.value) == f"unknown backbone {name!r}; it is our {PUBLISHED_NAMES[name]!r}"
+
+
+@pytest.mark.parametrize("name", UNREAD_NAMES)
+def test_families_that_are_not_read_are_named(name):
+    assert backbones.unread(name) == UNREAD_NAMES[name] and backbones.ours(name) == ""
+    with pytest.raises(ConfigError, match=f"{name}' is a {UNREAD_NAMES[name]}, which is not"):
+        backbones.family(name)
+
+
+def test_our_own_names_are_no_ones_else():
+    for name in backbones.names():
+        assert backbones.ours(name) in ("", name) and not backbones.unread(name)
+    for name in ("vit_b15", "vit_base_patch7_224", "resnet50", "deit3_base_patch16_224", ""):
+        assert backbones.ours(name) == backbones.unread(name) == "", name
+
+
 def test_names_and_configs():
     assert {"vit_mini", "vit_ti16", "vit_s16", "vit_b16", "vit_l16", "vit_b14"} <= {
         *backbones.names()

@@ -1,8 +1,9 @@
 """Frozen foundation models, one architecture a file; none of them knows of adapters."""
 
 import dataclasses
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,36 @@ Array = jax.Array
 
 # Ordered (variant, normalisation): AugReg and the first ViTs differ from all that came after.
 NORMALISED = ((r"vit_\w+", "inception"), (r".*", "imagenet"))
+# Names that timm, Hugging Face and the publishers' code give to our variants, with small letters,
+# "_" between the words and sizes as ours; the first pattern that is found is meant.
+_LETTERS = dict(tiny="ti", small="s", base="b", large="l", huge="h", giant="g")
+_PUBLISHED = (
+    (r"vit_([sblg])_patch14_reg4_dinov2", r"dinov2_\g<1>14_reg"),
+    (r"vit_([sblg])_patch14_dinov2", r"dinov2_\g<1>14"),
+    (r"dinov2_with_registers_([sblg])(?![a-z])", r"dinov2_\g<1>14_reg"),
+    (r"dinov2_(?:vit)?([sblg])(?:14)?_reg", r"dinov2_\g<1>14_reg"),
+    (r"dinov2_(?:vit)?([sblg])(?![a-z])", r"dinov2_\g<1>14"),
+    (r"vit_mae_h", r"mae_h14"),
+    (r"vit_mae_([bl])", r"mae_\g<1>16"),
+    (r"mae_vit_([blh])_patch(\d+)", r"mae_\1\2"),
+    (r"vit_([blh])_patch(\d+)_\d+_mae", r"mae_\1\2"),
+    (r"sam_?vit_([blh])", r"sam_\g<1>16"),
+    (r"deit_(ti|s|b)_distilled_patch16", r"deit_\g<1>16_distilled"),
+    (r"swin_([bl])_patch4_window12_384", r"swin_\1_384"),
+    (r"swin_([tsbl])i?_patch4_window7_224", r"swin_\1"),
+    (r"(?:deit|(?<![a-z])vit)_(ti|[sblhg])_(?:patch)?(8|14|16|32)(?!\d)", r"vit_\1\2"),
+)
+# What names of models that are not read here hold, and what those models are called.
+_UNREAD = (
+    (r"dinov3", "DINOv3"),
+    (r"siglip2?", "SigLIP"),
+    (r"(meta|open)?clip", "CLIP"),
+    (r"eva(02)?", "EVA-02"),
+    (r"beit(v2)?", "BEiT"),
+    (r"swinv2|swin_v2", "Swin-V2"),
+    (r"convnext(v2)?", "ConvNeXt"),
+)
+READ = "ViT, DeiT, MAE, DINOv2, SAM, Swin and Point-MAE"
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +71,43 @@ def names() -> list[str]:
     return [name for family in _families() for name in family.VARIANTS]
 
 
+def ours(name: str) -> str:
+    """Our name of a model by its name in timm, at Hugging Face or in published code; or ""."""
+    words = _words(name)
+    for pattern, form in _PUBLISHED if not unread(name) else ():
+        if found := re.search(pattern, words):
+            variant = found.expand(form)
+            return variant if variant in names() else ""
+    return ""
+
+
+def unread(name: str) -> str:
+    """What a published model is called that is not read here, by its name; "" for all others."""
+    words = _words(name)
+    return next((t for p, t in _UNREAD if re.search(rf"(?<![a-z])({p})(?![a-z])", words)), "")
+
+
+def variant(family: str, sizes: Mapping[str, Any]) -> str:
+    """The first variant of a family with these sizes, which may be some of a config; or ""."""
+    module = choices.module(sys.modules[__name__], family, "backbone family")
+    return next(
+        (n for n in module.VARIANTS if _sizes(dataclasses.asdict(config(n))) == _sizes(sizes)), ""
+    )
+
+
+def _sizes(fields: Mapping[str, Any]) -> list[Any]:
+    """What of a config tells variants apart that the image size does not."""
+    names = ("dim", "depth", "patch", "registers", "gated", "class_token")
+    depths, scaled = tuple(fields.get("depths", ())), bool(fields.get("layer_scale"))
+    return [depths, scaled, *(fields.get(name) for name in names)]
+
+
+def _words(name: str) -> str:
+    """Small letters, "_" between the words, sizes by our letters."""
+    words = re.sub(r"[^a-z0-9]+", "_", name.lower())
+    return re.sub("|".join(_LETTERS), lambda m: _LETTERS[m[0]], words)
+
+
 def create(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     """A backbone with random weights.
 
@@ -49,7 +117,8 @@ def create(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
         **overrides: any field of the family's size table, such as `image_size=384`.
 
     Raises:
-        UnknownName: for a variant or a field that does not exist, naming the nearest.
+        ConfigError: for a variant or a field that does not exist, naming the nearest, or ours
+            where it is another's name of it.
     """
     return _family(name).Backbone(config(name, **overrides), rngs=rngs)
 
@@ -85,7 +154,7 @@ def plain(name: str) -> tuple[str, ...]:
 
 
 def family(variant: str) -> str:
-    """Name of the family that a variant is of; raises UnknownName."""
+    """Name of the family that a variant is of; the same errors as `create`."""
     return _family(variant).__name__.rpartition(".")[-1]
 
 
@@ -119,6 +188,12 @@ def check_block(dim: int, heads: int, act: str) -> None:
         raise UnknownName("activation", act, ACTIVATIONS)
 
 
+def check_grid(grid: tuple[int, ...]) -> None:
+    """Raises a ConfigError for a grid that is neither empty nor of rows and columns."""
+    if grid and (len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid)):
+        raise ConfigError(f"grid={grid} must be rows and columns, such as (16, 32)")
+
+
 def check_numbers(name: str, numbers: Iterable[int], depth: int) -> None:
     """Raises a ConfigError for the number of a block that is not there; -1 is the last."""
     for number in numbers:
@@ -137,6 +212,10 @@ def _family(variant: str) -> ModuleType:
     for family in _families():
         if variant in family.VARIANTS:
             return family
+    if title := unread(variant):
+        raise ConfigError(f"{variant!r} is a {title}, which is not read here; {READ} are")
+    if name := ours(variant):
+        raise ConfigError(f"unknown backbone {variant!r}; it is our {name!r}")
     raise UnknownName("backbone", variant, names())
 
 

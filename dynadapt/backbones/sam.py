@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt.backbones import Features, check_block, check_numbers, check_patches
+from dynadapt.backbones import Features, check_block, check_grid, check_numbers, check_patches
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
 from dynadapt.layers import Conv, LayerNorm, Linear, windows
@@ -31,6 +31,7 @@ class Config:
         heads: attention heads.
         patch: patch side in pixels.
         image_size: side of the square images that the position embeddings are made for.
+        grid: rows and columns of the position embeddings where they are no square.
         window: side of the windows in tokens.
         whole: numbers of the blocks whose attention is global.
         neck: channels of the neck's output; 0 for no neck.
@@ -47,6 +48,7 @@ class Config:
     heads: int = 12
     patch: int = 16
     image_size: int = 1024
+    grid: tuple[int, ...] = ()
     window: int = 14
     whole: tuple[int, ...] = (2, 5, 8, 11)
     neck: int = 256
@@ -84,9 +86,9 @@ class RelativeAttention(Attention):
     def __init__(self, c: Config, *, window: int, rngs: nnx.Rngs):
         super().__init__(c.dim, c.heads, epsilon=c.epsilon, rngs=rngs)
         self.window = window
-        shape = (2 * (window or c.image_size // c.patch) - 1, c.dim // c.heads)
-        self.rows = nnx.Param(jnp.zeros(shape))
-        self.columns = nnx.Param(jnp.zeros(shape))
+        rows, columns = (window, window) if window else _grid(c)
+        self.rows = nnx.Param(jnp.zeros((2 * rows - 1, c.dim // c.heads)))
+        self.columns = nnx.Param(jnp.zeros((2 * columns - 1, c.dim // c.heads)))
 
     def transform(self, x: Array, ctx: Context) -> Array:
         if not self.window:
@@ -154,16 +156,16 @@ class Backbone(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         # Tuples even where lists were given: static attributes of a module must be hashable.
-        c = dataclasses.replace(config, levels=tuple(config.levels), whole=tuple(config.whole))
+        lists = {n: tuple(getattr(config, n)) for n in ("levels", "whole", "grid")}
+        c = dataclasses.replace(config, **lists)
         _check(c)
-        self.config = c
+        self.config, self.grid = c, _grid(c)
         self.dim, self.patch, self.image_size, self.prefix = c.dim, c.patch, c.image_size, 0
         self.levels = tuple(sorted({n % c.depth for n in c.levels}))
         self.dims = (c.dim,) * len(self.levels) + (c.neck or c.dim,)
         self.strides = (c.patch,) * len(self.dims)
         self.embed = PatchEmbed(c.patch, c.dim, rngs=rngs)
-        side = c.image_size // c.patch
-        self.position = nnx.Param(jnp.zeros((1, side, side, c.dim)))
+        self.position = nnx.Param(jnp.zeros((1, *self.grid, c.dim)))
         hidden = round(c.dim * c.mlp_ratio)
         self.blocks = nnx.List(
             Block(
@@ -200,23 +202,31 @@ class Backbone(nnx.Module):
         _, *old, d = value.shape
         return resample(value.reshape(1, -1, d), tuple(old), grid, "antialias")
 
-    def fitted(self, path: str, value: np.ndarray) -> np.ndarray:
+    def fitted(
+        self, path: str, value: np.ndarray, grid: tuple[int, ...] | None = None
+    ) -> np.ndarray:
         """A checkpoint's value at this backbone's size: positions and their tables are resampled.
 
-        Tables of windowed blocks fit any image; those of global blocks follow its size.
+        Tables of windowed blocks fit any image; those of global blocks follow its size. Positions
+        have rows and columns, so that `grid` tells nothing new.
         """
         if path == "position" and value.ndim == 4 and value.shape != self.position.shape:
-            side = self.image_size // self.patch
-            new = self.positions(jnp.asarray(value, jnp.float32), (side, side))
-            return np.asarray(new.reshape(1, side, side, -1), value.dtype)
+            new = self.positions(jnp.asarray(value, jnp.float32), self.grid)
+            return np.asarray(new.reshape(1, *self.grid, -1), value.dtype)
         if path.endswith(("attn/rows", "attn/columns")) and value.ndim == 2:
-            wanted = self.blocks[int(path.split("/")[1])].attn.rows.shape[0]
+            attn = self.blocks[int(path.split("/")[1])].attn
+            wanted = getattr(attn, path.rpartition("/")[2]).shape[0]
             if value.shape[0] != wanted:
                 return (linear(value.shape[0], wanted) @ value).astype(value.dtype)
         return value
 
 
+def _grid(c: Config) -> tuple[int, ...]:
+    return c.grid or (c.image_size // c.patch,) * 2
+
+
 def _check(c: Config) -> None:
+    check_grid(c.grid)
     if c.image_size % c.patch:
         raise ConfigError(f"image size {c.image_size} is not divisible by patch {c.patch}")
     check_numbers("levels", c.levels, c.depth)

@@ -277,8 +277,13 @@ class Backbone(nnx.Module):
             return self.norms[number](x, ctx)
         return self.norm(x, ctx) if number + 1 == len(self.stages) else x
 
-    def fitted(self, path: str, value: np.ndarray) -> np.ndarray:
-        """A checkpoint's value at this backbone's size: bias tables are resampled."""
+    def fitted(
+        self, path: str, value: np.ndarray, grid: tuple[int, ...] | None = None
+    ) -> np.ndarray:
+        """A checkpoint's value at this backbone's size: bias tables are resampled.
+
+        There are no position embeddings that `grid` would tell of.
+        """
         if not path.endswith("/bias_table") or value.ndim != 2:
             return value
         stage, block = (int(n) for n in path.split("/")[1:4:2])

@@ -6,13 +6,14 @@ gated MLP and registers (arXiv 2309.16588).
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt.backbones import Features, check_block, check_numbers, check_patches
+from dynadapt.backbones import Features, check_block, check_grid, check_numbers, check_patches
 from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import LayerNorm
@@ -32,6 +33,7 @@ class Config:
         heads: attention heads.
         patch: patch side in pixels.
         image_size: side of the square images that the position embeddings are made for.
+        grid: rows and columns of the position embeddings where they are no square.
         mlp_ratio: hidden width of the MLP over d.
         class_token: whether a class token leads the sequence.
         registers: number of register tokens after the class token.
@@ -54,6 +56,7 @@ class Config:
     heads: int = 12
     patch: int = 16
     image_size: int = 224
+    grid: tuple[int, ...] = ()
     mlp_ratio: float = 4.0
     class_token: bool = True
     registers: int = 0
@@ -145,7 +148,7 @@ class Backbone(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         # A tuple even where a list was given: static attributes of a module must be hashable.
-        c = dataclasses.replace(config, levels=tuple(config.levels))
+        c = dataclasses.replace(config, levels=tuple(config.levels), grid=tuple(config.grid))
         _check(c)
         self.config = c
         self.dim, self.patch, self.image_size = c.dim, c.patch, c.image_size
@@ -158,11 +161,12 @@ class Backbone(nnx.Module):
             self.class_token = nnx.Param(jnp.zeros((1, 1, c.dim)))
         if c.registers:
             self.registers = nnx.Param(_small(rngs.params(), (1, c.registers, c.dim)))
-        side = c.image_size // c.patch
+        self.grid = c.grid or (c.image_size // c.patch,) * 2
+        count = math.prod(self.grid)
         self.positioned = int(c.class_token) if c.positioned is None else c.positioned
-        position = _small(rngs.params(), (1, self.positioned + side**2, c.dim))
+        position = _small(rngs.params(), (1, self.positioned + count, c.dim))
         if c.sincos:
-            position = position.at[:, -side * side :].set(c.sincos * sincos(side, c.dim))
+            position = position.at[:, -count:].set(c.sincos * sincos(self.grid, c.dim))
         self.position = nnx.Param(position)
         self.enter = Entrance(c.dim)
         self.blocks = nnx.List([block(c, rngs) for _ in range(c.depth)])
@@ -204,35 +208,46 @@ class Backbone(nnx.Module):
     def positions(self, grid: tuple[int, int]) -> Array:
         """Position embeddings of the leading tokens that have one and of a grid, `1 p+hw d`."""
         position, count = self.position[...], self.positioned
-        side = self.image_size // self.patch
-        patches = resample(position[:, count:], (side, side), grid, self.config.resample)
+        patches = resample(position[:, count:], self.grid, grid, self.config.resample)
         return jnp.concatenate([position[:, :count], patches], axis=1)
 
-    def fitted(self, path: str, value: np.ndarray) -> np.ndarray:
-        """A checkpoint's value at this backbone's size: position embeddings are resampled."""
-        if path != "position" or value.shape == self.position.shape or value.ndim != 3:
+    def fitted(
+        self, path: str, value: np.ndarray, grid: tuple[int, ...] | None = None
+    ) -> np.ndarray:
+        """A checkpoint's value at this backbone's size: position embeddings are resampled.
+
+        Args:
+            path: of the leaf.
+            value: the checkpoint's.
+            grid: rows and columns of its positions; where nothing tells them, as many positions
+                as this backbone's are of its own grid, and others of a square.
+        """
+        if path != "position" or value.ndim != 3:
             return value
         lead, patches = np.split(value, [self.positioned], axis=1)
-        old, new = round(patches.shape[1] ** 0.5), self.image_size // self.patch
-        if old * old != patches.shape[1] or not old:
+        count = patches.shape[1]
+        own = self.grid if count == math.prod(self.grid) else (math.isqrt(count),) * 2
+        old = tuple(grid or own)
+        if old == self.grid or not count or math.prod(old) != count:
             return value
         patches = jnp.asarray(patches, jnp.float32)
-        patches = resample(patches, (old, old), (new, new), self.config.resample)
+        patches = resample(patches, old, self.grid, self.config.resample)
         return np.concatenate([lead, np.asarray(patches, value.dtype)], axis=1)
 
 
-def sincos(side: int, dim: int) -> Array:
-    """Sines and cosines of a grid's rows and columns, `1 side*side d`.
+def sincos(grid: tuple[int, ...], dim: int) -> Array:
+    """Sines and cosines of a grid's rows and columns, `1 hw d`.
 
     The dim / 4 frequencies fall geometrically from a period of 4 cells to one of 64.
     """
     rates = (np.pi / 2) * np.geomspace(1.0, 1.0 / 16.0, dim // 4)
-    y, x = np.mgrid[:side, :side].reshape(2, -1, 1)
+    y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
     waves = [np.sin(x * rates), np.cos(x * rates), np.sin(y * rates), np.cos(y * rates)]
     return jnp.asarray(np.concatenate(waves, axis=1)[None], jnp.float32)
 
 
 def _check(c: Config) -> None:
+    check_grid(c.grid)
     if c.image_size % c.patch:
         raise ConfigError(f"image size {c.image_size} is not divisible by patch {c.patch}")
     check_numbers("levels", c.levels, c.depth)

@@ -262,9 +262,8 @@ class Pipeline:
         if "image" not in example:
             return dict(example)
         name = example.get("name", "an image")
-        out = dict(example) | {
-            "image": decode(example["image"], name, example.get("orient", False))
-        }
+        image = decode(example["image"], name, example.get("orient", False))
+        out = dict(example) | {"image": image}
         size = image.shape[:2]
         _check_sizes(out, fields, size, name)
         whole = frames.identity(size)

@@ -35,10 +35,10 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
         `weights`, `weights_sha256`; `metric`, `better`; `partial`, and `gaps`, a sentence each;
         `tasks` (`name`, `title`, `group`, and `common`: whether it is in the means); `groups`;
         `rows`, the best rank first: of each method `method`, `settings`, `seeds`, `tasks`,
-        `groups`, `mean_of_groups`, `mean_of_tasks`, `trained`, `trained_with_head`, `rank`; a number is `{"mean", "std"}` or
-        None. `published` has rows of the same protocol and backbone, `differences` is ours minus
-        the published one of the same method and settings, and `notes` says what isn't compared and
-        why.
+        `groups`, `mean_of_groups`, `mean_of_tasks`, `trained`, `trained_with_head`, `rank`; a
+        number is `{"mean", "std"}` or None. `published` has rows of the same protocol and
+        backbone, `differences` is ours minus the published one of the same method and settings,
+        and `notes` says what isn't compared and why.
 
     Raises:
         ConfigError: for missing tasks or uneven seeds without `partial`, or results that can't

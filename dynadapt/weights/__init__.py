@@ -4,7 +4,11 @@ Our own layout is a safetensors file whose keys are parameter paths within the b
 is a classifier that came along, `rest/...` what the backbone does not need.
 """
 
+import dataclasses
+import difflib
+import functools
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +49,22 @@ def locate(name: str) -> Path:
     return path
 
 
+def absolute(name: str) -> str:
+    """A name by which `locate` finds the same weights from any folder.
+
+    Names of weights that come with the package stay as they are, and so does "".
+    """
+    if not name or name in shipped():
+        return name
+    return os.path.abspath(Path(name).expanduser())
+
+
 def _nearby(path: Path) -> str:
     beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-    return suggest(path.name, [p for p in beside if Path(p).suffix] + shipped())
+    near = difflib.get_close_matches(path.name, [*beside, *shipped()])
+    if near:
+        return suggest(path.name, near)
+    return f"with the package comes {', '.join(map(repr, shipped()))}"
 
 
 def from_checkpoint(path: str | Path, **known: Any) -> nnx.Module:
@@ -55,15 +72,15 @@ def from_checkpoint(path: str | Path, **known: Any) -> nnx.Module:
 
     Args:
         path: a file or folder of any known source (`docs/models.md`).
-        **known: config fields that the file can't tell, such as `heads=4`, or that are to differ,
-            such as `image_size=384` or `scan=True`.
+        **known: config fields that the file can't tell, such as `heads=4` or `grid=(16, 32)`, or
+            that are to differ, such as `image_size=384` or `scan=True`.
 
     Raises:
         CheckpointError: for a file that does not fit, with a list of what is missing (-) or
             strange (+).
         UnknownName: for a field that the family does not have.
     """
-    checkpoint = read(locate(str(path)))
+    checkpoint = read(locate(str(path)), known.get("grid"))
     backbone = build(checkpoint, **known)
     fill(backbone, checkpoint)
     return backbone
@@ -73,12 +90,20 @@ def build(checkpoint: Checkpoint, **known: Any) -> nnx.Module:
     """The backbone that a checkpoint is of, with shapes in place of arrays."""
     if not checkpoint.family:
         raise CheckpointError(f"{str(checkpoint.path)!r} does not say which backbone it is of")
-    fields = {**checkpoint.config, **known}
-    for name, value in fields.items():
-        if value is None and name == "heads":
-            raise CheckpointError(
-                f"the weights {str(checkpoint.path)!r} don't tell how many heads they have; "
-                "say heads=…"
+    path, fields = str(checkpoint.path), {**checkpoint.config, **known}
+    if fields.get("heads", 1) is None:
+        raise CheckpointError(
+            f"the weights {path!r} don't tell how many heads they have; say heads=…"
+        )
+    if fields.get("grid", ()) is None:
+        raise CheckpointError(_no_grid(checkpoint))
+    if known.get("image_size"):
+        fields.pop("grid", None)  # what the file's positions have; they are resampled to a square
+    for name in checkpoint.assumed:
+        if not known.get(name):
+            checkpoint.note(
+                f"weights {path!r} don't tell {name}; taken for {fields[name]}, say {name}=… where "
+                "it is another"
             )
     network = backbones.of(checkpoint.family, **fields)
     try:
@@ -88,6 +113,14 @@ def build(checkpoint: Checkpoint, **known: Any) -> nnx.Module:
         raise CheckpointError(
             f"the weights {str(checkpoint.path)!r} describe no backbone that can be built: {reason}"
         ) from error
+
+
+def _no_grid(checkpoint: Checkpoint) -> str:
+    count = checkpoint.values["position"].shape[1]
+    return (
+        f"weights {str(checkpoint.path)!r} hold {count} position embeddings, which belong to no "
+        "square grid of patches; say grid=(rows, columns)"
+    )
 
 
 def load(backbone: nnx.Module, path: str | Path) -> None:
@@ -122,7 +155,11 @@ def check(backbone: nnx.Module, checkpoint: Checkpoint) -> dict[str, np.ndarray]
     if bad:
         raise CheckpointError(f"weights {path!r} are damaged: {name(bad)} is not finite")
     own = tree.leaves(nnx.state(backbone))
-    given = {k: _fitted(backbone, k, v) for k, v in checkpoint.values.items()}
+    grid = checkpoint.config.get("grid", ())
+    values = checkpoint.values.items()
+    given = {k: _fitted(backbone, k, v, grid) if k in own else v for k, v in values}
+    if grid is None and "position" in own and given["position"].shape != own["position"].shape:
+        raise CheckpointError(_no_grid(checkpoint))
     needed = [k for k in own if k not in getattr(backbone, "fresh", ())]
     faults = [f"- {name(k)} {tuple(own[k].shape)}" for k in needed if k not in given]
     faults += [f"+ {name(k)} {v.shape}" for k, v in given.items() if k not in own]
@@ -133,9 +170,22 @@ def check(backbone: nnx.Module, checkpoint: Checkpoint) -> dict[str, np.ndarray]
         if k in own and own[k].shape != v.shape
     ]
     if faults:
+        _check_variant(backbone, checkpoint)
         shown = "\n".join(faults[:20]) + ("\n…" if len(faults) > 20 else "")
         raise CheckpointError(f"weights {path!r} do not fit the backbone:\n{shown}")
     return given
+
+
+def _check_variant(backbone: Any, checkpoint: Checkpoint) -> None:
+    """Raises a CheckpointError where the weights are of one variant and the backbone another."""
+    if not checkpoint.family:
+        return
+    sizes = (checkpoint.config, dataclasses.asdict(backbone.config))
+    given, wanted = (backbones.variant(checkpoint.family, s) for s in sizes)
+    if given and wanted and given != wanted:
+        raise CheckpointError(
+            f"weights {str(checkpoint.path)!r} are of a {given!r}, but the backbone is a {wanted!r}"
+        )
 
 
 def options(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -156,10 +206,24 @@ def options(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def digest(path: Path) -> str:
     """SHA-256 of a file of weights; of the files' hashes where they are several in a folder."""
     found = source.parts(path)
-    hashes = [files.sha256(file) for file in found]
+    hashes = [_sha256(file, *_stamp(file)) for file in found]
     return hashes[0] if len(found) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _fitted(backbone: Any, path: str, value: np.ndarray) -> np.ndarray:
+def _stamp(file: Path) -> tuple[int, int, int]:
+    """What changes where a file's content does: its size, its time and its inode."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"cannot read weights {str(file)!r}: {error.strerror}") from error
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+@functools.lru_cache
+def _sha256(file: Path, *stamp: int) -> str:
+    return files.sha256(file)
+
+
+def _fitted(backbone: Any, path: str, value: np.ndarray, grid: Any) -> np.ndarray:
     """Lets a backbone change a value to its own size (resampled position embeddings)."""
-    return backbone.fitted(path, value) if hasattr(backbone, "fitted") else value
+    return backbone.fitted(path, value, grid) if hasattr(backbone, "fitted") else value

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 
 from dynadapt import backbones
 from dynadapt.errors import CheckpointError, UnknownName
-from dynadapt.weights import source
+from dynadapt.weights import cards, source, unread
 from dynadapt.weights.layouts import LAYOUTS
-from dynadapt.weights.tables import Layout
+from dynadapt.weights.tables import Layout, averaged
 
 # The key of a safetensors file's metadata under which our own layout describes itself.
 METADATA = "dynadapt"
+# Notes that were logged: a run reads its weights several times.
+_LOGGED: set[str] = set()
 
 
 @dataclasses.dataclass
@@ -32,6 +35,8 @@ class Checkpoint:
         rest: what the backbone does not need, by the source's name.
         strange: names of which nothing is known.
         layout: whose names they are in the file that was read; None for our own.
+        notes: what a user should know of how they were read, a sentence each.
+        assumed: fields of the config that nothing tells, as published ones have them.
     """
 
     path: Path
@@ -44,6 +49,15 @@ class Checkpoint:
     rest: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     strange: list[str] = dataclasses.field(default_factory=list)
     layout: Layout | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    assumed: tuple[str, ...] = ()
+
+    def note(self, text: str) -> None:
+        """Adds a note, and logs it once in a process."""
+        self.notes.append(text)
+        if text not in _LOGGED:
+            _LOGGED.add(text)
+            logging.getLogger(__name__).warning("%s", text)
 
     def called(self, path: str) -> str:
         """The name of one of our paths in the file that was read."""
@@ -51,25 +65,44 @@ class Checkpoint:
         return ", ".join(names) or path
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, grid: tuple[int, int] | None = None) -> Checkpoint:
     """Reads weights of any known source; architecture and layout follow from keys and shapes.
+
+    Args:
+        path: a file, or a folder with its `config.json`.
+        grid: rows and columns of the position embeddings, where they are no square and no
+            `config.json` tells them.
 
     Raises:
         CheckpointError: for a file that is damaged or of no known layout.
         UnsafeCheckpointError: for a file that asks for more than weights need.
     """
     found = source.read(Path(path))
+    if grid:
+        found.card["grid"] = grid
     layout, prefix = _layout(found)
-    return _foreign(found, layout, prefix) if layout else _own(found)
+    checkpoint = _foreign(found, layout, prefix) if layout else _own(found)
+    for text in found.notes:
+        checkpoint.note(text)
+    return checkpoint
 
 
-def _layout(found: source.Source) -> tuple[Layout | None, str]:
+def _layout(found: source.SourceFile) -> tuple[Layout | None, str]:
     """The layout that the names are of, None for our own; and the prefix."""
     if METADATA in found.metadata:
         return None, ""
+    if title := unread.family(found.tensors, found.card):
+        raise CheckpointError(
+            f"{str(found.path)!r} look like weights of {title}, which is not read here; "
+            f"{backbones.READ} are"
+        )
     for layout in LAYOUTS:
-        prefix = layout.prefix(found.tensors)
-        if prefix is not None:
+        prefixes = layout.prefixes(found.tensors)
+        if prefixes:
+            prefix, *others = prefixes
+            raw = [p for p in others if not averaged(p)]
+            if averaged(prefix) and raw:
+                found.notes.append(source.taken_averaged(found.path, prefix, raw))
             return layout, prefix
     if any(name.endswith("/kernel") for name in found.tensors):
         return None, ""
@@ -79,7 +112,7 @@ def _layout(found: source.Source) -> tuple[Layout | None, str]:
     )
 
 
-def _foreign(found: source.Source, layout: Layout, prefix: str) -> Checkpoint:
+def _foreign(found: source.SourceFile, layout: Layout, prefix: str) -> Checkpoint:
     shapes = {
         k.removeprefix(prefix): v.shape for k, v in found.tensors.items() if k.startswith(prefix)
     }
@@ -93,17 +126,19 @@ def _foreign(found: source.Source, layout: Layout, prefix: str) -> Checkpoint:
     head = {k: ours.pop(k) for k in list(ours) if k.startswith("head/")}
     used = {n for p in (*ours, *head) for n in layout.source_names(p, prefix)}
     rest = {k: v for k, v in found.tensors.items() if k not in used and k not in strange}
-    return Checkpoint(
+    checkpoint = Checkpoint(
         found.path, layout.family, layout.name, prefix, config, ours, head, rest, strange, layout
     )
+    checkpoint.assumed = () if cards.image_size(found.card) else layout.assumes
+    return checkpoint
 
 
-def _unlike(found: source.Source, layout: Layout, what: str) -> str:
+def _unlike(found: source.SourceFile, layout: Layout, what: str) -> str:
     path = str(found.path)
     return f"weights {path!r} look like {layout.family} of {layout.name} but do not fit it: {what}"
 
 
-def _own(found: source.Source) -> Checkpoint:
+def _own(found: source.SourceFile) -> Checkpoint:
     checkpoint = Checkpoint(found.path)
     for name, value in found.tensors.items():
         if name.startswith("rest/"):

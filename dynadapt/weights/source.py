@@ -2,7 +2,7 @@
 
 import dataclasses
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 from dynadapt import files
 from dynadapt.errors import CheckpointError
 from dynadapt.weights import pth
+from dynadapt.weights.tables import averaged
 
-# Names under which training programs nest the tensors, the most wanted first.
-WRAPPERS = ("teacher", "model", "state_dict", "base_model", "module", "params")
+# Names under which training programs nest the tensors, the most wanted first; averaged weights
+# (`tables.averaged`) go before all of them.
+WRAPPERS = ("model", "state_dict", "base_model", "module", "params", "shadow")
 # What a folder of Hugging Face or timm holds, the safest first.
 IN_FOLDER = (
     "model.safetensors",
@@ -24,7 +26,7 @@ IN_FOLDER = (
 
 
 @dataclasses.dataclass
-class Source:
+class SourceFile:
     """A file of weights as it was found.
 
     Attributes:
@@ -32,15 +34,17 @@ class Source:
         tensors: all arrays by name; those of large files are mapped, not read.
         card: the values of a `config.json` beside them, or nothing.
         metadata: text that a safetensors file carries.
+        notes: what a user should know of how they were read, a sentence each.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
     card: dict[str, Any] = dataclasses.field(default_factory=dict)
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> SourceFile:
     """The tensors of a file, or of a folder with a file and a `config.json`.
 
     Raises:
@@ -49,11 +53,9 @@ def read(path: Path) -> Source:
     """
     card = path / "config.json" if path.is_dir() else path.with_name("config.json")
     values = files.read_json(card) if card.is_file() else {}
-    found = Source(path, {}, values if isinstance(values, dict) else {})
+    found = SourceFile(path, {}, values if isinstance(values, dict) else {})
     for file in parts(path):
-        tensors, metadata = _read(file)
-        found.tensors |= tensors
-        found.metadata |= metadata
+        _read(file, found)
     return found
 
 
@@ -75,17 +77,22 @@ def parts(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read(path: Path, found: SourceFile) -> None:
+    """Adds what a file holds."""
     try:
         with open(path, "rb") as file:
             start = file.read(16)
     except OSError as error:
         raise CheckpointError(f"cannot read weights {str(path)!r}: {error.strerror}") from error
     if start[8:9] == b"{":
-        return files.read_tensors(path), files.read_metadata(path)
-    if start.startswith(b"PK") and _has_arrays(path):
-        return files.read_npz(path), {}
-    return unwrapped(pth.read(path), path), {}
+        found.tensors |= files.read_tensors(path)
+        found.metadata |= files.read_metadata(path)
+    elif start.startswith(b"PK") and _has_arrays(path):
+        found.tensors |= files.read_npz(path)
+    else:
+        tensors, notes = unwrapped(pth.read(path), path)
+        found.tensors |= tensors
+        found.notes += notes
 
 
 def _has_arrays(path: Path) -> bool:
@@ -96,23 +103,40 @@ def _has_arrays(path: Path) -> bool:
         return False
 
 
-def unwrapped(values: Any, path: Path) -> dict[str, np.ndarray]:
-    """The mapping of names to arrays inside what a training program saved.
+def unwrapped(values: Any, path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The mapping of names to arrays inside what a training program saved, and notes about it.
+
+    Averaged weights are taken where there are some.
 
     Raises:
-        CheckpointError: where there is none.
+        CheckpointError: where there is no such mapping.
     """
-    seen = values
-    while isinstance(seen, Mapping):
-        arrays = {k: v for k, v in seen.items() if isinstance(v, np.ndarray)}
-        inner = next((seen[w] for w in WRAPPERS if isinstance(seen.get(w), Mapping)), None)
-        if inner is None:
-            if arrays:
-                return {str(k): v for k, v in arrays.items()}
-            break
-        seen = inner
+    notes: list[str] = []
+    if found := _inside(values, path, notes, set()):
+        return found, notes
     held = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
     raise CheckpointError(f"{str(path)!r} holds no weights, only {held[:200]}")
+
+
+def _inside(values: Any, path: Path, notes: list[str], seen: set[int]) -> dict[str, np.ndarray]:
+    """The arrays by name in the most wanted of the mappings at hand; none where there are none."""
+    if not isinstance(values, Mapping) or id(values) in seen:
+        return {}
+    seen.add(id(values))  # a damaged file may hold a mapping that is inside itself
+    first = sorted((k for k in values if averaged(str(k))), key=str)
+    for name in (*first, *WRAPPERS):
+        if found := _inside(values.get(name), path, notes, seen):
+            beside = [k for k in (*WRAPPERS, "student") if _inside(values.get(k), path, [], set())]
+            if name in first and beside:
+                notes.append(taken_averaged(path, str(name), beside))
+            return found
+    return {str(k): v for k, v in values.items() if isinstance(v, np.ndarray)}
+
+
+def taken_averaged(path: Path, name: str, beside: Sequence[str]) -> str:
+    """The note that of several weights the averaged ones were taken."""
+    others = " and ".join(repr(name) if name else "those without prefix" for name in beside)
+    return f"weights {str(path)!r}: took the averaged ones, {name!r}, rather than {others}"
 
 
 def not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 Tensors = Mapping[str, np.ndarray]
+# A part of a name below which training programs keep weights that are averaged over the steps.
+_AVERAGED = re.compile(r"(.*_)?(ema|swa|avg|averaged?|teacher)(_.*)?", re.IGNORECASE)
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -43,7 +45,13 @@ QKV = How(
     lambda x: np.concatenate([v.T for v in x], axis=1), lambda x, _: [v.T for v in _thirds(x)]
 )
 QKV_BIAS = How(np.concatenate, lambda x, _: _thirds(x))
-# The same with heads apart, `d heads d/heads`.
+# Two layers, for the gate and for what it lets through, to one.
+GATED = How(
+    lambda x: np.concatenate([v.T for v in x], axis=1),
+    lambda x, _: [v.T for v in np.split(x, 2, axis=-1)],
+)
+GATED_BIAS = How(np.concatenate, lambda x, _: np.split(x, 2, axis=-1))
+# The three of attention with heads apart, `d heads d/heads`.
 HEADS_QKV = How(
     lambda x: np.concatenate([v.reshape(len(v), -1) for v in x], axis=1),
     lambda x, heads: [v.reshape(len(v), heads, -1) for v in _thirds(x)],
@@ -59,7 +67,7 @@ HEADS_OUT = How(
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One of our leaves and where a source keeps it.
 
     Attributes:
@@ -114,34 +122,34 @@ class Layout:
         marks: patterns of further names, of which each must be there for the layout to be meant.
         extras: patterns of names that a backbone does not need.
         before: prefix that the publisher's own files have, without and with a classifier.
+        assumes: config fields that nothing but a `config.json` tells.
     """
 
     name: str
     family: str
     anchor: str
-    rows: tuple[Row, ...]
+    rows: tuple[TensorRow, ...]
     config: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]
     serves: Callable[[Any], bool] = lambda config: True
     marks: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
     before: tuple[str, str] = ("", "")
+    assumes: tuple[str, ...] = ()
 
     def usual(self, head: bool) -> str:
         """The prefix that the publisher's own files have."""
         return self.before[head]
 
-    def prefix(self, names: Iterable[str]) -> str | None:
-        """What stands before the anchor, or None where these names are of another layout."""
+    def prefixes(self, names: Iterable[str]) -> list[str]:
+        """What stands before the anchor, averaged weights first; [] for another layout's names."""
         names = list(names)
-        found = sorted((n for n in names if _ends_with(n, self.anchor)), key=len)
-        if not found:
-            return None
-        prefix = found[0].removesuffix(self.anchor)
+        found = {n.removesuffix(self.anchor) for n in names if _ends_with(n, self.anchor)}
+        ordered = sorted(found, key=lambda p: (not averaged(p), len(p), p))
+        return [p for p in ordered if self._marked(names, p)]
+
+    def _marked(self, names: list[str], prefix: str) -> bool:
         inside = [n.removeprefix(prefix) for n in names if n.startswith(prefix)]
-        for mark in self.marks:
-            if not any(re.fullmatch(mark, n) for n in inside):
-                return None
-        return prefix
+        return all(any(re.fullmatch(mark, n) for n in inside) for mark in self.marks)
 
     def to_ours(self, source: Tensors, prefix: str) -> tuple[dict, list[str]]:
         """Our values, and the source's names inside the prefix that nothing is known of."""
@@ -175,6 +183,11 @@ class Layout:
     def source_names(self, path: str, prefix: str) -> list[str]:
         """The source's names of one of our paths."""
         return next((n for row in self.rows if (n := row.names(path, prefix))), [])
+
+
+def averaged(name: str) -> bool:
+    """Whether a name, or the part before one, says that its weights are averaged over steps."""
+    return any(_AVERAGED.fullmatch(part) for part in re.split("[./]", name))
 
 
 def count(shapes: Shapes, pattern: str) -> int:

@@ -1,8 +1,10 @@
 """Files of every layout, made of random values: what is found in them, and what is not."""
 
+import dataclasses
 import hashlib
 import io
 import json
+import os
 import pickle
 
 import jax
@@ -14,6 +16,7 @@ from flax import nnx
 from dynadapt import backbones, files, tree, weights
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, UnknownName
+from dynadapt.layers.resample import resample
 from dynadapt.main import main
 from dynadapt.weights import published, source
 from dynadapt.weights.layouts import LAYOUTS
@@ -33,6 +36,7 @@ CASES = {
     "DINOv2 registers": ("meta", "vit", DINOV2 | dict(registers=2), ("mask_token",)),
     "DINOv2 gated": ("meta", "vit", DINOV2 | dict(gated=True, act="silu"), ("mask_token",)),
     "hf": ("hf", "vit", VIT, ("pooler.dense.weight",)),
+    "hf distilled": ("hf", "vit", VIT | dict(registers=1, positioned=2), ("pooler.dense.bias",)),
     "hf DINOv2": ("hf", "vit", DINOV2 | dict(registers=2), ("embeddings.mask_token",)),
     "hf gated": ("hf", "vit", DINOV2 | dict(gated=True, act="silu"), ()),
     "google": ("google", "vit", VIT, ("pre_logits/kernel",)),
@@ -50,9 +54,10 @@ CASES = {
 NPZ = ("google", "big_vision")
 
 
-def made(name, prefix="", drop=(), seed=0):
+def made(name, prefix="", drop=(), seed=0, **changes):
     """The source's tensors of a case, and our values of the same."""
     publisher, family, fields, more = CASES[name]
+    fields = fields | changes
     network = nnx.eval_shape(lambda: backbones.of(family, **fields)(nnx.Rngs(0)))
     rng = np.random.default_rng(seed)
     values = {
@@ -101,7 +106,74 @@ def test_every_layout_has_a_case():
     for publisher, family, fields, _ in CASES.values():
         network = nnx.eval_shape(lambda f=family, c=fields: backbones.of(f, **c)(nnx.Rngs(0)))
         seen.add(id(published.layout_for(publisher, family, network.config)))
-    assert seen == {id(layout) for layout in LAYOUTS}
+    assert seen | {id(layout) for layout in LIVE.values()} == {id(layout) for layout in LAYOUTS}
+
+
+# Names in `state_dict()` of a model of Transformers 5, for some of the hub's names.
+RENAMED = {
+    "hf": {
+        "encoder.layer.0.attention.attention.query.bias": "layers.0.attention.q_proj.bias",
+        "encoder.layer.0.attention.output.dense.weight": "layers.0.attention.o_proj.weight",
+        "encoder.layer.0.intermediate.dense.weight": "layers.0.mlp.fc1.weight",
+        "encoder.layer.0.output.dense.bias": "layers.0.mlp.fc2.bias",
+        "encoder.layer.0.layernorm_after.bias": "layers.0.layernorm_after.bias",
+    },
+    "hf distilled": {
+        "embeddings.distillation_token": "embeddings.distillation_token",
+        "encoder.layer.0.attention.attention.key.weight": "layers.0.attention.k_proj.weight",
+    },
+    "hf DINOv2": {
+        "encoder.layer.0.attention.attention.value.weight": (
+            "encoder.layer.0.attention.v_proj.weight"
+        ),
+        "encoder.layer.0.attention.output.dense.bias": "encoder.layer.0.attention.o_proj.bias",
+        "encoder.layer.0.mlp.fc1.weight": "encoder.layer.0.mlp.fc1.weight",
+    },
+    "hf gated": {"encoder.layer.0.mlp.weights_out.bias": "encoder.layer.0.mlp.down_proj.bias"},
+    "hf Swin": {
+        "encoder.layers.1.blocks.0.attention.self.query.weight": (
+            "encoder.layers.1.blocks.0.attention.q_proj.weight"
+        ),
+        "encoder.layers.1.blocks.0.attention.self.relative_position_bias_table": (
+            "encoder.layers.1.blocks.0.attention.relative_position_bias."
+            "relative_position_bias_table"
+        ),
+        "encoder.layers.0.blocks.1.output.dense.weight": "encoder.layers.0.blocks.1.mlp.fc2.weight",
+    },
+}
+LIVE = dict(
+    zip(
+        ("hf Swin", "hf gated", "hf DINOv2", "hf distilled", "hf"),
+        (x for x in LAYOUTS if x.name == "hf" and x.before == ("", "") and x.family != "sam"),
+        strict=True,
+    )
+)
+
+
+@pytest.mark.parametrize("prefix", ["", "vit."])
+@pytest.mark.parametrize("name", RENAMED)
+def test_names_of_a_live_model_are_read(name, prefix, tmp_path):
+    """The same values and sizes as from the hub's names."""
+    tensors, values = made(name, prefix)
+    live = LIVE[name].to_source(values, prefix, 3)
+    for hub, renamed in RENAMED[name].items():
+        np.testing.assert_array_equal(live[prefix + renamed], tensors[prefix + hub])
+    hub = weights.read(write(tmp_path, tensors))
+    found = weights.read(write(tmp_path, live))
+    assert (found.family, found.publisher, found.config) == (hub.family, "hf", hub.config)
+    assert found.strange == [] and found.values.keys() == values.keys()
+    for path, value in values.items():
+        np.testing.assert_array_equal(found.values[path], value, err_msg=path)
+    weights.check(weights.build(found), found)
+
+
+def test_the_gate_of_a_live_model_comes_first(tmp_path):
+    tensors, values = made("hf gated")
+    live = LIVE["hf gated"].to_source(values, "", 3)
+    both = [live[f"encoder.layer.0.mlp.{n}_proj.weight"] for n in ("gate", "up")]
+    np.testing.assert_array_equal(
+        np.concatenate(both), tensors["encoder.layer.0.mlp.weights_in.weight"]
+    )
 
 
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "module.encoder.net."])
@@ -119,9 +191,30 @@ def test_nested_dicts_of_training_programs(tmp_path):
     tensors, _ = made("timm", "module.")
     other = {"model": {"x": np.zeros(1)}}
     nested = {"epoch": 3, "optimizer": other, "model": {"state_dict": tensors}}
-    assert source.unwrapped(nested, tmp_path).keys() == tensors.keys()
+    assert source.unwrapped(nested, tmp_path)[0].keys() == tensors.keys()
     both = {"student": {"x": np.zeros(1)}, "teacher": tensors, "model": other}
-    assert source.unwrapped(both, tmp_path).keys() == tensors.keys()
+    assert source.unwrapped(both, tmp_path)[0].keys() == tensors.keys()
+
+
+@pytest.mark.parametrize(
+    "name, raw",
+    [("ema.", ""), ("teacher.backbone.", "student.backbone."), ("model_ema.", "model.")],
+)
+def test_averaged_weights_among_the_names_are_taken_and_said_once(name, raw, tmp_path, caplog):
+    """Also where their prefix is the longer one, or stands later in the file."""
+    other, _ = made("timm", raw, seed=1)
+    beside = repr(raw) if raw else "those without prefix"
+    tensors, values = made("timm", name)
+    file = write(tmp_path, other | tensors)
+    for _ in range(2):
+        found = weights.read(file)
+        assert found.prefix == name and found.strange == []
+        np.testing.assert_array_equal(found.values["position"], values["position"])
+        assert found.notes == [
+            f"weights {str(file)!r}: took the averaged ones, {name!r}, rather than {beside}"
+        ]
+    assert [r.getMessage() for r in caplog.records] == found.notes
+    assert weights.read(write(tmp_path, tensors)).notes == []
 
 
 def test_deit_distilled(tmp_path):
@@ -136,6 +229,126 @@ def test_deit_distilled(tmp_path):
     variant = backbones.config("deit_b16_distilled")
     assert (variant.registers, variant.positioned) == (1, 2)
     assert list(found.rest) == ["head_dist.weight"]
+
+
+@pytest.mark.parametrize("head", ["cls_classifier", "classifier"])
+def test_distilled_deit_of_hugging_face(head, tmp_path):
+    """As a model with both classifiers, or one; below the prefix that these have."""
+    tensors, values = made("hf distilled", "deit.")
+    assert tensors["deit.embeddings.distillation_token"].shape == (1, 1, 192)
+    for name in (head, "distillation_classifier"):
+        tensors |= {f"{name}.weight": np.ones((5, 192)), f"{name}.bias": np.ones(5)}
+    card = dict(model_type="deit", num_attention_heads=3, image_size=8, layer_norm_eps=1e-12)
+    found = weights.read(write(tmp_path, tensors, card))
+    assert found.strange == [] and (found.publisher, found.prefix) == ("hf", "deit.")
+    told = {k: found.config[k] for k in ("registers", "positioned", "resample", "epsilon")}
+    assert told == dict(registers=1, positioned=2, resample="cubic", epsilon=1e-12)
+    np.testing.assert_array_equal(found.values["registers"], values["registers"])
+    assert bool(found.head) == (head == "cls_classifier")
+    weights.check(weights.build(found), found)
+
+
+# name: what a card beside says of 2 x 8 patches; 16 positions could be of 4 x 4 as well.
+WIDE = {
+    "timm": dict(pretrained_cfg=dict(input_size=[3, 8, 32])),
+    "timm distilled": dict(model_args=dict(img_size=[8, 32]), architecture="deit"),
+    "MAE": dict(image_size=[8, 32]),
+    "DINOv2": dict(grid=[2, 8]),
+    "hf": dict(image_size=[8, 32], patch_size=4),
+    "hf distilled": dict(image_size=[8, 32]),
+    "hf DINOv2": dict(image_size=[8, 32]),
+    "google": dict(image_size=[8, 32]),
+    "SAM": {},
+    "timm SAM": {},
+    "hf SAM": {},
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_positions_of_a_grid_that_is_not_square(name, tmp_path):
+    """The sides are the card's, or those of `grid`; resampling goes by them too."""
+    tensors, values = made(name, grid=(2, 8))
+    file = write(tmp_path, tensors, WIDE[name])
+    network = weights.from_checkpoint(file)
+    assert network.grid == network.config.grid == (2, 8)
+    found = tree.leaves(nnx.state(network))
+    np.testing.assert_array_equal(found["position"], values["position"])
+    square = weights.from_checkpoint(file, image_size=16)
+    assert square.grid == (4, 4) and square.config.grid == ()
+    patches = values["position"].reshape(1, -1, network.dim)[:, -16:]
+    rule = getattr(network.config, "resample", "antialias")
+    wanted = resample(jnp.asarray(patches), (2, 8), (4, 4), rule)
+    again = square.position[...].reshape(1, -1, network.dim)[:, -16:]
+    np.testing.assert_allclose(again, wanted, rtol=1e-6, atol=1e-6)
+    if WIDE[name]:
+        (tmp_path / "config.json").unlink()
+        assert weights.from_checkpoint(file).grid == (4, 4)
+        same = weights.from_checkpoint(file, grid=(2, 8))
+        np.testing.assert_array_equal(same.position[...], values["position"])
+        with pytest.raises(CheckpointError, match="not those of a grid of 3 x 4 patches"):
+            weights.from_checkpoint(file, grid=(3, 4))
+
+
+def test_a_wide_grid_that_nothing_tells_is_refused(tmp_path):
+    tensors, values = made("timm", grid=(2, 6))
+    file = write(tmp_path, tensors)
+    wanted = r"hold 13 position embeddings, which belong to no square grid.*say grid=\(rows"
+    for known in ({}, dict(image_size=8)):
+        with pytest.raises(CheckpointError, match=wanted):
+            weights.from_checkpoint(file, **known)
+    found = weights.read(file)
+    square, wide = (
+        nnx.eval_shape(lambda g=g: backbones.of("vit", **VIT, grid=g)(nnx.Rngs(0)))
+        for g in ((), (2, 6))
+    )
+    with pytest.raises(CheckpointError, match=wanted):
+        weights.check(square, found)
+    # A backbone that is told its grid takes as many positions as they are.
+    np.testing.assert_array_equal(weights.check(wide, found)["position"], values["position"])
+    # Our own file says it of itself.
+    own = tmp_path / "own.safetensors"
+    card = dict(family="vit", config=dataclasses.asdict(wide.config))
+    files.write_tensors(own, values, {published.METADATA: json.dumps(card)})
+    assert weights.build(weights.read(own)).grid == (2, 6)
+
+
+def test_a_card_of_another_size_is_passed_over(tmp_path):
+    file = write(tmp_path, made("timm")[0], dict(image_size=[8, 32]))
+    assert weights.from_checkpoint(file).grid == (2, 2)
+
+
+def test_an_assumed_image_size_of_a_swin_is_noted(tmp_path, caplog):
+    tensors, _ = made("timm Swin")
+    file = write(tmp_path, tensors)
+    note = f"weights {str(file)!r} don't tell image_size; taken for 8, say image_size=… where it"
+    found = weights.read(file)
+    weights.build(found, image_size=12)
+    assert found.notes == caplog.messages == []
+    out = tmp_path / "out.safetensors"
+    assert main(["convert", str(file), str(out)]) == 0
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(note)
+    weights.build(found)
+    assert found.notes == caplog.messages
+    for card in (
+        dict(pretrained_cfg=dict(input_size=[3, 12, 12]), architecture="swin_tiny"),
+        dict(model_args=dict(img_size=12), pretrained_cfg=dict(input_size=[3, 8, 8])),
+        dict(image_size=12),
+    ):
+        found = weights.read(write(tmp_path, tensors, card))
+        assert weights.build(found).config.image_size == 12 and found.notes == []
+
+
+def test_a_swin_that_is_not_square_is_refused(tmp_path):
+    tensors, _ = made("timm Swin")
+    with pytest.raises(CheckpointError, match="images of 8 x 16 is not served") as caught:
+        weights.read(write(tmp_path, tensors, dict(model_args=dict(img_size=[8, 16]))))
+    assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").unlink()
+    for stage, heads in ((0, 2), (1, 4)):
+        name = f"layers.{stage}.blocks.0.attn.relative_position_bias_table"
+        tensors[name] = np.zeros((21, heads), np.float32)
+    with pytest.raises(CheckpointError, match="a bias table of 21 rows is not of a square window"):
+        weights.read(write(tmp_path, tensors))
 
 
 def test_swin_merging_of_openmmlab_is_reordered(tmp_path):
@@ -171,11 +384,13 @@ def test_detection_swin_keeps_its_level_norms(tmp_path):
 
 CARDS = {
     "hf": dict(num_attention_heads=6, layer_norm_eps=1e-5, hidden_act="gelu_pytorch_tanh"),
+    "timm": dict(model_args=dict(num_heads=6, act_layer="quick_gelu"), architecture="vit"),
     "hf SAM": dict(vision_config=dict(layer_norm_eps=1e-3)),
     "hf Swin": dict(layer_norm_eps=1e-3, image_size=32, hidden_act="gelu_new"),
 }
 TOLD = {
     "hf": dict(heads=6, epsilon=1e-5, act="gelu_tanh"),
+    "timm": dict(heads=6, act="quick_gelu"),
     "hf SAM": dict(epsilon=1e-3),
     "hf Swin": dict(epsilon=1e-3, image_size=32, act="gelu_tanh"),
 }
@@ -311,6 +526,39 @@ def test_weights_of_another_family(tmp_path):
     assert weights.options(own, "vit_b16") == dict(epsilon=1e-3)
 
 
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("vit_s16", "vit_b16"),
+        ("vit_b32", "vit_b16"),
+        ("vit_l16", "vit_b16"),
+        ("dinov2_s14", "vit_s14"),
+        ("dinov2_s14_reg", "dinov2_s14"),
+        ("deit_ti16_distilled", "vit_ti16"),
+        ("swin_s", "swin_t"),
+        ("sam_l16", "sam_b16"),
+    ],
+)
+def test_weights_of_another_variant_say_which(given, wanted, tmp_path):
+    network, config = backbones.abstract(given), backbones.config(given)
+    values = {
+        k: np.broadcast_to(np.float32(0), v.shape)
+        for k, v in tree.leaves(nnx.state(network)).items()
+    }
+    told = dataclasses.asdict(config)
+    found = published.Checkpoint(
+        tmp_path, family=backbones.family(given), config=told, values=values
+    )
+    with pytest.raises(CheckpointError) as caught:
+        weights.check(backbones.abstract(wanted), found)
+    sentence = f"weights {str(tmp_path)!r} are of a {given!r}, but the backbone is a {wanted!r}"
+    assert str(caught.value) == sentence
+    # The same variant with a name too many is a list, as ever.
+    found.strange.append("odd")
+    with pytest.raises(CheckpointError, match=r"do not fit the backbone:\n\+ odd"):
+        weights.check(network, found)
+
+
 def test_layout_for():
     config = backbones.config("swin_t")
     assert published.layout_for("timm", "swin", config).name == "timm"
@@ -338,6 +586,22 @@ def test_digest_of_a_file_and_of_a_folder(tmp_path):
     assert joined == hashlib.sha256("".join(hashes).encode()).hexdigest()
     (parts / "b.safetensors").write_bytes((parts / "a.safetensors").read_bytes())
     assert weights.digest(parts) != joined
+
+
+def test_a_file_is_hashed_once(tmp_path, monkeypatch):
+    """And again where its time, its size or the file itself is another."""
+    asked, plain = [], files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: asked.append(path) or plain(path))
+    file = write(tmp_path, made("hf")[0])
+    first = weights.digest(file)
+    assert weights.digest(file) == weights.digest(tmp_path) == first and len(asked) == 1
+    os.utime(file, ns=(1, 1))
+    assert weights.digest(file) == first and len(asked) == 2
+    other = tmp_path / "other"
+    other.write_bytes(flipped(file.read_bytes()))
+    os.utime(other, ns=(1, 1))
+    other.replace(file)
+    assert weights.digest(file) != first and len(asked) == 3
 
 
 def flipped(data):

@@ -69,10 +69,46 @@ def test_wrappers_are_taken_off(tmp_path):
         {"state_dict": {"base_model": given}},
         {"student": tensors("s"), "teacher": given},
     ):
-        same(source.unwrapped(wrapped, tmp_path), given)
+        same(source.unwrapped(wrapped, tmp_path)[0], given)
     for nothing in ({"epoch": 3}, [1, 2], {"model": {"lr": 0.1}}):
         with pytest.raises(CheckpointError, match="holds no weights"):
             source.unwrapped(nothing, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, raw",
+    [
+        ("state_dict_ema", "state_dict"),
+        ("model_ema", "model"),
+        ("ema_state_dict", "state_dict"),
+        ("ema", "params"),
+        ("EMA", "model"),
+        ("swa_model", "model"),
+        ("averaged_model", "model"),
+        ("teacher", "student"),
+    ],
+)
+def test_averaged_weights_go_before_the_raw_ones_and_are_noted(tmp_path, name, raw):
+    given, other = tensors("a"), tensors("a", seed=1)
+    path = tmp_path / "x.pth"
+    for inner in (given, {"module": given}, {"decay": 0.999, "shadow": given}):
+        found, notes = source.unwrapped({raw: other, "epoch": 3, name: inner}, path)
+        same(found, given)
+        assert notes == [
+            f"weights {str(path)!r}: took the averaged ones, {name!r}, rather than {raw!r}"
+        ]
+    # Those that were not kept, or are alone, are no choice.
+    for kept in ({"model": given, name: None}, {"model": given, name: {"decay": 1}}, {name: given}):
+        found, notes = source.unwrapped(kept, path)
+        same(found, given)
+        assert notes == []
+
+
+def test_a_mapping_inside_itself_is_no_weights(tmp_path):
+    values = {"epoch": 3}
+    values |= {"model": values, "ema": {"model": values}}
+    with pytest.raises(CheckpointError, match="holds no weights, only epoch, model, ema"):
+        source.unwrapped(values, tmp_path)
 
 
 def test_not_finite():

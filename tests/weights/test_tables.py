@@ -3,13 +3,13 @@ import pytest
 
 from dynadapt.weights import tables
 from dynadapt.weights.layouts import LAYOUTS
-from dynadapt.weights.tables import Layout, Row
+from dynadapt.weights.tables import Layout, TensorRow
 
 ROWS = (
-    Row("layers.{i}.blocks.{j}.w", "stages/{i}/blocks/{j}/w", tables.LINEAR),
-    Row("layers.{i+1}.merge", "stages/{i}/merge"),
-    Row(("q.{i}", "k.{i}", "v.{i}"), "qkv/{i}", tables.QKV_BIAS),
-    Row("^outside", "head/outside"),
+    TensorRow("layers.{i}.blocks.{j}.w", "stages/{i}/blocks/{j}/w", tables.LINEAR),
+    TensorRow("layers.{i+1}.merge", "stages/{i}/merge"),
+    TensorRow(("q.{i}", "k.{i}", "v.{i}"), "qkv/{i}", tables.QKV_BIAS),
+    TensorRow("^outside", "head/outside"),
 )
 LAYOUT = Layout(
     *("someone", "vit", "layers.0.blocks.0.w", ROWS, lambda shapes, card: {}), extras=(r"buffer",)
@@ -51,9 +51,17 @@ def test_a_path_without_a_row():
 
 
 def test_prefix():
-    assert LAYOUT.prefix(["x", "a.b.layers.0.blocks.0.w"]) == "a.b."
-    assert LAYOUT.prefix(["layers.0.blocks.0.w", "ema.layers.0.blocks.0.w"]) == ""
-    assert LAYOUT.prefix(["my_layers.0.blocks.0.w"]) is None
+    assert LAYOUT.prefixes(["x", "a.b.layers.0.blocks.0.w"]) == ["a.b."]
+    names = ["layers.0.blocks.0.w", "b.layers.0.blocks.0.w", "ema.layers.0.blocks.0.w"]
+    assert LAYOUT.prefixes(names) == ["ema.", "", "b."]
+    assert LAYOUT.prefixes(["my_layers.0.blocks.0.w"]) == []
+
+
+def test_what_is_averaged():
+    for name in ("ema", "state_dict_ema", "net.model_ema.", "EMA", "teacher.backbone", "swa/x"):
+        assert tables.averaged(name), name
+    for name in ("model", "schema", "avgpool.x", "student", "cinema.", ""):
+        assert not tables.averaged(name), name
 
 
 def test_count():
@@ -73,6 +81,8 @@ def test_every_change_of_layout_has_its_inverse(how):
         tables.POINT1D: [(4, 3, 1)],
         tables.QKV: [(4, 6)] * 3,
         tables.QKV_BIAS: [(4,)] * 3,
+        tables.GATED: [(4, 6)] * 2,
+        tables.GATED_BIAS: [(4,)] * 2,
         tables.HEADS_QKV: [(6, 2, 3)] * 3,
         tables.HEADS_QKV_BIAS: [(2, 3)] * 3,
         tables.HEADS_OUT: [(2, 3, 6)],

@@ -140,3 +140,22 @@ def test_locate_names_the_nearest_file(path):
         weights.locate(wrong)
     with pytest.raises(CheckpointError, match="no weights at"):
         weights.locate(str(path.parent / "none" / "x.safetensors"))
+
+
+def test_locate_names_no_unrelated_file(path):
+    for name in ("notes.txt", "run.log", "photos.safetensors"):
+        (path.parent / name).touch()
+    with pytest.raises(CheckpointError) as caught:
+        weights.locate(str(path.parent / "vit_large.npz"))
+    text = str(caught.value)
+    assert text.endswith("vit_large.npz'; with the package comes 'vit_mini'"), text
+
+
+def test_absolute_is_found_from_any_folder(path, monkeypatch):
+    files.write_tensors(path, {"x": np.zeros(1, np.float32)})
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setenv("HOME", str(path.parent))
+    for name in ("weights.safetensors", "./sub/../weights.safetensors", "~/weights.safetensors"):
+        assert weights.absolute(name) == str(path)
+    assert weights.locate("~/weights.safetensors") == path
+    assert weights.absolute("vit_mini") == "vit_mini" and weights.absolute("") == ""

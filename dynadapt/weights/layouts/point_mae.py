@@ -4,21 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynadapt.weights.layouts.vit import HEADS, linear, norm
-from dynadapt.weights.tables import POINT1D, Layout, Row, Shapes, count
+from dynadapt.weights.tables import POINT1D, Layout, Shapes, TensorRow, count
 
 
-def _conv(source: str, ours: str) -> tuple[Row, Row]:
+def _conv(source: str, ours: str) -> tuple[TensorRow, TensorRow]:
     return (
-        Row(f"{source}.weight", f"{ours}/kernel", POINT1D),
-        Row(f"{source}.bias", f"{ours}/bias"),
+        TensorRow(f"{source}.weight", f"{ours}/kernel", POINT1D),
+        TensorRow(f"{source}.bias", f"{ours}/bias"),
     )
 
 
-def _batch_norm(source: str, ours: str) -> tuple[Row, ...]:
+def _batch_norm(source: str, ours: str) -> tuple[TensorRow, ...]:
     statistics = (("running_mean", "mean"), ("running_var", "var"))
     return (
         *norm(source, ours),
-        *(Row(f"{source}.{theirs}", f"{ours}/{own}") for theirs, own in statistics),
+        *(TensorRow(f"{source}.{theirs}", f"{ours}/{own}") for theirs, own in statistics),
     )
 
 
@@ -32,8 +32,8 @@ _ROWS = (
     *_conv("encoder.second_conv.3", "embed/conv4"),
     *linear("pos_embed.0", "position/fc1"),
     *linear("pos_embed.2", "position/fc2"),
-    Row("cls_token", "class_token"),
-    Row("cls_pos", "class_position"),
+    TensorRow("cls_token", "class_token"),
+    TensorRow("cls_pos", "class_position"),
     *norm(f"{_BLOCK}.norm1", f"{_OURS}/attn/norm"),
     *linear(f"{_BLOCK}.attn.qkv", f"{_OURS}/attn/qkv"),
     *linear(f"{_BLOCK}.attn.proj", f"{_OURS}/attn/proj"),

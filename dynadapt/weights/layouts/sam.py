@@ -3,18 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dynadapt.weights.layouts.vit import BLOCK, FC, HEADS, embed, linear, norm, told
-from dynadapt.weights.tables import CONV, POINT, Layout, Row, Shapes, count
+from dynadapt.weights import cards
+from dynadapt.weights.layouts.vit import BLOCK, FC, HEADS, embed, linear, norm
+from dynadapt.weights.tables import CONV, POINT, Layout, Shapes, TensorRow, count
 
 _META = (
     *embed("patch_embed.proj"),
-    Row("pos_embed", "position"),
+    TensorRow("pos_embed", "position"),
     *BLOCK,
-    Row("blocks.{i}.attn.rel_pos_h", "blocks/{i}/attn/rows"),
-    Row("blocks.{i}.attn.rel_pos_w", "blocks/{i}/attn/columns"),
-    Row("neck.0.weight", "neck/reduce/kernel", POINT),
+    TensorRow("blocks.{i}.attn.rel_pos_h", "blocks/{i}/attn/rows"),
+    TensorRow("blocks.{i}.attn.rel_pos_w", "blocks/{i}/attn/columns"),
+    TensorRow("neck.0.weight", "neck/reduce/kernel", POINT),
     *norm("neck.1", "neck/norm1"),
-    Row("neck.2.weight", "neck/conv/kernel", CONV),
+    TensorRow("neck.2.weight", "neck/conv/kernel", CONV),
     *norm("neck.3", "neck/norm2"),
 )
 _LIN = (
@@ -23,18 +24,18 @@ _LIN = (
 )
 _HF = (
     *embed("patch_embed.projection"),
-    Row("pos_embed", "position"),
+    TensorRow("pos_embed", "position"),
     *norm("layers.{i}.layer_norm1", "blocks/{i}/attn/norm"),
     *linear("layers.{i}.attn.qkv", "blocks/{i}/attn/qkv"),
     *linear("layers.{i}.attn.proj", "blocks/{i}/attn/proj"),
-    Row("layers.{i}.attn.rel_pos_h", "blocks/{i}/attn/rows"),
-    Row("layers.{i}.attn.rel_pos_w", "blocks/{i}/attn/columns"),
+    TensorRow("layers.{i}.attn.rel_pos_h", "blocks/{i}/attn/rows"),
+    TensorRow("layers.{i}.attn.rel_pos_w", "blocks/{i}/attn/columns"),
     *norm("layers.{i}.layer_norm2", "blocks/{i}/mlp/norm"),
     *linear("layers.{i}.mlp.lin1", "blocks/{i}/mlp/fc1"),
     *linear("layers.{i}.mlp.lin2", "blocks/{i}/mlp/fc2"),
-    Row("neck.conv1.weight", "neck/reduce/kernel", POINT),
+    TensorRow("neck.conv1.weight", "neck/reduce/kernel", POINT),
     *norm("neck.layer_norm1", "neck/norm1"),
-    Row("neck.conv2.weight", "neck/conv/kernel", CONV),
+    TensorRow("neck.conv2.weight", "neck/conv/kernel", CONV),
     *norm("neck.layer_norm2", "neck/norm2"),
 )
 
@@ -46,23 +47,24 @@ def _config(embedding: str, blocks: str, fc1: str, neck: str, epsilon: float = 1
         dim, _, patch, _ = shapes[embedding]
         depth = count(shapes, rf"{blocks}\.(\d+)\.")
         lengths = [shapes[f"{blocks}.{i}.attn.rel_pos_h"][0] for i in range(depth)]
-        side = shapes["pos_embed"][1]
+        rows, columns = shapes["pos_embed"][1:3]
         card = card.get("vision_config", card)
         fields = dict(
             patch=patch,
             dim=dim,
             depth=depth,
-            image_size=side * patch,
+            image_size=min(rows, columns) * patch,
+            grid=() if rows == columns else (rows, columns),
             heads=dim // shapes[f"{blocks}.0.attn.rel_pos_h"][1] or HEADS.get(dim),
             window=(min(lengths) + 1) // 2,
             # A block whose table spans the map is global.
-            whole=tuple(i for i, n in enumerate(lengths) if n == 2 * side - 1),
+            whole=tuple(i for i, n in enumerate(lengths) if n == 2 * rows - 1),
             mlp_ratio=shapes[f"{blocks}.0.mlp.{fc1}.weight"][0] / dim,
             neck=shapes.get(neck, (0,))[0],
             epsilon=epsilon,
             act="gelu",
         )
-        return fields | told(card, epsilon="layer_norm_eps")
+        return fields | cards.act(card) | cards.told(card, epsilon="layer_norm_eps")
 
     return config
 

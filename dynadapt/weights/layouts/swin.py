@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dynadapt.weights.layouts.vit import ACTS, embed, linear, norm, qkv, told
-from dynadapt.weights.tables import COPY, LINEAR, How, Layout, Row, Shapes, count
+from dynadapt.errors import CheckpointError
+from dynadapt.weights import cards
+from dynadapt.weights.layouts.vit import embed, linear, norm, qkv
+from dynadapt.weights.tables import COPY, LINEAR, How, Layout, Shapes, TensorRow, count
 
 # OpenMMLab's merging unfolds: its inputs are ordered channel, row, column; ours column, row,
 # channel.
@@ -20,10 +22,10 @@ UNFOLD_NORM = How(
 )
 
 
-def _block(at: str, names: Mapping[str, str]) -> tuple[Row, ...]:
+def _block(at: str, names: Mapping[str, str]) -> tuple[TensorRow, ...]:
     """Rows of one block whose parts have these names."""
     ours = "stages/{i}/blocks/{j}"
-    table = Row(f"{at}.{names['table']}", f"{ours}/attn/bias_table")
+    table = TensorRow(f"{at}.{names['table']}", f"{ours}/attn/bias_table")
     return (
         *norm(f"{at}.{names['norm1']}", f"{ours}/attn/norm"),
         *norm(f"{at}.{names['norm2']}", f"{ours}/mlp/norm"),
@@ -34,11 +36,11 @@ def _block(at: str, names: Mapping[str, str]) -> tuple[Row, ...]:
     )
 
 
-def _merge(at: str, how: How = LINEAR, how_norm: How = COPY) -> tuple[Row, ...]:
+def _merge(at: str, how: How = LINEAR, how_norm: How = COPY) -> tuple[TensorRow, ...]:
     return (
-        Row(f"{at}.norm.weight", "stages/{i}/merge/norm/scale", how_norm),
-        Row(f"{at}.norm.bias", "stages/{i}/merge/norm/bias", how_norm),
-        Row(f"{at}.reduction.weight", "stages/{i}/merge/reduction/kernel", how),
+        TensorRow(f"{at}.norm.weight", "stages/{i}/merge/norm/scale", how_norm),
+        TensorRow(f"{at}.norm.bias", "stages/{i}/merge/norm/bias", how_norm),
+        TensorRow(f"{at}.reduction.weight", "stages/{i}/merge/reduction/kernel", how),
     )
 
 
@@ -54,23 +56,42 @@ _LAYERS = (
     *linear(f"{_BLOCK}.attn.qkv", "stages/{i}/blocks/{j}/attn/qkv"),
 )
 _HF_BLOCK = "encoder.layers.{i}.blocks.{j}"
-_HF = (
+_HF_TABLE = "attention.self.relative_position_bias_table"
+_HF_ENDS = (
     *embed("embeddings.patch_embeddings.projection"),
     *norm("embeddings.norm", "embed/norm"),
+    *_merge("encoder.layers.{i}.downsample"),
+    *norm("layernorm", "norm"),
+    *linear("^classifier", "head/linear"),
+)
+_HF_NORMS = dict(norm1="layernorm_before", norm2="layernorm_after")
+_HF = (
+    *_HF_ENDS,
     *_block(
         _HF_BLOCK,
-        dict(norm1="layernorm_before", norm2="layernorm_after", proj="attention.output.dense")
-        | dict(fc1="intermediate.dense", fc2="output.dense")
-        | dict(table="attention.self.relative_position_bias_table"),
+        dict(_HF_NORMS, proj="attention.output.dense", table=_HF_TABLE)
+        | dict(fc1="intermediate.dense", fc2="output.dense"),
     ),
     *qkv(
         f"{_HF_BLOCK}.attention.self",
         ("query", "key", "value"),
         "stages/{i}/blocks/{j}/attn/qkv",
     ),
-    *_merge("encoder.layers.{i}.downsample"),
-    *norm("layernorm", "norm"),
-    *linear("^classifier", "head/linear"),
+)
+# The names of a live model since Transformers 5.
+_LIVE_TABLE = "attention.relative_position_bias.relative_position_bias_table"
+_LIVE = (
+    *_HF_ENDS,
+    *_block(
+        _HF_BLOCK,
+        dict(_HF_NORMS, proj="attention.o_proj", table=_LIVE_TABLE)
+        | dict(fc1="mlp.fc1", fc2="mlp.fc2"),
+    ),
+    *qkv(
+        f"{_HF_BLOCK}.attention",
+        ("q_proj", "k_proj", "v_proj"),
+        "stages/{i}/blocks/{j}/attn/qkv",
+    ),
 )
 _MM_BLOCK = "stages.{i}.blocks.{j}"
 _MM = (
@@ -98,7 +119,7 @@ def _config(embedding: str, stage: str, block: str, table: str, fc1: str) -> Any
             for i in range(count(shapes, rf"{at}\.(\d+)\.blocks"))
         )
         tables = [shapes[f"{stage}.{i}.blocks.0.{table}"] for i in range(len(depths))]
-        window = max((math.isqrt(t[0]) + 1) // 2 for t in tables)
+        window = max(_window(t[0]) for t in tables)
         fields = dict(
             patch=patch,
             dim=dim,
@@ -112,13 +133,26 @@ def _config(embedding: str, stage: str, block: str, table: str, fc1: str) -> Any
             epsilon=1e-5,
             act="gelu",
         )
-        if card.get("hidden_act") in ACTS:
-            fields["act"] = ACTS[card["hidden_act"]]
-        fields |= told(card, epsilon="layer_norm_eps", image_size="image_size")
-        detection = fields["level_norms"]
-        return fields | _rules(block, detection)
+        fields |= cards.act(card) | cards.told(card, epsilon="layer_norm_eps")
+        fields |= _rules(block, detection=fields["level_norms"])
+        if size := cards.image_size(card):
+            fields["image_size"] = min(size)
+            if size[0] != size[1] and fields["small"] == "built":
+                raise CheckpointError(
+                    f"a Swin made for images of {size[0]} x {size[1]} is not served: its small "
+                    "stages have windows that are not square"
+                )
+        return fields
 
     return config
+
+
+def _window(offsets: int) -> int:
+    """Side of the windows whose bias table has this many rows."""
+    side = math.isqrt(offsets)
+    if side * side != offsets:
+        raise CheckpointError(f"a bias table of {offsets} rows is not of a square window")
+    return (side + 1) // 2
 
 
 def _rules(publisher: str, detection: bool) -> dict[str, str]:
@@ -131,6 +165,8 @@ def _rules(publisher: str, detection: bool) -> dict[str, str]:
 
 
 _BUFFERS = (r".*\.relative_position_index", r".*\.attn_mask")
+_ASSUMES = ("image_size",)
+_HF_MORE = (*_BUFFERS, r"embeddings\.mask_token", r"pooler\..*")
 _NAMES = ("attn.relative_position_bias_table", "mlp.fc1")
 _ANCHOR = "layers.0.blocks.0.attn.relative_position_bias_table"
 _MM_TABLE = "attn.w_msa.relative_position_bias_table"
@@ -150,6 +186,7 @@ LAYOUTS = (
         serves=lambda c: c.level_norms,
         marks=(r"layers\.0\.downsample\.norm\.weight", r"norm[0-9]\.weight"),
         extras=_BUFFERS,
+        assumes=_ASSUMES,
     ),
     Layout(
         "microsoft",
@@ -163,6 +200,7 @@ LAYOUTS = (
         serves=_one_norm,
         marks=(r"layers\.0\.downsample\.norm\.weight",),
         extras=_BUFFERS,
+        assumes=_ASSUMES,
     ),
     Layout(
         "timm",
@@ -175,20 +213,34 @@ LAYOUTS = (
         _config("patch_embed.proj.weight", "layers", "timm", *_NAMES),
         serves=_one_norm,
         extras=_BUFFERS,
+        assumes=_ASSUMES,
     ),
     Layout(
         "hf",
         "swin",
-        "encoder.layers.0.blocks.0.attention.self.relative_position_bias_table",
+        f"encoder.layers.0.blocks.0.{_HF_TABLE}",
         _HF,
         _config(
             "embeddings.patch_embeddings.projection.weight",
-            *("encoder.layers", "hf"),
-            *("attention.self.relative_position_bias_table", "intermediate.dense"),
+            *("encoder.layers", "hf", _HF_TABLE, "intermediate.dense"),
         ),
         serves=_one_norm,
-        extras=_BUFFERS,
+        extras=_HF_MORE,
+        assumes=_ASSUMES,
         before=("", "swin."),
+    ),
+    Layout(
+        "hf",
+        "swin",
+        f"encoder.layers.0.blocks.0.{_LIVE_TABLE}",
+        _LIVE,
+        _config(
+            "embeddings.patch_embeddings.projection.weight",
+            *("encoder.layers", "hf", _LIVE_TABLE, "mlp.fc1"),
+        ),
+        serves=lambda config: False,
+        extras=_HF_MORE,
+        assumes=_ASSUMES,
     ),
     Layout(
         "openmmlab",
@@ -198,6 +250,7 @@ LAYOUTS = (
         _config("patch_embed.projection.weight", "stages", "mm", _MM_TABLE, "ffn.layers.0.0"),
         serves=lambda c: c.level_norms,
         extras=_BUFFERS,
+        assumes=_ASSUMES,
         before=("backbone.",) * 2,
     ),
 )

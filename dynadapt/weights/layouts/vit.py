@@ -1,10 +1,11 @@
-"""Where the publishers of ViTs keep their tensors: timm, Meta, Hugging Face, Google."""
+"""Where the publishers of ViTs keep their tensors: timm, Meta, Google."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from dynadapt.errors import CheckpointError
+from dynadapt.weights import cards
 from dynadapt.weights.tables import (
     CONV,
     HEADS_OUT,
@@ -14,39 +15,42 @@ from dynadapt.weights.tables import (
     QKV,
     QKV_BIAS,
     Layout,
-    Row,
     Shapes,
+    TensorRow,
     count,
 )
 
 # Heads of the published widths, for files that do not say.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
-ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
-def linear(source: str, ours: str) -> tuple[Row, Row]:
+def linear(source: str, ours: str) -> tuple[TensorRow, TensorRow]:
     """Rows of a linear layer."""
     return (
-        Row(f"{source}.weight", f"{ours}/kernel", LINEAR),
-        Row(f"{source}.bias", f"{ours}/bias"),
+        TensorRow(f"{source}.weight", f"{ours}/kernel", LINEAR),
+        TensorRow(f"{source}.bias", f"{ours}/bias"),
     )
 
 
-def norm(source: str, ours: str) -> tuple[Row, Row]:
+def norm(source: str, ours: str) -> tuple[TensorRow, TensorRow]:
     """Rows of a norm."""
-    return Row(f"{source}.weight", f"{ours}/scale"), Row(f"{source}.bias", f"{ours}/bias")
+    return TensorRow(f"{source}.weight", f"{ours}/scale"), TensorRow(
+        f"{source}.bias", f"{ours}/bias"
+    )
 
 
-def embed(source: str) -> tuple[Row, Row]:
+def embed(source: str) -> tuple[TensorRow, TensorRow]:
     """Rows of a patch embedding."""
-    return Row(f"{source}.weight", "embed/kernel", CONV), Row(f"{source}.bias", "embed/bias")
+    return TensorRow(f"{source}.weight", "embed/kernel", CONV), TensorRow(
+        f"{source}.bias", "embed/bias"
+    )
 
 
-def qkv(source: str, names: tuple[str, str, str], ours: str) -> tuple[Row, Row]:
+def qkv(source: str, names: tuple[str, str, str], ours: str) -> tuple[TensorRow, TensorRow]:
     """Rows of three linear layers that are one of ours."""
     return (
-        Row(tuple(f"{source}.{n}.weight" for n in names), f"{ours}/kernel", QKV),
-        Row(tuple(f"{source}.{n}.bias" for n in names), f"{ours}/bias", QKV_BIAS),
+        TensorRow(tuple(f"{source}.{n}.weight" for n in names), f"{ours}/kernel", QKV),
+        TensorRow(tuple(f"{source}.{n}.bias" for n in names), f"{ours}/bias", QKV_BIAS),
     )
 
 
@@ -66,48 +70,18 @@ GATED = (
 )
 _TIMM = (
     *embed("patch_embed.proj"),
-    Row("cls_token", "class_token"),
-    Row("pos_embed", "position"),
-    Row("blocks.{i}.ls1.gamma", "blocks/{i}/attn/scale/scale"),
-    Row("blocks.{i}.ls2.gamma", "blocks/{i}/mlp/scale/scale"),
+    TensorRow("cls_token", "class_token"),
+    TensorRow("pos_embed", "position"),
+    TensorRow("blocks.{i}.ls1.gamma", "blocks/{i}/attn/scale/scale"),
+    TensorRow("blocks.{i}.ls2.gamma", "blocks/{i}/mlp/scale/scale"),
     *norm("norm", "norm"),
     *norm("fc_norm", "head/norm"),
     *linear("head", "head/linear"),
     *BLOCK,
 )
-_HF = (
-    *embed("embeddings.patch_embeddings.projection"),
-    Row("embeddings.cls_token", "class_token"),
-    Row("embeddings.register_tokens", "registers"),
-    Row("embeddings.position_embeddings", "position"),
-    *qkv("encoder.layer.{i}.attention.attention", ("query", "key", "value"), "blocks/{i}/attn/qkv"),
-    *linear("encoder.layer.{i}.attention.output.dense", "blocks/{i}/attn/proj"),
-    *norm("layernorm", "norm"),
-    *linear("^classifier", "head/linear"),
-)
-_HF_VIT = (
-    *norm("encoder.layer.{i}.layernorm_before", "blocks/{i}/attn/norm"),
-    *norm("encoder.layer.{i}.layernorm_after", "blocks/{i}/mlp/norm"),
-    *linear("encoder.layer.{i}.intermediate.dense", "blocks/{i}/mlp/fc1"),
-    *linear("encoder.layer.{i}.output.dense", "blocks/{i}/mlp/fc2"),
-)
-_HF_DINOV2 = (
-    *norm("encoder.layer.{i}.norm1", "blocks/{i}/attn/norm"),
-    *norm("encoder.layer.{i}.norm2", "blocks/{i}/mlp/norm"),
-    Row("encoder.layer.{i}.layer_scale1.lambda1", "blocks/{i}/attn/scale/scale"),
-    Row("encoder.layer.{i}.layer_scale2.lambda1", "blocks/{i}/mlp/scale/scale"),
-)
-_HF_FC = (
-    *linear("encoder.layer.{i}.mlp.fc1", "blocks/{i}/mlp/fc1"),
-    *linear("encoder.layer.{i}.mlp.fc2", "blocks/{i}/mlp/fc2"),
-)
-_HF_GATED = (
-    *linear("encoder.layer.{i}.mlp.weights_in", "blocks/{i}/mlp/fc1"),
-    *linear("encoder.layer.{i}.mlp.weights_out", "blocks/{i}/mlp/fc2"),
-)
 
 
-def _google(position: str, norm2: str, attention: str, mlp: str) -> tuple[Row, ...]:
+def _google(position: str, norm2: str, attention: str, mlp: str) -> tuple[TensorRow, ...]:
     """Rows of Flax checkpoints, whose submodules are numbered in two manners."""
     at, ours = "Transformer/encoderblock_{i}", "blocks/{i}"
     three = [f"{at}/{attention}/{n}" for n in ("query", "key", "value")]
@@ -128,33 +102,57 @@ def _google(position: str, norm2: str, attention: str, mlp: str) -> tuple[Row, .
         names = ("kernel", "bias")
         pairs += [(f"{at}/{mlp}/{source}/{n}", f"{ours}/mlp/{layer}/{n}") for n in names]
     return (
-        *(Row(source, path) for source, path in pairs),
-        Row(tuple(f"{n}/kernel" for n in three), f"{ours}/attn/qkv/kernel", HEADS_QKV),
-        Row(tuple(f"{n}/bias" for n in three), f"{ours}/attn/qkv/bias", HEADS_QKV_BIAS),
-        Row(f"{at}/{attention}/out/kernel", f"{ours}/attn/proj/kernel", HEADS_OUT),
+        *(TensorRow(source, path) for source, path in pairs),
+        TensorRow(tuple(f"{n}/kernel" for n in three), f"{ours}/attn/qkv/kernel", HEADS_QKV),
+        TensorRow(tuple(f"{n}/bias" for n in three), f"{ours}/attn/qkv/bias", HEADS_QKV_BIAS),
+        TensorRow(f"{at}/{attention}/out/kernel", f"{ours}/attn/proj/kernel", HEADS_OUT),
     )
 
 
 def sizes(
-    *, patch: int, dim: int, depth: int, tokens: int, prefix: int, fc1: int, fc2: int
+    card: Mapping[str, Any],
+    *,
+    patch: int,
+    dim: int,
+    depth: int,
+    tokens: int,
+    prefix: int,
+    fc1: int,
+    fc2: int,
 ) -> dict[str, Any]:
-    """Config fields that every layout tells by these numbers.
+    """Config fields that every layout tells by these numbers, and by the card."""
+    gated = fc1 == 2 * fc2
+    fields = dict(patch=patch, dim=dim, depth=depth, mlp_ratio=fc2 / dim, gated=gated)
+    fields |= {"act": "silu"} if gated else {"act": "gelu"} | cards.act(card)
+    return fields | cards.heads(card) | positions(card, patch, tokens, prefix)
+
+
+def positions(card: Mapping[str, Any], patch: int, tokens: int, prefix: int) -> dict[str, Any]:
+    """Config fields of `tokens` positions, of a grid and of at most `prefix` leading tokens.
+
+    The sides of the grid are those that the card tells, or else a square's; without either, `grid`
+    is None.
 
     Raises:
-        CheckpointError: if the position embeddings belong to no square grid.
+        CheckpointError: for a `grid` in the card that has another number of positions.
     """
-    for positioned in range(prefix + 1):
-        side = math.isqrt(tokens - positioned)
-        if side and side * side == tokens - positioned:
-            fields = dict(patch=patch, dim=dim, depth=depth, image_size=side * patch)
-            fields |= dict(mlp_ratio=fc2 / dim, gated=fc1 == 2 * fc2)
-            return fields | dict(positioned=positioned, act="silu" if fc1 == 2 * fc2 else "gelu")
-    raise CheckpointError(f"{tokens} position embeddings belong to no square grid of patches")
-
-
-def told(card: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    """What a `config.json` says, by our names: `told(card, heads="num_attention_heads")`."""
-    return {ours: card[theirs] for ours, theirs in names.items() if theirs in card}
+    squares = [math.isqrt(tokens - positioned) for positioned in range(prefix + 1)]
+    grids = [(side, side) for side in squares]
+    if size := cards.image_size(card):
+        grids.insert(0, (size[0] // patch, size[1] // patch))
+    if "grid" in card:
+        grids = [tuple(card["grid"])]
+    for rows, columns in grids:
+        positioned = tokens - rows * columns
+        if rows * columns and 0 <= positioned <= prefix:
+            grid = () if rows == columns else (rows, columns)
+            side = min(rows, columns) * patch
+            return dict(grid=grid, image_size=side, positioned=positioned)
+    if "grid" in card:
+        raise CheckpointError(
+            f"{tokens} position embeddings are not those of a grid of {rows} x {columns} patches"
+        )
+    return dict(grid=None, image_size=None, positioned=None)
 
 
 def _timm_config(shapes: Shapes, card: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,6 +163,7 @@ def _timm_config(shapes: Shapes, card: Mapping[str, Any]) -> dict[str, Any]:
     last = "w3" if "blocks.0.mlp.w3.weight" in shapes else "fc2"
     first = "w12" if last == "w3" else "fc1"
     fields = sizes(
+        card,
         patch=patch,
         dim=dim,
         depth=count(shapes, r"blocks\.(\d+)\."),
@@ -173,14 +172,17 @@ def _timm_config(shapes: Shapes, card: Mapping[str, Any]) -> dict[str, Any]:
         fc1=shapes[f"blocks.0.mlp.{first}.weight"][0],
         fc2=shapes[f"blocks.0.mlp.{last}.weight"][1],
     )
-    return fields | dict(
-        heads=HEADS.get(dim),
-        class_token="cls_token" in shapes,
-        registers=registers,
-        layer_scale=float("blocks.0.ls1.gamma" in shapes),
-        final_norm="norm.weight" in shapes,
-        epsilon=1e-6,
-        resample="antialias",
+    return (
+        dict(heads=HEADS.get(dim))
+        | fields
+        | dict(
+            class_token="cls_token" in shapes,
+            registers=registers,
+            layer_scale=float("blocks.0.ls1.gamma" in shapes),
+            final_norm="norm.weight" in shapes,
+            epsilon=1e-6,
+            resample="antialias",
+        )
     )
 
 
@@ -193,37 +195,6 @@ def _mae_config(shapes: Shapes, card: Mapping[str, Any]) -> dict[str, Any]:
     return _timm_config(shapes, card) | dict(resample="cubic")
 
 
-def _hf_config(shapes: Shapes, card: Mapping[str, Any]) -> dict[str, Any]:
-    dim, _, patch, _ = shapes["embeddings.patch_embeddings.projection.weight"]
-    dinov2 = "encoder.layer.0.norm1.weight" in shapes
-    registers = shapes.get("embeddings.register_tokens", (1, 0))[1]
-    layer = "encoder.layer.0."
-    names = ("intermediate.dense", "output.dense")
-    if dinov2:
-        gated = f"{layer}mlp.weights_in.weight" in shapes
-        names = ("mlp.weights_in", "mlp.weights_out") if gated else ("mlp.fc1", "mlp.fc2")
-    fields = sizes(
-        patch=patch,
-        dim=dim,
-        depth=count(shapes, r"encoder\.layer\.(\d+)\."),
-        tokens=shapes["embeddings.position_embeddings"][1],
-        prefix=registers + 1,
-        fc1=shapes[f"{layer}{names[0]}.weight"][0],
-        fc2=shapes[f"{layer}{names[1]}.weight"][1],
-    )
-    fields |= dict(
-        heads=HEADS.get(dim),
-        registers=registers,
-        layer_scale=float(dinov2),
-        final_norm="layernorm.weight" in shapes,
-        epsilon=1e-6 if dinov2 else 1e-12,
-        resample="antialias" if registers else "cubic",
-    )
-    if not fields["gated"] and card.get("hidden_act") in ACTS:
-        fields["act"] = ACTS[card["hidden_act"]]
-    return fields | told(card, heads="num_attention_heads", epsilon="layer_norm_eps")
-
-
 def _google_config(shapes: Shapes, card: Mapping[str, Any]) -> dict[str, Any]:
     patch, _, _, dim = shapes["embedding/kernel"]
     block = "Transformer/encoderblock_0/"
@@ -231,6 +202,7 @@ def _google_config(shapes: Shapes, card: Mapping[str, Any]) -> dict[str, Any]:
     dense = next(s for n, s in shapes.items() if n.startswith(block) and "Dense_0/kernel" in n)
     tokens = next(s for n, s in shapes.items() if n.endswith("pos_embedding"))[1]
     fields = sizes(
+        card,
         patch=patch,
         dim=dim,
         depth=count(shapes, r"Transformer/encoderblock_(\d+)/"),
@@ -253,10 +225,8 @@ def _dinov2(config: Any) -> bool:
 
 
 _ANCHOR = "blocks.0.attn.qkv.weight"
-_HF_ANCHOR = "embeddings.patch_embeddings.projection.weight"
 _REST = (r"mask_token", r"decoder\w*(\..*)?", r"pre_logits\..*", r"head_dist\..*")
-_REGISTERS = Row("register_tokens", "registers")
-_LAYER = r"encoder\.layer\.0\."
+_REGISTERS = TensorRow("register_tokens", "registers")
 
 LAYOUTS = (
     Layout(
@@ -278,35 +248,20 @@ LAYOUTS = (
         extras=_REST,
     ),
     Layout(
-        *("timm", "vit", _ANCHOR, (*_TIMM, *FC, Row("dist_token", "registers")), _timm_config),
+        *(
+            "timm",
+            "vit",
+            _ANCHOR,
+            (*_TIMM, *FC, TensorRow("dist_token", "registers")),
+            _timm_config,
+        ),
         serves=lambda c: c.registers == 1 and c.positioned == 2,
         marks=(r"dist_token",),
         extras=_REST,
     ),
     Layout(
-        *("timm", "vit", _ANCHOR, (*_TIMM, *FC, Row("reg_token", "registers")), _timm_config),
+        *("timm", "vit", _ANCHOR, (*_TIMM, *FC, TensorRow("reg_token", "registers")), _timm_config),
         extras=_REST,
-    ),
-    Layout(
-        *("hf", "vit", _HF_ANCHOR, (*_HF, *_HF_DINOV2, *_HF_GATED), _hf_config),
-        serves=lambda c: _dinov2(c) and c.gated,
-        marks=(_LAYER + r"mlp\.weights_in\.weight",),
-        extras=(r"embeddings\.mask_token",),
-        before=("", "dinov2."),
-    ),
-    Layout(
-        *("hf", "vit", _HF_ANCHOR, (*_HF, *_HF_DINOV2, *_HF_FC), _hf_config),
-        serves=lambda c: _dinov2(c) and not c.gated,
-        marks=(_LAYER + r"layer_scale1\.lambda1",),
-        extras=(r"embeddings\.mask_token",),
-        before=("", "dinov2."),
-    ),
-    Layout(
-        *("hf", "vit", _HF_ANCHOR, (*_HF, *_HF_VIT), _hf_config),
-        serves=_plain,
-        marks=(_LAYER + r"layernorm_before\.weight",),
-        extras=(r"embeddings\.mask_token", r"decoder\..*", r"pooler\..*"),
-        before=("", "vit."),
     ),
     Layout(
         "google",
