@@ -48,7 +48,8 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
 
         Beside it: logs, likewise, the weight, and the moved statistics.
         """
-        network = nnx.merge(graph, train, stats, frozen)
+        # A copy of its own: what is differentiated may not change variables from outside of it.
+        network = nnx.merge(graph, train, jax.tree.map(lambda x: x, stats), frozen)
         drop_path = hyper.get("drop_path", config.optim.drop_path or None)
         ctx = Context(train=True, key=key, drop_path=drop_path, mask=batch["mask"])
         outputs = model.outputs(

@@ -12,11 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dynadapt import config as configs
-from dynadapt import evaluate, model, optim, sharding, step, tasks, train, tree
+from dynadapt import evaluate, inputs, model, optim, sharding, step, tasks, train, tree
 from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
 from dynadapt.plans import compiled
-from dynadapt.runs import workdir
+from dynadapt.runs import product, workdir
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 STEPS = 20
@@ -37,26 +37,27 @@ def run_steps(config, sizes):
     data, fsdp = sizes
     mesh = sharding.make_mesh(ConfigDict(dict(data=data, fsdp=fsdp)), jax.devices()[: data * fsdp])
     sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
-    source, transform = evaluate.open_split(config, "train")
-    task = tasks.from_config(config.task, source.info)
-    graph, trained, frozen = model.split(model.build(config, task), config)
+    split = inputs.open_split(config, "train")
+    task = tasks.from_config(config.task, split.source.info)
+    parts = model.split(model.build(config, task, split.spec), config)
+    graph, trained, stats, frozen = parts
     before = jax.device_get(frozen)
     nbytes = workdir.counts(trained, frozen)["trained_bytes"]
     tx = optim.make(config.optim, STEPS, trained, model.layers(config))
-    state = step.initial_state(trained, tx, config)
+    state = step.initial_state(trained, stats, tx, config)
     state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
     key = jax.random.key(1)
     key = sharding.put_whole(key, sharding.replicated(key, mesh))
-    stream = train.batches(config, source, transform)
+    stream = inputs.train_batches(config, split)
     losses = []
     with jax.set_mesh(mesh):
-        first = train.place_batch(next(stream), mesh)
+        first = inputs.place(next(stream), mesh)
         program = step.make_step(graph, task, tx, config).lower(state, frozen, first, key).compile()
         for _ in range(STEPS):
             state, logs = program(state, frozen, first, key)
             losses.append(float(logs["loss"]))
-            first = train.place_batch(next(stream), mesh)
+            first = inputs.place(next(stream), mesh)
     after = jax.device_get(frozen)
     shards = {p: [list(x.shape), list(x.addressable_shards[0].data.shape)]
               for p, x in tree.leaves(frozen).items()}  # fmt: skip
@@ -80,18 +81,25 @@ def evaluations(folder):
     """Metrics and predictions of an adapter for several batch sizes, on all devices."""
     answers = {}
     for size in (1, 7, 64, 100):
-        config, task, source, transform, network = evaluate.load(folder)
+        trained = product.load(folder)
+        config, task, parts = trained.config, trained.task, trained.parts
         mesh = sharding.make_mesh(ConfigDict(dict(data=4, fsdp=2)))
-        config.input.eval_batch_size = evaluate.fitting(size, mesh)
-        graph, trained, frozen = model.split(network, config)
-        trained = sharding.put_whole(trained, sharding.replicated(trained, mesh))
-        frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
+        config.input.eval_batch_size = size
+        split = inputs.open_split(config, "eval")
+        kept = {"train": parts.train, "stats": parts.stats}
+        kept = sharding.put_whole(kept, sharding.replicated(kept, mesh))
+        frozen = sharding.put_whole(parts.frozen, sharding.frozen(parts.frozen, mesh))
+        predicted = []
+
+        def record(answer, row, predicted=predicted):
+            predicted.append([int(row["index"]), int(answer["classes"][0])])
+
         with jax.set_mesh(mesh):
-            values, rows = evaluate.evaluate(
-                evaluate.make_step(graph, task, config), task, trained, frozen,
-                evaluate.batches(config, source, transform), mesh,
+            values = evaluate.evaluate(
+                evaluate.make_step(parts.graph, task, config), task, kept, frozen,
+                inputs.eval_batches(config, split, mesh), mesh, record,
             )  # fmt: skip
-        answers[size] = {"values": values, "rows": {k: v.tolist() for k, v in rows.items()}}
+        answers[size] = {"values": values, "predicted": predicted}
     return answers
 
 

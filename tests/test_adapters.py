@@ -13,7 +13,6 @@ from flax import nnx
 
 from dynadapt import adapters, attach, backbones, config, model, optim, tasks, tree
 from dynadapt.context import Context, dropout
-from dynadapt.data import labelled
 from dynadapt.errors import (
     AttachError,
     ConfigError,
@@ -23,10 +22,10 @@ from dynadapt.errors import (
 )
 from dynadapt.runs import workdir
 from dynadapt.step import initial_state, make_step
+from tests import infos
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
-INFO = labelled("test", tuple("abcde"), {"train": 1}, "by hand")
 TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
 
 
@@ -121,7 +120,8 @@ def settings(name, *, backbone=None, like=None, **changes):
 
 
 def build(c):
-    return model.build(c, tasks.from_config(c.task, INFO))
+    info = infos.fitting(c)
+    return model.build(c, tasks.from_config(c.task, info), infos.spec(info))
 
 
 def stir(network, pick, seed=0, size=0.1):
@@ -151,18 +151,12 @@ def inputs(name, b, seed=1):
     return x.reshape(b, 64, 3) if METHODS[name].points else x
 
 
-class Clouds(tasks.module("classification").Task):
-    """Takes pixels for points."""
-
-    def prepare(self, batch, key, train):
-        image = batch["image"].reshape(len(batch["image"]), -1, 3)
-        return super().prepare({**batch, "image": image}, key, train)
-
-
-def batch(seed=3):
+def batch(name, seed=3):
     rng = np.random.default_rng(seed)
+    image = rng.integers(256, size=(8, 8, 8, 3), dtype=np.uint8)
+    points = (image.reshape(8, 64, 3) / 127.5 - 1).astype(np.float32)
     return {
-        "image": rng.integers(256, size=(8, 8, 8, 3), dtype=np.uint8),
+        **(dict(points=points) if METHODS[name].points else dict(image=image)),
         "label": rng.integers(5, size=8).astype(np.int32),
         "index": np.arange(8, dtype=np.int32),
         "mask": np.ones(8, np.float32),
@@ -184,16 +178,16 @@ def trained(name, form="loop"):
     how = {"loop": {}, "remat": dict(remat=True), "scan": dict(scan=True)}[form]
     c = settings(name, backbone=how, **METHODS[name].random)
     c.optim.update(dict(weight_decay=0.0, drop_path=0.2))
-    task = Clouds(INFO) if METHODS[name].points else tasks.from_config(c.task, INFO)
-    graph, train, frozen = model.split(build(c), c)
+    task = tasks.from_config(c.task, infos.fitting(c))
+    graph, train, stats, frozen = model.split(build(c), c)
     tx = optim.make(c.optim, c.optim.steps, train, model.layers(c))
-    step, state = make_step(graph, task, tx, c), initial_state(train, tx, c)
+    step, state = make_step(graph, task, tx, c), initial_state(train, stats, tx, c)
     key = jax.random.key(2, impl="unsafe_rbg")  # compiles fastest
     history = dict(
         train=values(train), frozen=values(frozen), opt=values(state["opt"]), losses=[], at={}
     )
     for number in range(10):
-        state, logs = step(state, frozen, batch(number), key)
+        state, logs = step(state, frozen, batch(name, number), key)
         history["losses"].append(float(logs["loss"]))
         history["at"][number + 1] = values(state["train"]), values(state["opt"])
     return history | dict(frozen_after=values(frozen), step=int(state["step"]))
@@ -295,8 +289,7 @@ def test_every_trained_leaf_gets_a_gradient_within_three_steps(name):
 @every_method
 def test_weight_decay_spares_vectors_and_biases(name):
     c = settings(name)
-    _, train, _ = model.split(build(c), c)
-    layers = model.layers(c)
+    train, layers = model.split(build(c), c).train, model.layers(c)
     decayed = {p: x for p, x in tree.leaves(train).items() if optim.decays(c.optim, p, x, layers)}
     assert "head/linear/kernel" in decayed and all(x.ndim > 1 for x in decayed.values())
     assert [path for path in decayed if path.endswith("bias")] == []
@@ -386,10 +379,13 @@ def test_bfloat16_is_close(name):
     network, x = stirred(name), jnp.asarray(inputs(name, 4), jnp.bfloat16)
     c = settings(name)
     c.compute.frozen_dtype = "bfloat16"
-    graph, train, frozen = model.split(network, c)
-    assert {v.dtype for v in tree.leaves(frozen).values()} <= {jnp.dtype(jnp.bfloat16)}
-    assert {v.dtype for v in tree.leaves(train).values()} == {jnp.dtype(jnp.float32)}
-    half = logits(nnx.merge(graph, train, frozen), x)
+    parts = model.split(network, c)
+    kept = {p: v.dtype for p, v in tree.leaves(parts.frozen).items()}
+    statistics = {p for p in kept if tree.matches("(.*/)?(mean|var)", p)}
+    assert {kept[p] for p in kept.keys() - statistics} <= {jnp.dtype(jnp.bfloat16)}
+    assert {kept[p] for p in statistics} <= {jnp.dtype(jnp.float32)}
+    assert {v.dtype for v in tree.leaves(parts.train).values()} == {jnp.dtype(jnp.float32)}
+    half = logits(nnx.merge(*parts), x)
     full = logits(network, x.astype(jnp.float32))
     assert half.dtype == jnp.float32
     assert 0 < np.linalg.norm(half - full) < 3e-2 * np.linalg.norm(full)
@@ -1081,12 +1077,12 @@ def bare_logits():
 def test_each_option_keeps_zero_effect_and_trains(given):
     c = settings("iconformer", backbone=dict(depth=1), **given)
     network = stir(build(c), lambda p: p.startswith("head/"), size=1.0)
-    graph, train, frozen = model.split(network, c)
+    graph, train, stats, frozen = model.split(network, c)
 
     @jax.jit
     def run(train):
         def loss(train):
-            found = nnx.merge(graph, train, frozen)(images(4), Context())
+            found = nnx.merge(graph, train, stats, frozen)(images(4), Context())
             return jnp.square(found - 1.0).mean(), found
 
         return jax.value_and_grad(loss, has_aux=True)(train)

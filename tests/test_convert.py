@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import backbones, convert, evaluate, files, tree, weights
+from dynadapt import backbones, convert, files, tree, weights
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError, UnknownName
 from dynadapt.main import main
 from dynadapt.weights import peft, source
+from tests import products
 
 TINY = Path(__file__).with_name("configs_tiny.py")
 
@@ -92,7 +93,7 @@ def test_a_merged_run_is_a_file_of_its_publisher(oracles, tmp_path, method):
         wanted = (10, 24) if name == "head.weight" else (10,) if name == "head.bias" else None
         assert last[name].shape == (wanted or value.shape)
     plain = weights.from_checkpoint(out, heads=2)
-    network = evaluate.load(work / "adapter")[-1]
+    network = products.network(work / "adapter")
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
     wanted = network.backbone(image, Context()).tokens
     np.testing.assert_allclose(plain(image, Context()).tokens, wanted, rtol=2e-5, atol=2e-5)
@@ -211,6 +212,54 @@ def test_a_dynamic_run_is_not_mergeable(tmp_path, capsys):
     assert main(["convert", str(work), str(out), "--to=timm"]) == 2
     assert "iconformer can't be merged" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A run with method full, for what other runs start from."""
+    work = tmp_path_factory.mktemp("full") / "run"
+    assert main(["train", f"--config={TINY}:method=full,steps=4", f"--workdir={work}"]) == 0
+    return work
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_was_trained_is_written(dtype, full, tmp_path, capsys):
+    out = tmp_path / "backbone.safetensors"
+    assert main(["convert", str(full), str(out), f"--dtype={dtype}"]) == 0
+    assert files.sha256(out) in capsys.readouterr().out
+    trained = files.read_tensors(full / "adapter" / "adapter.safetensors")
+    own = {k.removeprefix("backbone/"): v for k, v in trained.items()}
+    written = files.read_tensors(out)
+    assert set(written) == set(own) and "blocks/1/mlp/fc2/kernel" in written
+    for name, value in own.items():
+        assert written[name].dtype == jnp.dtype(dtype)
+        np.testing.assert_array_equal(written[name], value.astype(jnp.dtype(dtype)))
+
+
+def test_another_run_starts_from_it(full, tmp_path):
+    out = tmp_path / "backbone.safetensors"
+    assert main(["convert", str(full), str(out)]) == 0
+    spec = f"--config={TINY}:method=linear,steps=3,weights={out}"
+    assert main(["train", spec, f"--workdir={tmp_path / 'run'}"]) == 0
+    card = files.read_json(tmp_path / "run" / "adapter" / "adapter.json")
+    assert card["weights_sha256"] == files.sha256(out)
+    assert main(["verify", f"--workdir={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "part"),
+    [
+        ("o", ["--dtype=float8"], "unknown dtype 'float8'"),
+        ("", [], "out"),
+        ("missing/folder/x.safetensors", [], "missing/folder"),
+    ],
+)
+def test_mistakes_with_a_run(out, options, part, full, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", str(full), *filter(None, [out]), *options]) == 2
+    err = capsys.readouterr().err
+    assert part in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_mistakes(oracles, tmp_path):

@@ -6,16 +6,15 @@ import shlex
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, attach, backbones, evaluate, model, tasks
+from dynadapt import adapters, attach, backbones
 from dynadapt import config as configs
 from dynadapt.commands import config_file
 from dynadapt.main import main
-from dynadapt.runs import checkpoint, workdir
+from tests import products
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "add_a_method.md"
@@ -152,17 +151,6 @@ def test_the_readme_compares_methods(capsys):
     assert all(f"│ {name} " in out for name in adapters.names())
 
 
-def leave_adapter(config, folder):
-    """What a run leaves of its adapter, with random values."""
-    source, _ = evaluate.open_split(config, "eval")
-    network = model.build(config, tasks.from_config(config.task, source.info))
-    _, train, frozen = model.split(network, config)
-    rng = np.random.default_rng(config.seed)
-    moved = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), train)
-    card = workdir.card(config, source.info, workdir.counts(train, frozen), {})
-    checkpoint.save_adapter(folder / "adapter", moved, card)
-
-
 def typed(line):
     """Runs a command of the page: a training leaves its adapter alone, a benchmark nothing."""
     command, *argv = shlex.split(line)[1:]
@@ -170,7 +158,7 @@ def typed(line):
         given = dict(a.split("=", 1) for a in argv)
         overrides = [a for a in argv if a.startswith("--config.")]
         config = config_file.load(str(ROOT / given["--config"]), overrides)
-        leave_adapter(config, Path(given["--workdir"]))
+        products.leave(Path(given["--workdir"]) / "adapter", config, config.seed)
     elif command != "bench":
         assert main([command, *argv]) == 0
 

@@ -206,10 +206,11 @@ def test_workdir_of_another_config(command, tmp_path):
 
 
 def test_commands_on_folders_that_are_no_runs(command, tmp_path):
-    for name in ("eval", "verify", "export"):
-        more = [f"--out={tmp_path / 'x'}"] if name == "export" else []
-        answer = command(name, f"--workdir={tmp_path / 'none'}", *more)
+    for name in ("eval", "verify"):
+        answer = command(name, f"--workdir={tmp_path / 'none'}")
         assert_sentence(answer, str(tmp_path / "none"))
+    answer = command("convert", tmp_path / "none", tmp_path / "x.safetensors")
+    assert_sentence(answer, str(tmp_path / "none"))
     assert not list(tmp_path.iterdir())
 
 

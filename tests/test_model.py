@@ -6,12 +6,13 @@ from flax import nnx
 
 from dynadapt import config, files, model, tasks, tree
 from dynadapt.context import Context
-from dynadapt.data import labelled
 from dynadapt.errors import CheckpointError, ConfigError
+from tests import infos
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
-INFO = labelled("test", tuple("abcde"), {"train": 1}, "by hand")
+INFO = infos.pictures()
+SPEC = infos.spec(INFO)
 
 
 def settings(method="iconformer", **changes):
@@ -32,12 +33,12 @@ def values(x):
 
 
 def of(c):
-    return values(nnx.state(model.build(c, task(c))))
+    return values(nnx.state(model.build(c, task(c), SPEC)))
 
 
 def test_a_model_is_a_head_on_a_backbone():
     c = settings()
-    network = model.build(c, task(c))
+    network = model.build(c, task(c), SPEC)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8, 3)), jnp.float32)
     network.head.linear.kernel[...] = jnp.ones((16, 5))
     logits = network(x, Context())
@@ -49,7 +50,7 @@ def test_a_model_is_a_head_on_a_backbone():
 @pytest.mark.parametrize("method", ["iconformer", "vfm_adapter", "lora", "vpt", "full"])
 def test_an_abstract_model_has_the_same_paths_shapes_and_graph(method):
     c = settings(method)
-    real, shapes = model.build(c, task(c)), model.abstract(c, task(c))
+    real, shapes = model.build(c, task(c), SPEC), model.abstract(c, task(c), SPEC)
     assert nnx.graphdef(real) == nnx.graphdef(shapes)
     found = {p: (x.shape, x.dtype) for p, x in tree.leaves(nnx.state(shapes)).items()}
     assert found == {p: (x.shape, x.dtype) for p, x in tree.leaves(nnx.state(real)).items()}
@@ -77,15 +78,15 @@ def test_weights_are_loaded_before_the_adapter_is_attached(tmp_path):
         np.testing.assert_array_equal(found[f"backbone/{path}"], x)
     c.backbone.weights = str(tmp_path / "v.safetensors")
     with pytest.raises(CheckpointError, match=r"did you mean 'w\.safetensors'"):
-        model.build(c, task(c))
+        model.build(c, task(c), SPEC)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_split_casts_the_frozen_half_alone(dtype):
     c = settings()
     c.compute.frozen_dtype = dtype
-    for network in (model.build(c, task(c)), model.abstract(c, task(c))):
-        _, train, frozen = model.split(network, c)
+    for network in (model.build(c, task(c), SPEC), model.abstract(c, task(c), SPEC)):
+        _, train, _, frozen = model.split(network, c)
         assert {x.dtype for x in jax.tree.leaves(train)} == {jnp.dtype(jnp.float32)}
         assert {x.dtype for x in jax.tree.leaves(frozen)} == {jnp.dtype(dtype)}
 
@@ -93,7 +94,7 @@ def test_split_casts_the_frozen_half_alone(dtype):
 def test_trainable_patterns_join_the_methods():
     c = settings("bitfit", trainable=("backbone/norm/.*", "backbone/class_token"))
     assert model.patterns(c) == ("backbone/(.*/)?bias", "backbone/norm/.*", "backbone/class_token")
-    _, train, frozen = model.split(model.abstract(c, task(c)), c)
+    _, train, _, frozen = model.split(model.abstract(c, task(c), SPEC), c)
     found = set(tree.leaves(train))
     assert {"backbone/norm/scale", "backbone/class_token", "head/linear/bias"} <= found
     assert "backbone/blocks/0/mlp/norm/bias" in found
@@ -104,7 +105,7 @@ def test_trainable_patterns_join_the_methods():
 def test_a_trainable_pattern_that_matches_nothing_names_the_nearest():
     c = settings(trainable=("backbone/nrom/.*",))
     with pytest.raises(ConfigError, match=r"trainable 'backbone/nrom/\.\*' matches nothing; did"):
-        model.split(model.abstract(c, task(c)), c)
+        model.split(model.abstract(c, task(c), SPEC), c)
 
 
 def test_image_size_zero_is_the_variants_own():

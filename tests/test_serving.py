@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, evaluate, model, serving, tasks, tree
+from dynadapt import adapters, files, serving, tree
 from dynadapt.commands.config_file import read_config
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError
-from dynadapt.runs import checkpoint, workdir
+from dynadapt.runs import product
+from tests import products
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -24,18 +25,12 @@ def write(folder, method="iconformer", seed=0, change=None):
     config = read_config(TINY, f"method={method}")
     if change:
         change(config)
-    source, _ = evaluate.open_split(config, "eval")
-    network = model.build(config, tasks.from_config(config.task, source.info))
-    _, train, frozen = model.split(network, config)
-    rng = np.random.default_rng(seed)
+    return products.leave(folder, config, seed)
 
-    def moved(path, x):
-        noise = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-        return jnp.clip(x + 0.2 * noise, 0.02) if path.endswith("temperature") else x + 0.2 * noise
 
-    card = workdir.card(config, source.info, workdir.counts(train, frozen), {})
-    checkpoint.save_adapter(folder, tree.map_leaves(moved, train), card)
-    return folder
+def parts_of(folder):
+    """The values and the card in an adapter's folder."""
+    return files.read_tensors(folder / product.TENSORS), files.read_json(folder / product.CARD)
 
 
 def pictures(count, seed=7):
@@ -56,7 +51,7 @@ def test_each_name_gives_its_own_models_answer(three):
     for name, folder in three.items():
         tree_ = serving.load_adapter(host, folder)
         found[name] = answer(tree_, host.frozen, images)
-        wanted = evaluate.load(folder)[-1](images, Context())
+        wanted = products.network(folder)(images, Context())
         np.testing.assert_allclose(found[name], wanted, rtol=1e-5, atol=1e-5)
     for one, other in ("ab", "bc", "ca"):
         assert np.abs(found[one] - found[other]).max() > 0.1
@@ -91,9 +86,9 @@ def test_no_data_set_is_needed(tmp_path):
         config.data.name = "digits"
 
     folder = write(tmp_path / "adapter", change=change)
-    leaves, card = checkpoint.load_adapter(folder)
+    leaves, card = parts_of(folder)
     card["config"]["data"] = {**card["config"]["data"], "name": "folder", "path": "/none"}
-    checkpoint.save_adapter(folder, leaves, card)
+    product.save(folder, leaves, card)
     host = serving.host(folder)
     answer = serving.make_answer(host)(serving.load_adapter(host, folder), host.frozen, pictures(2))
     assert answer.shape == (2, 10)
@@ -236,15 +231,15 @@ def test_what_acts_in_training_alone_may_differ(three, tmp_path):
     host = serving.host(three["a"])
     folder = write(tmp_path / "other", seed=5, change=change)
     found = serving.make_answer(host)(serving.load_adapter(host, folder), host.frozen, pictures(3))
-    wanted = evaluate.load(folder)[-1](pictures(3), Context())
+    wanted = products.network(folder)(pictures(3), Context())
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_damage_and_other_weights(three, tmp_path):
     host = serving.host(three["a"])
     folder = write(tmp_path / "broken", seed=5)
-    leaves, card = checkpoint.load_adapter(folder)
-    checkpoint.save_adapter(folder, {**leaves, "head/strange": leaves["head/linear/bias"]}, card)
+    leaves, card = parts_of(folder)
+    product.save(folder, {**leaves, "head/strange": leaves["head/linear/bias"]}, card)
     with pytest.raises(CheckpointError, match="head/strange"):
         serving.load_adapter(host, folder)
     data = bytearray((folder / "adapter.safetensors").read_bytes())
@@ -256,7 +251,7 @@ def test_damage_and_other_weights(three, tmp_path):
 
 def test_weights_are_known_by_their_hash(tmp_path):
     """A file of other values is refused, one of another name is not."""
-    from dynadapt import backbones, files
+    from dynadapt import backbones
 
     sizes = dict(dim=16, depth=2, heads=2, image_size=8)
     files_ = {}

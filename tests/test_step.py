@@ -9,14 +9,15 @@ from flax import nnx
 
 from dynadapt import adapters, attach, config, model, optim, step, tasks, tree
 from dynadapt.context import Context
-from dynadapt.data import images, labelled
+from dynadapt.data import images
 from dynadapt.errors import TrainingError
 from dynadapt.train import check_finite
+from tests import infos
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
-INFO = labelled("test", tuple("abcde"), {"train": 1}, "by hand")
 SIDE = 8
+INFO = infos.pictures(side=SIDE)
 
 
 def settings(method="iconformer", batch_size=8, **changes):
@@ -45,18 +46,18 @@ def batch(seed, size=8, mask=None):
 def ready(c):
     """Task, parts of a model in which nothing is zero, optimizer, state and step."""
     task = tasks.from_config(c.task, INFO)
-    network = model.build(c, task)
+    network = model.build(c, task, infos.spec(INFO))
     rng = np.random.default_rng(4)
     noise = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), nnx.state(network))
     nnx.update(network, jax.tree.map(lambda x: x.astype(jnp.float32), noise))
-    graph, train, frozen = model.split(network, c)
+    graph, train, stats, frozen = model.split(network, c)
     tx = optim.make(c.optim, c.optim.steps, train, model.layers(c))
     return (
         task,
         graph,
         frozen,
         tx,
-        step.initial_state(train, tx, c),
+        step.initial_state(train, stats, tx, c),
         step.make_step(graph, task, tx, c),
     )
 
@@ -106,7 +107,7 @@ def test_the_gradient_is_that_of_the_trained_leaves():
     labels = examples["label"]
 
     def loss(train):
-        logits = nnx.merge(graph, train, frozen)(pixels, Context())
+        logits = nnx.merge(graph, train, state["stats"], frozen)(pixels, Context())
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     value, wanted = jax.jit(jax.value_and_grad(loss))(state["train"])
@@ -128,9 +129,10 @@ def test_the_running_mean():
         mean = {p: rate * x + (1 - rate) * new[p] for p, x in mean.items()}
     for path, x in values(state["ema"]).items():
         np.testing.assert_allclose(x, mean[path], rtol=1e-4, atol=1e-6)
-    assert step.best(state) is state["ema"]
+    assert step.best(state)["train"] is state["ema"]
     del state["ema"]
-    assert step.best(state) is state["train"]
+    assert step.best(state)["train"] is state["train"]
+    assert step.best(state)["stats"] is state["stats"]
 
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -178,7 +180,7 @@ def test_keys_differ_from_step_to_step():
 def test_losses_of_layers_join_the_loss():
     c = settings(name="sgd")
     task, graph, frozen, tx, state, _ = ready(c)
-    network = nnx.merge(graph, state["train"], frozen)
+    network = nnx.merge(graph, state["train"], state["stats"], frozen)
 
     class Balance(nnx.Module):
         def __init__(self, weight):
@@ -190,10 +192,11 @@ def test_losses_of_layers_join_the_loss():
             return host.bare(x, ctx)
 
     attach.attach(network, r"backbone/blocks/\d+/attn", lambda host: Balance(3.0))
-    graph, train, frozen = model.split(network, c)
+    graph, train, stats, frozen = model.split(network, c)
     tx = optim.make(c.optim, 10, train, model.layers(c))
     run = step.make_step(graph, task, tx, c)
-    state, logs = run(step.initial_state(train, tx, c), frozen, batch(1), jax.random.key(0))
+    state = step.initial_state(train, stats, tx, c)
+    state, logs = run(state, frozen, batch(1), jax.random.key(0))
     assert "other" not in logs and float(logs["loss/balance"]) == pytest.approx(18)
     plain, plain_logs = gradient_of(settings(name="sgd"), batch(1))
     assert float(logs["loss"]) == pytest.approx(float(plain_logs["loss"]) + 18, rel=1e-5)
@@ -218,7 +221,7 @@ def test_a_step_costs_what_a_step_by_hand_costs(method, compiled_as_for_users):
         pixels = images.normalise(examples["image"], c.input.normalise)
 
         def loss(train):
-            logits = nnx.merge(graph, train, frozen)(pixels, Context(train=True))
+            logits = nnx.merge(graph, train, state["stats"], frozen)(pixels, Context(train=True))
             return optax.softmax_cross_entropy_with_integer_labels(logits, examples["label"]).mean()
 
         value, gradient = jax.value_and_grad(loss)(train)
@@ -253,7 +256,9 @@ def test_layers_below_what_trains_get_no_gradient(compiled_as_for_users):
     c = settings("linear")
     task, graph, frozen, tx, state, run = ready(c)
     lowered = run.lower(state, frozen, batch(0), jax.random.key(0))
-    forward = jax.jit(functools.partial(lambda g, t, f, x: nnx.merge(g, t, f)(x, Context()), graph))
+    forward = jax.jit(
+        functools.partial(lambda g, t, f, x: nnx.merge(g, t, {}, f)(x, Context()), graph)
+    )
     x = np.zeros((8, SIDE, SIDE, 3), np.float32)
     base = forward.lower(state["train"], frozen, x).compile().cost_analysis()["flops"]
     assert lowered.compile().cost_analysis()["flops"] < 1.2 * base

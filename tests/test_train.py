@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynadapt import files, train
+from dynadapt import files, inputs, train
 from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
 from dynadapt.runs import checkpoint, workdir
@@ -28,6 +28,10 @@ def start(work, *more, arg=""):
 
 def adapter(work):
     return (work / "adapter" / "adapter.safetensors").read_bytes()
+
+
+def predictions(work):
+    return (work / "predictions" / "predictions.csv").read_bytes()
 
 
 def records(work):
@@ -96,8 +100,11 @@ def test_what_a_run_leaves(whole):
         "config.json",
         "manifest.json",
         "metrics.jsonl",
-        "predictions.csv",
+        "predictions",
         "result.json",
+    ]
+    assert sorted(p.name for p in (whole / "predictions").iterdir()) == [
+        *("pictures.png", "predictions.csv"),
     ]
     rows = records(whole)
     assert [r["step"] for r in rows if r["kind"] == "train"] == list(range(1, 13))
@@ -105,8 +112,8 @@ def test_what_a_run_leaves(whole):
     result = files.read_json(whole / "result.json")
     assert result["examples"] == 40 and result["steps"] == 12
     assert result["headline"] == "top1" and 0 <= result["top1"] <= 100
-    lines = (whole / "predictions.csv").read_text().split()
-    assert lines[0] == "index,label,prediction,probability" and len(lines) == 41
+    lines = predictions(whole).decode().splitlines()
+    assert lines[0] == "file,label,prediction,probability,top5" and len(lines) == 41
     right = [line.split(",")[1] == line.split(",")[2] for line in lines[1:]]
     assert result["top1"] == pytest.approx(100 * np.mean(right))
     assert [p.name for p in sorted((whole / "checkpoints").iterdir())] == ["12", "8"]
@@ -140,7 +147,7 @@ def test_an_exception_loses_nothing_but_time(step, whole, tmp_path, monkeypatch)
     assert not (work / "adapter").exists() and not (work / "result.json").exists()
     assert start(work, *OPTIONS) == 0
     assert adapter(work) == adapter(whole)
-    assert (work / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+    assert predictions(work) == predictions(whole)
     assert_same_records(work, whole)
 
 
@@ -167,16 +174,22 @@ def test_asked_to_stop_it_saves_and_goes_on(step, whole, tmp_path, monkeypatch, 
 
 def test_stopped_while_it_evaluates(whole, tmp_path, monkeypatch):
     work = tmp_path / "run"
-    real = train.evaluate.batches
+    real = inputs.eval_batches
 
-    def batches(*args):
-        for number, batch in enumerate(real(*args)):
-            if number == 1:
-                terminate()
-            yield batch
+    class Batches:
+        """The batches of an evaluation; before the second one comes a signal."""
+
+        def __init__(self, *args):
+            self.about, self.skipped, self._given = {}, {}, real(*args)
+
+        def __iter__(self):
+            for number, batch in enumerate(self._given):
+                if number == 1:
+                    terminate()
+                yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.evaluate, "batches", batches)
+        patch.setattr(inputs, "eval_batches", Batches)
         assert start(work, *OPTIONS) == 143
     assert [p.name for p in (work / "checkpoints").iterdir()] == ["3"]
     assert start(work, *OPTIONS) == 0
@@ -298,7 +311,7 @@ def test_broken_images_are_skipped_and_counted(place, folder, tmp_path, capsys):
     result = files.read_json(work / "result.json")
     assert result["skipped_images"] == 2
     assert result["examples"] == 31
-    assert len((work / "predictions.csv").read_text().split()) == 32
+    assert len(predictions(work).splitlines()) == 32
 
 
 def test_no_image_of_a_split_can_be_read(folder, tmp_path, capsys):
@@ -312,7 +325,7 @@ def test_no_image_of_a_split_can_be_read(folder, tmp_path, capsys):
 
 def plant_nan(monkeypatch, step):
     """Makes the gradient of one step infinite, as an overflow would."""
-    real = train.place_batch
+    real = inputs.place
     count = [0]
 
     def place(batch, mesh):
@@ -322,7 +335,7 @@ def plant_nan(monkeypatch, step):
             placed["mask"] = placed["mask"] * np.float32("inf")
         return placed
 
-    monkeypatch.setattr(train, "place_batch", place)
+    monkeypatch.setattr(inputs, "place", place)
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -348,10 +361,8 @@ def test_a_loss_that_is_not_finite_stops(every, tmp_path, monkeypatch, capsys):
 
 def batch_numbers(step):
     """Examples of the step's batch, counted from 1."""
-    from dynadapt import evaluate
-
     config = read_config(TINY, "")
-    stream = train.batches(config, *evaluate.open_split(config, "train"))
+    stream = inputs.train_batches(config, inputs.open_split(config, "train"))
     return [next(stream)["index"].tolist() for _ in range(step)][-1]
 
 
@@ -414,7 +425,7 @@ def test_killed_ten_times(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "going on from step" in done.stderr
     assert adapter(work) == adapter(reference)
-    assert (work / "predictions.csv").read_bytes() == (reference / "predictions.csv").read_bytes()
+    assert predictions(work) == predictions(reference)
     assert_same_records(work, reference)
 
 

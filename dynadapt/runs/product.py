@@ -171,7 +171,7 @@ def card(
         "preprocessing": {"transforms": config.input.eval, "normalise": config.input.normalise},
         "config": configs.plain(config),
         "metrics": dict(metrics),
-        **counted,
+        "counts": dict(counted),
         "versions": versions(),
     }
 

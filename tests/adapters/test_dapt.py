@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 from scipy.special import erf, softmax
 
-from dynadapt import adapters, attach, backbones, tree
+from dynadapt import adapters, attach, backbones, files, tree
 from dynadapt.backbones import point_mae
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
-from dynadapt.runs import checkpoint
+from dynadapt.runs import product
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -169,8 +169,8 @@ def test_what_is_saved_gives_the_same_answer(tmp_path):
     network, points = make(), clouds()
     pick = adapters.trainable(adapters.trains("dapt"))
     _, train, frozen = nnx.split({"backbone": network}, pick, ...)
-    checkpoint.save_adapter(tmp_path, train, {})
-    leaves, _ = checkpoint.load_adapter(tmp_path)
+    product.save(tmp_path, tree.leaves(train), {})
+    leaves = files.read_tensors(tmp_path / product.TENSORS)
     other = make(seed=7)
     assert np.abs(features(other, points)[0][0] - features(network, points)[0][0]).max() > 1e-2
     given = {**tree.leaves(frozen), **leaves}

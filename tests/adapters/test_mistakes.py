@@ -10,9 +10,9 @@ from flax import nnx
 from dynadapt import adapters, attach, backbones, model, tasks
 from dynadapt.commands.config_file import read_config
 from dynadapt.context import Context
-from dynadapt.data import labelled
 from dynadapt.errors import ConfigError
 from dynadapt.main import main
+from tests import infos
 
 TINY = str(Path(__file__).resolve().parents[1] / "configs_tiny.py")
 
@@ -71,8 +71,8 @@ def config(name):
 
 
 def abstract(c):
-    info = labelled("test", tuple("abcde"), {"train": 1}, "by hand")
-    return model.abstract(c, tasks.from_config(c.task, info))
+    info = infos.fitting(c)
+    return model.abstract(c, tasks.from_config(c.task, info), infos.spec(info))
 
 
 @pytest.mark.parametrize("name", adapters.names())

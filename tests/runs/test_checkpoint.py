@@ -1,25 +1,15 @@
-"""Checkpoints and adapters on disk: exact, and every damage is noticed."""
+"""Checkpoints on disk: exact, and every damage is noticed."""
 
-import json
 import logging
 import random
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynadapt import files
 from dynadapt.errors import CheckpointError
-from dynadapt.runs.checkpoint import (
-    MANIFEST,
-    Checkpoints,
-    adapter_faults,
-    fault,
-    load_adapter,
-    save_adapter,
-)
+from dynadapt.runs.checkpoint import MANIFEST, Checkpoints, fault
 
 
 def values(step):
@@ -152,97 +142,3 @@ def test_another_structure_is_refused(tmp_path):
     ):
         with Checkpoints(tmp_path) as saved, pytest.raises(CheckpointError, match="does not fit"):
             saved.restore(wrong, opt)
-
-
-TENSORS = {
-    "backbone/blocks/0/mlp/adapter/up/kernel": np.random.default_rng(3).normal(size=(5, 7)),
-    "head/linear/bias": np.arange(3, dtype=np.float32),
-}
-
-
-@pytest.fixture
-def adapter(tmp_path):
-    tensors = {k: v.astype(np.float32) for k, v in TENSORS.items()}
-    save_adapter(tmp_path / "adapter", tensors, {"format": 1, "method": "lora"})
-    return tmp_path / "adapter"
-
-
-def test_adapter_round_trip(adapter):
-    leaves, card = load_adapter(adapter)
-    assert set(leaves) == set(TENSORS)
-    for name, value in TENSORS.items():
-        np.testing.assert_array_equal(leaves[name], value.astype(np.float32))
-    assert card["method"] == "lora"
-    assert card["bytes"] == (adapter / "adapter.safetensors").stat().st_size
-    assert set(card["tensor_sha256"]) == set(TENSORS)
-
-
-def test_every_flipped_bit_of_the_adapter_is_noticed(adapter):
-    rng = random.Random(2)
-    for name in ("adapter.safetensors", "adapter.json"):
-        file = adapter / name
-        whole = file.read_bytes()
-        edges = [0, 1, 7, 8, 9, len(whole) - 1]  # the header's length and its first bytes
-        for position in {*edges, *rng.sample(range(len(whole)), 60)}:
-            flip(file, position, rng.randrange(8))
-            if name == "adapter.json" and same_json(file, whole):
-                file.write_bytes(whole)  # white space, which holds nothing
-                continue
-            with pytest.raises(CheckpointError):
-                load_adapter(adapter)
-            file.write_bytes(whole)
-    load_adapter(adapter)
-
-
-def same_json(file, whole):
-    try:
-        return json.loads(file.read_bytes()) == json.loads(whole)
-    except ValueError:
-        return False
-
-
-def test_faults_name_the_tensor(adapter):
-    file = adapter / "adapter.safetensors"
-    flip(file, file.stat().st_size - 1, 0)
-    found = list(adapter_faults(adapter, files.read_json(adapter / "adapter.json")))
-    assert found == ["adapter.safetensors was changed", "tensor head/linear/bias was changed"]
-
-
-def test_a_missing_tensor_is_noticed(adapter):
-    file = adapter / "adapter.safetensors"
-    files.write_tensors(file, {"head/linear/bias": np.arange(3, dtype=np.float32)})
-    with pytest.raises(CheckpointError, match="adapter/up/kernel"):
-        load_adapter(adapter)
-
-
-@pytest.mark.parametrize("name", ["adapter.safetensors", "adapter.json"])
-def test_a_missing_file_is_named(name, adapter):
-    (adapter / name).unlink()
-    with pytest.raises(CheckpointError, match=name):
-        load_adapter(adapter)
-
-
-def test_no_adapter_at_all(tmp_path, adapter):
-    shutil.rmtree(adapter)
-    with pytest.raises(CheckpointError):
-        load_adapter(adapter)
-
-
-def test_an_edited_card_is_noticed(adapter):
-    card = files.read_json(adapter / "adapter.json")
-    files.write_json(adapter / "adapter.json", {**card, "method": "linear"})
-    with pytest.raises(CheckpointError, match="adapter.json was changed"):
-        load_adapter(adapter)
-
-
-def test_a_card_of_another_adapter_is_noticed(adapter, tmp_path):
-    save_adapter(tmp_path / "other", {"x": np.ones(3, np.float32)}, {"format": 1})
-    shutil.copy(tmp_path / "other" / "adapter.json", adapter / "adapter.json")
-    with pytest.raises(CheckpointError, match="adapter.safetensors was changed"):
-        load_adapter(adapter)
-
-
-def test_saving_over_an_adapter(adapter):
-    save_adapter(adapter, {"x": np.ones(3, np.float32)}, {"format": 1})
-    leaves, _ = load_adapter(adapter)
-    assert list(leaves) == ["x"]

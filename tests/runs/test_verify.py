@@ -55,7 +55,8 @@ def test_a_whole_run(run, capsys):
     assert parts == [
         "config.json",
         "result.json",
-        "predictions.csv",
+        "predictions/pictures.png",
+        "predictions/predictions.csv",
         "adapter",
         "backbone weights",
         "checkpoints/3",

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 
 from dynadapt import config, files
+from dynadapt.data import labelled
 from dynadapt.errors import ConfigError
-from dynadapt.runs import checkpoint, workdir
+from dynadapt.runs import product, workdir
+
+# What an evaluation wrote, in folders below too.
+RECORDS = ("predictions/maps/one.png", "predictions/predictions.csv")
+
+
+def write_predictions(work):
+    for name in RECORDS:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("file\n")
 
 
 @pytest.fixture
@@ -73,12 +83,14 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_only_a_whole_result_counts(made):
     c, work = made
     assert workdir.result(c, work) is None
-    (work / "predictions.csv").write_text("index\n")
+    write_predictions(work)
     workdir.finish(work, {"top1": 1.0})
     assert workdir.result(c, work) is None  # there is no adapter
-    checkpoint.save_adapter(work / "adapter", {"head": np.ones(3, np.float32)}, {"format": 1})
+    leaves = {"head": np.ones(3, np.float32)}
+    info = labelled("digits", "ab", size=(8, 8))
+    product.save(work / "adapter", leaves, product.card(c, info, {}, {}))
     assert workdir.result(c, work) == {"top1": 1.0}
-    for name in ("adapter/adapter.safetensors", "predictions.csv", "manifest.json", "result.json"):
+    for name in ("adapter/adapter.safetensors", *RECORDS, "manifest.json", "result.json"):
         kept = (work / name).read_bytes()
         (work / name).unlink()
         assert workdir.result(c, work) is None, name
@@ -91,16 +103,18 @@ def test_faults(made):
     assert workdir.faults(work) == {}
     files.write_json(work / "result.json", {"top1": 1.0})
     assert list(workdir.faults(work)) == ["manifest.json"]
-    (work / "predictions.csv").write_text("index\n")
+    write_predictions(work)
     workdir.finish(work, {"top1": 1.0})
-    assert set(workdir.faults(work)) == set(workdir.PRODUCTS)
+    assert set(workdir.faults(work)) == {*workdir.NEEDED, *RECORDS}
     assert not any(workdir.faults(work).values())
     files.write_json(work / "result.json", {"top1": 2.0})
-    (work / "predictions.csv").unlink()
+    (work / RECORDS[0]).unlink()
+    (work / RECORDS[1]).write_text("other")
     assert workdir.faults(work) == {
         "config.json": "",
         "result.json": "result.json was changed",
-        "predictions.csv": "predictions.csv is missing",
+        RECORDS[0]: f"{RECORDS[0]} is missing",
+        RECORDS[1]: f"{RECORDS[1]} was changed",
     }
 
 
@@ -119,14 +133,3 @@ def test_counts():
         "backbone": 105,
         "trained_bytes": 100,
     }
-
-
-def test_hash_of_weights(tmp_path):
-    c = config.default(data_set="digits")
-    assert workdir.weights_hash(c) == ""
-    file = tmp_path / "w.safetensors"
-    files.write_tensors(file, {"a": np.arange(3.0)})
-    c.backbone.weights = str(file)
-    first = workdir.weights_hash(c)
-    files.write_tensors(file, {"a": np.arange(4.0)})
-    assert len(first) == 64 and workdir.weights_hash(c) != first

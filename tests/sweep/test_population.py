@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, evaluate, model, optim, step, tasks, tree
+from dynadapt import adapters, evaluate, model, optim, sharding, step, tasks, tree
 from dynadapt.sweep.population import Population
 from tests import devices
 from tests import population_cells as tiny
@@ -39,24 +39,23 @@ def alone(config, bare, given, data, steps):
     if "scale" in c.adapter:
         c.adapter.scale = given["scale"]
     task = tasks.from_config(c.task, tiny.info(given["classes"]))
-    graph, train, frozen = model.split(model.build(c, task, bare), c)
+    network = model.build(c, task, tiny.spec(), bare)
+    graph, train, stats, frozen = model.split(network, c)
     tx = optim.make(c.optim, given["steps"], train, model.layers(c))
     # The step takes its state's arrays away, and some methods train the bare backbone's own.
-    state = step.initial_state(jax.tree.map(jnp.copy, train), tx, c)
+    state = step.initial_state(jax.tree.map(jnp.copy, train), stats, tx, c)
     run = step.make_step(graph, task, tx, c)
     key = jax.random.fold_in(jax.random.key(c.seed), 3)
-    images, labels = data
     losses = []
     for number in range(steps):
         rows = tiny.rows([c.seed], number)[0]
-        batch = dict(image=images[rows], label=labels[rows].astype(np.int32))
+        batch = {name: x[rows] for name, x in data.items()}
         batch |= dict(index=rows.astype(np.int32), mask=np.ones(len(rows), np.float32))
         state, logs = run(state, frozen, batch, key)
         losses.append(float(logs["loss"]))
-    test, sums = evaluate.make_step(graph, task, c), task.zero()
-    for batch in tiny.batches(data):
-        sums, _ = test(state["train"], frozen, sums, batch)
-    return losses, task.value(jax.device_get(sums))
+    test, mesh = evaluate.make_step(graph, task, c), sharding.make_mesh()
+    batches = tiny.batches(data)
+    return losses, evaluate.evaluate(test, task, step.best(state), frozen, batches, mesh)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_one_program_for_all_cells(lora):
         # A state that was kept on disk is of numpy.
         state = lora.put(jax.device_get(state))
         seeds = [c["seed"] for c in cells]
-        placed, rows = lora.put_data(*data), tiny.rows(seeds, 3)
+        placed, rows = lora.put_data(data), tiny.rows(seeds, 3)
         lora.step(state, placed, rows, lora.keys(seeds), lora.hyper(cells))
     assert lora.step_program._cache_size() == 1
     assert lora.test_program._cache_size() == 1
@@ -109,7 +108,8 @@ def test_no_trained_leaf_is_weakly_typed(method):
     """The first step would be compiled for weak types, and the second one for its strong ones."""
     config = tiny.settings(method)
     task = tasks.from_config(config.task, tiny.info(4))
-    leaves = tree.leaves(model.split(model.abstract(config, task), config)[1])
+    network = model.abstract(config, task, tiny.spec())
+    leaves = tree.leaves(model.split(network, config).train)
     assert leaves and [p for p, x in leaves.items() if x.weak_type] == []
 
 
@@ -123,16 +123,16 @@ def test_one_copy_of_the_frozen_half():
         assert {tuple(x.shape) for x in jax.tree.leaves(programs.frozen)} <= shapes
         cells = [cell(seed, 1e-3) for seed in range(size)]
         hyper, seeds = programs.hyper(cells), range(size)
-        state, data = programs.start(seeds, hyper), programs.put_data(*tiny.examples())
+        state, data = programs.start(seeds, hyper), programs.put_data(tiny.examples())
         rows = jnp.asarray(tiny.rows(seeds, 0), jnp.int32)
-        given = (state, programs.frozen, *data, rows, programs.keys(seeds), hyper)
+        given = (state, programs.frozen, data, rows, programs.keys(seeds), hyper)
         compiled = programs.step_program.lower(*given).compile()
         frozen = tree.nbytes(programs.frozen)
         each = sum(x.nbytes for x in jax.tree.leaves((state, rows, hyper))) / size
         key = 8
         found[size] = compiled.memory_analysis().argument_size_in_bytes
         # The tables of pointers to what is given are small.
-        want = frozen + size * (each + key) + sum(x.nbytes for x in data)
+        want = frozen + size * (each + key) + sum(x.nbytes for x in data.values())
         assert want <= found[size] <= want + 4096
     assert frozen > 4096 + 2 * (each + key)
     assert abs(found[4] - found[2] - 2 * (each + key)) < 4096
@@ -144,7 +144,7 @@ def test_no_program_has_a_frozen_half_of_its_own():
     pointers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(nnx.state(bare))}
     for classes in (4, 8):
         task = tasks.from_config(config.task, tiny.info(classes))
-        frozen = jax.tree.leaves(Population(config, task, bare, 2).frozen)
+        frozen = jax.tree.leaves(Population(config, task, tiny.spec(), bare, 2).frozen)
         assert {x.unsafe_buffer_pointer() for x in frozen} <= pointers
 
 
@@ -152,7 +152,8 @@ def test_classes_that_a_task_lacks_are_never_predicted(lora):
     """Not even by a head that favours them beyond all measure."""
     data, cells = tiny.examples(), [cell(s, 1e-2, classes=5) for s in range(3)]
     state, _ = tiny.trained(lora, cells, data, 10)
-    one = jax.tree.map(lambda x: x[1], state["train"])
+    kept = jax.tree.map(lambda x: x[1], step.best(state))
+    one = kept["train"]
 
     def favoured(path, x):
         return x.at[5:].set(1e6) if path == "head/linear/bias" else x
@@ -164,9 +165,10 @@ def test_classes_that_a_task_lacks_are_never_predicted(lora):
         answers = set()
         for batch in tiny.batches(data):
             hyper = dict(classes=jnp.float32(5), scale=jnp.float32(1))
-            sums, found = test(leaves, lora.frozen, lora.task.zero(), batch, hyper)
-            answers |= set(np.asarray(found["prediction"]).tolist())
-            assert np.isfinite(float(sums["loss"]))
+            given = {**kept, "train": leaves}
+            rows, found = test(given, lora.frozen, batch, hyper)
+            answers |= set(np.asarray(found["classes"])[:, 0].tolist())
+            assert np.isfinite(rows["loss"]).all()
         assert answers and max(answers) < 5
     # What was never in reach was never trained.
     kernel = np.asarray(tree.leaves(one)["head/linear/kernel"])
@@ -192,7 +194,8 @@ def test_the_start_is_that_of_the_seed(lora):
     state = lora.start([4, 2, 4], lora.hyper([cell(s, 1e-3) for s in (4, 2, 4)]))
     config = lora.config.copy_and_resolve_references()
     config.seed = 2
-    single = tree.leaves(model.split(model.build(config, lora.task), config)[1])
+    network = model.build(config, lora.task, tiny.spec())
+    single = tree.leaves(model.split(network, config).train)
     for path, x in tree.leaves(state["train"]).items():
         np.testing.assert_array_equal(x[0], x[2], err_msg=path)
         np.testing.assert_array_equal(x[1], single[path], err_msg=path)

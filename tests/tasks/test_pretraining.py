@@ -62,10 +62,13 @@ def test_loss_and_metrics_weigh_painted_visible_and_masked():
     error = np.square(np.asarray(outputs - ready["target"])).sum(-1)[[0, 2]]
     hidden = np.asarray(ready["hidden"])[[0, 2]]
     weight = np.where(hidden, 1.0, 0.2)
-    loss, logs = task.loss(outputs, ready)
-    np.testing.assert_allclose(loss, (error * weight).sum() / weight.sum(), rtol=1e-5)
+    total, weights, logs = task.loss(outputs, ready)
+    np.testing.assert_allclose(total, (error * weight).sum(), rtol=1e-5)
+    np.testing.assert_allclose(weights, weight.sum(), rtol=1e-5)
+    np.testing.assert_allclose(logs["visible"], error[~hidden].mean(), rtol=1e-5)
     np.testing.assert_allclose(logs["hidden"], error[hidden].mean(), rtol=1e-5)
-    value = task.value(task.add(task.zero(), outputs, ready))
+    rows = {k: np.asarray(v)[[0, 2]] for k, v in task.rows(outputs, ready).items()}
+    value = task.value(rows)
     np.testing.assert_allclose(value["hidden_error"], error[hidden].mean(), rtol=1e-5)
 
 

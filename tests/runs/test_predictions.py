@@ -1,0 +1,107 @@
+"""Records of an evaluation: a table in the order of the split, files beside it, some pictures."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dynadapt.data import labelled
+from dynadapt.runs import predictions
+from dynadapt.runs.predictions import Predictions, write_table
+
+
+class Task:
+    """Records the number that it is given, and a file for even ones; it draws a square."""
+
+    def record(self, answer, example):
+        number = int(answer["number"])
+        files = {} if number % 2 else {".txt": str(number).encode()}
+        more = {} if number % 2 else {"even": "yes"}
+        return {"file": example["name"], "number": number, **more, "frame": example["frame"]}, files
+
+    def draw(self, image, answer):
+        return np.full_like(image, int(answer["number"]))
+
+
+class Source:
+    """Pictures of one colour."""
+
+    info = labelled("test", "ab", size=(8, 8))
+
+    def __getitem__(self, index):
+        return {"image": np.full((8, 8, 3), 200, np.uint8), "label": 0, "name": f"{index}.png"}
+
+
+def collected(folder, count, names=None, order=None):
+    names = names or [f"images/{i:02}.png" for i in range(count)]
+    about = {i: {"name": names[i], "size": (8, 8), "frame": f"f{i}"} for i in range(count)}
+    records = Predictions(folder, Task(), Source(), about)
+    for i in range(count) if order is None else order:
+        records.add({"number": np.int32(i)}, {"index": np.int32(i), "mask": np.float32(1)})
+    assert about == {}  # what was told of an example is held no longer than needed
+    return records
+
+
+def read(folder):
+    with open(folder / predictions.TABLE, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_are_in_the_order_of_the_split(tmp_path):
+    records = collected(tmp_path / "out", 5, order=[3, 0, 4, 2, 1])
+    records.finish()
+    rows = read(tmp_path / "out")
+    assert [row["number"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert rows[1] == {"file": "images/01.png", "number": "1", "even": "", "frame": "f1"}
+    assert [row["even"] for row in rows] == ["yes", "", "yes", "", "yes"]
+
+
+def test_files_are_named_after_the_examples(tmp_path):
+    out = tmp_path / "out"
+    records = collected(out, 4)
+    assert sorted(p.name for p in out.iterdir()) == ["00.txt", "02.txt"]
+    assert (out / "02.txt").read_text() == "2"
+    records.finish()
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("00.txt", "02.txt", "pictures.png", "predictions.csv"),
+    ]
+
+
+def test_two_examples_of_one_name_have_a_file_each(tmp_path):
+    collected(tmp_path, 3, names=["a/x.png", "b/y.png", "c/x.jpg"])
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"x.txt": "0", "x-2.txt": "2"}
+
+
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_the_first_examples_are_drawn(count, tmp_path):
+    collected(tmp_path, count, order=reversed(range(count))).finish()
+    sheet = np.asarray(Image.open(tmp_path / predictions.SHEET))
+    drawn = min(count, predictions.PICTURES)
+    side = sheet.shape[1] // min(drawn, 4)
+    assert sheet.shape[0] == -(-drawn // 4) * side
+    corners = [sheet[i // 4 * side + 4, i % 4 * side + 4, 0] for i in range(drawn)]
+    assert corners == list(range(drawn))
+
+
+def test_nothing_is_written_before_there_is_something(tmp_path):
+    collected(tmp_path / "out", 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_is_whole_or_not_there(tmp_path, monkeypatch):
+    rows = [{"file": "a, b", "top": 'say "x"'}, {"file": "é", "more": 3}]
+    write_table(tmp_path / "t.csv", rows)
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == [
+            {"file": "a, b", "top": 'say "x"', "more": ""},
+            {"file": "é", "top": "", "more": "3"},
+        ]
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", full)
+    with pytest.raises(OSError):
+        write_table(tmp_path / "other.csv", rows)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]

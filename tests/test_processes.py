@@ -1,0 +1,147 @@
+"""Several processes: they are as one, stop as one, and say what keeps them from meeting."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dynadapt import files, processes
+from dynadapt.errors import MachineError
+from dynadapt.main import main
+from tests import devices
+
+TINY = str(Path(__file__).with_name("configs_tiny.py"))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run in one process from start to end."""
+    work = tmp_path_factory.mktemp("reference") / "run"
+    assert main(["train", f"--config={TINY}:method=lora", f"--workdir={work}"]) == 0
+    return work
+
+
+# Together in one worker: they share the reference.
+pytestmark = pytest.mark.xdist_group("processes")
+
+
+def start_two(work, *, options=(), each=((), ()), **given):
+    """Starts the training in two processes."""
+    command = [
+        *(sys.executable, "-m", "dynadapt", "train", f"--config={TINY}:method=lora"),
+        *(f"--workdir={work}", *options),
+    ]
+    return devices.several([[*command, *own] for own in each], **given)
+
+
+def assert_same_adapter(work, reference):
+    want = files.read_tensors(reference / "adapter" / "adapter.safetensors")
+    got = files.read_tensors(work / "adapter" / "adapter.safetensors")
+    assert set(want) == set(got)
+    for path in want:
+        np.testing.assert_allclose(got[path], want[path], atol=1e-5, rtol=1e-4, err_msg=path)
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_one(tmp_path, reference):
+    options = ("--config.save_every=4", "--config.eval_every=6")
+    work = tmp_path / "run"
+    codes, outs, errs = devices.finish(start_two(work, options=(*options, "--json")))
+    assert codes == [0, 0], errs
+    assert json.loads(outs[0]) == files.read_json(work / "result.json") and outs[1] == ""
+    assert "Traceback" not in errs[0] + errs[1]
+    assert_same_adapter(work, reference)
+    rows = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["kind"], r["step"]) for r in rows] == [
+        *(("train", 5), ("eval", 6), ("train", 10), ("train", 12), ("eval", 12)),
+    ]
+    tables = [(f / "predictions" / "predictions.csv").read_text() for f in (reference, work)]
+    lines = [table.splitlines() for table in tables]
+    assert len(lines[0]) == 41
+    assert [row.split(",")[:3] for row in lines[0]] == [row.split(",")[:3] for row in lines[1]]
+    assert main(["verify", f"--workdir={work}"]) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_go_on_as_one(tmp_path, reference):
+    work = tmp_path / "run"
+    options = ("--config.save_every=1", "--config.log.every=1")
+    both = start_two(work, options=options)
+    while not list((work / "checkpoints").glob("[1-9]*/manifest.json")):
+        assert all(p.poll() is None for p in both)
+        time.sleep(0.05)
+    both[1].send_signal(signal.SIGTERM)  # one of them is asked, both stop
+    codes, _, errs = devices.finish(both)
+    assert codes == [143, 143], errs
+    assert "stopped and saved" in errs[0]
+    assert main(["train", f"--config={TINY}:method=lora", f"--workdir={work}", *options]) == 0
+    assert_same_adapter(work, reference)
+
+
+@pytest.mark.slow
+def test_processes_with_other_configs_all_end(tmp_path):
+    both = start_two(tmp_path / "run", each=[(), ("--config.optim.lr=0.5",)])
+    codes, _, errs = devices.finish(both)
+    assert codes == [2, 2], errs
+    for err in errs:
+        assert "dynadapt: processes [1] run another config than process 0" in err
+        assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("present", [0, 1])
+def test_a_process_that_waits_in_vain_says_so(present, tmp_path):
+    alone = start_two(tmp_path / "run", present=[present], timeout=5)
+    codes, _, errs = devices.finish(alone, limit=120)
+    assert codes == [2], errs
+    last = [line for line in errs[0].splitlines() if line.startswith("dynadapt: ")]
+    assert len(last) == 1 and "same command" in last[0]
+    assert f"processes [{1 - present}] did not report within 5 s" in last[0]
+    assert "Traceback" not in errs[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_processes_tell_each_other():
+    command = [sys.executable, str(Path(__file__).with_name("gathering.py"))]
+    codes, outs, errs = devices.finish(devices.several([command, command]))
+    assert codes == [0, 0], errs
+    first, second = map(json.loads, outs)
+    assert first == second
+    assert first["rows"] == {"a": [0, 1, 10, 11], "b": [[0], [0], [1], [1]]}
+    assert first["bytes"] == [[[], [0, 1, 2]], [[], []], [[1, 0], [1, 0]]]
+    assert first["any"] == [True, False]
+    assert first["strangers"] == "processes [1] run another config than process 0"
+
+
+@pytest.mark.parametrize(
+    "text", ["localhost", "localhost:1,2", "localhost:1,two,0", "localhost,2,0"]
+)
+def test_malformed_addresses(text, monkeypatch):
+    monkeypatch.setenv("DYNADAPT_DISTRIBUTED", text)
+    with pytest.raises(MachineError, match="host:port,count,number"):
+        processes.start()
+
+
+def test_malformed_timeouts(monkeypatch):
+    monkeypatch.setenv("DYNADAPT_DISTRIBUTED", "localhost:1,2,0")
+    monkeypatch.setenv("DYNADAPT_TIMEOUT", "soon")
+    with pytest.raises(MachineError, match="DYNADAPT_TIMEOUT"):
+        processes.start()
+
+
+def test_alone_nothing_is_started_and_nothing_is_asked(monkeypatch):
+    monkeypatch.delenv("DYNADAPT_DISTRIBUTED", raising=False)
+    processes.start()
+    processes.agree("00ff")
+    rows = {"a": np.arange(3)}
+    assert processes.gather_rows(rows) is rows
+    assert processes.gather_bytes(b"own") == [b"own"]
+    assert [processes.any_process(flag) for flag in (False, True)] == [False, True]
+    assert jax.process_count() == 1
