@@ -178,7 +178,7 @@ def expected(config: ConfigDict) -> tuple[int, str]:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy in which all that the config leaves to the backbone is said.
+    """A copy in which all that the config leaves to the backbone is said, and where weights lie.
 
     Raises:
         UnknownName: for a backbone that does not exist.
@@ -189,6 +189,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         text = made.input[part].replace("{size}", str(size))
         made.input[part] = text.replace("{short}", str(round(size * 9 / 8)))
     made.input.normalise = made.input.normalise or normalise or "unit"
+    if made.backbone.weights:
+        made.backbone.weights = weights.absolute(made.backbone.weights)
     return made
 
 

@@ -85,7 +85,7 @@ def load_adapter(host: Host, folder: Path) -> Any:
     return product.fill(host.shapes, adapter)
 
 
-def _check_same(host: Host, adapter: product.Adapter) -> None:
+def _check_same(host: Host, adapter: product.SavedAdapter) -> None:
     """Raises a CheckpointError unless an adapter's model is the host's."""
     config, folder = adapter.config, adapter.folder
     pairs = zip(_identity(host.config, host.card), _identity(config, adapter.card), strict=True)

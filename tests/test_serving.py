@@ -123,7 +123,7 @@ def test_each_image_of_a_batch_has_its_own_adapter(method, tmp_path):
     assert mixed._cache_size() == 1
 
 
-def products(jaxpr):
+def matrix_products(jaxpr):
     """All matrix products of a jaxpr, those inside calls too, as (batched axes, shapes)."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -134,7 +134,7 @@ def products(jaxpr):
         ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from products(inner)
+                yield from matrix_products(inner)
 
 
 def test_frozen_products_stay_whole(three):

@@ -30,7 +30,7 @@ TENSORS, CARD = "adapter.safetensors", "adapter.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapter:
+class SavedAdapter:
     """An adapter as it lies in its folder, verified; no backbone is opened.
 
     Attributes:
@@ -70,7 +70,7 @@ class Product:
         card: the adapter's.
     """
 
-    adapter: Adapter
+    adapter: SavedAdapter
     config: Any
     task: Any
     parts: model.Parts
@@ -99,7 +99,7 @@ def load(folder: Path, backbone: str = "") -> Product:
     return Product(adapter, adapter.config, task, parts, adapter.card)
 
 
-def read(folder: Path) -> Adapter:
+def read(folder: Path) -> SavedAdapter:
     """The adapter in a folder, after comparing every hash.
 
     Raises:
@@ -115,7 +115,9 @@ def read(folder: Path) -> Adapter:
             f"formats up to {FORMAT}; it was written by dynadapt {card['versions']['dynadapt']}"
         )
     config = configs.completed(card["config"])
-    return Adapter(folder, config, _info(card, config), files.read_tensors(folder / TENSORS), card)
+    return SavedAdapter(
+        folder, config, _info(card, config), files.read_tensors(folder / TENSORS), card
+    )
 
 
 def _info(card: Mapping[str, Any], config: Any) -> Info:
@@ -127,7 +129,7 @@ def _info(card: Mapping[str, Any], config: Any) -> Info:
     return labelled(card["data"], card["classes"], size=(side, side))
 
 
-def fill(kept: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
+def fill(kept: Mapping[str, Any], adapter: SavedAdapter) -> dict[str, Any]:
     """The trees `train` and `stats`, or their shapes, with the values of an adapter.
 
     Raises:
@@ -144,7 +146,7 @@ def fill(kept: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
     return {name: tree.replace(kept[name], values) for name in ("train", "stats")}
 
 
-def check_backbone(adapter: Adapter) -> None:
+def check_backbone(adapter: SavedAdapter) -> None:
     """Raises a CheckpointError unless the backbone's weights are those of the training."""
     name, wanted = adapter.config.backbone.weights, adapter.card["weights_sha256"]
     if name and weights.digest(weights.locate(name)) != wanted:

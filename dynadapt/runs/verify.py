@@ -48,7 +48,7 @@ def _config_fault(folder: Path) -> str | None:
     return None if whole else "config.json was changed"
 
 
-def _backbone_fault(adapter: product.Adapter) -> str | None:
+def _backbone_fault(adapter: product.SavedAdapter) -> str | None:
     try:
         product.check_backbone(adapter)
     except CheckpointError as error:

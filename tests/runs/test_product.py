@@ -207,7 +207,7 @@ def test_hash_of_weights(tmp_path):
     first = product.weights_hash(c)
     files.write_tensors(file, {"a": np.arange(4.0)})
     assert len(first) == 64 and product.weights_hash(c) != first
-    found = product.Adapter(tmp_path, c, labelled("x", "ab"), {}, {"weights_sha256": first})
+    found = product.SavedAdapter(tmp_path, c, labelled("x", "ab"), {}, {"weights_sha256": first})
     with pytest.raises(CheckpointError, match="are not those that the adapter was trained on"):
         product.check_backbone(found)
     product.check_backbone(
