@@ -189,8 +189,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         text = made.input[part].replace("{size}", str(size))
         made.input[part] = text.replace("{short}", str(round(size * 9 / 8)))
     made.input.normalise = made.input.normalise or normalise or "unit"
-    if made.backbone.weights:
-        made.backbone.weights = weights.absolute(made.backbone.weights)
+    made.backbone.weights = weights.absolute(made.backbone.weights)
     return made
 
 

@@ -44,12 +44,12 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
     only(options, "vtab run", *(name for name in options if name not in ("partial", "out")))
     from dynadapt.commands import config_file
     from dynadapt.runs.stop import Preempted
-    from dynadapt.sweep import datasets, estimate, protocol, sweep
+    from dynadapt.sweep import estimate, protocol, suites, sweep
 
     config = config_file.load(options.config, overrides, problems=protocol.field_problems)
     if options.weights is None and not options.dry_run:
         raise ConfigError("give --weights=FILE, or --weights=random for a backbone without any")
-    suite, form = options.suite, datasets.form_of(options.suite, options.form)
+    suite, form = options.suite, suites.form_of(options.suite, options.form)
     given = sweep.Sweep(
         config=config,
         suite=suite,
@@ -75,11 +75,11 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
 
 def _tasks(suite: str, form: str, path: str, given: list[str]) -> list[str]:
-    from dynadapt.sweep import datasets, protocol
+    from dynadapt.sweep import protocol, suites
 
     if given != ["here"]:
         return protocol.chosen_tasks(suite, given)
-    found, known = datasets.here(suite, form, path), datasets.find(suite).TASKS
+    found, known = suites.here(suite, form, path), suites.find(suite).tasks
     obtain = f"`dynadapt data status {suite}` says how to obtain it"
     if not found:
         raise ConfigError(f"no data of {suite} is here; {obtain}")
@@ -105,20 +105,20 @@ def _data_options(options: flags.FlagValues) -> None:
 
 
 def _data(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt.sweep import datasets
+    from dynadapt.sweep import suites
 
     what, suite = options["what"].value, options["suite"].value
     if suite is None:
         raise ConfigError("name a suite: dynadapt data status vtab")
     if what == "status":
         only(options, "data status", "form", "path", "tasks")
-        rows = datasets.status(suite, options.form, options.path, options.tasks)
+        rows = suites.status(suite, options.form, options.path, options.tasks)
     elif what == "prepare":
         only(options, "data prepare", "path", "tasks")
-        rows = datasets.prepare(suite, options.tasks, options.path)
+        rows = suites.prepare(suite, options.tasks, options.path)
     else:
         raise UnknownName("part of data", str(what), ("status", "prepare"))
-    return Answer(rows, lambda: datasets.show(rows))
+    return Answer(rows, lambda: suites.show(rows))
 
 
 def _bench_options(options: flags.FlagValues) -> None:

@@ -11,7 +11,7 @@ from dynadapt.data import loader, numbered, transforms
 from dynadapt.plans import compiled
 from dynadapt.runs.journal import show_table
 from dynadapt.step import initial_state, make_step
-from dynadapt.sweep import datasets, protocol, sweep
+from dynadapt.sweep import protocol, suites, sweep
 
 NOTE = (
     "FLOPs: matrix products and convolutions of all steps and evaluations. hours: at the rate that "
@@ -28,7 +28,7 @@ def run(given: sweep.Sweep) -> dict[str, Any]:
     """
     sweep.check(given)
     rate = device_rate()
-    known, rows = datasets.find(given.suite).TASKS, []
+    known, rows = suites.find(given.suite).tasks, []
     for method in given.methods:
         costs: dict[int, tuple[int, int]] = {}
         for name in given.tasks:

@@ -15,7 +15,7 @@ from dynadapt import config as configs
 from dynadapt.data import transforms
 from dynadapt.errors import ConfigError, UnknownName, suggest
 from dynadapt.plans import compare
-from dynadapt.sweep import datasets
+from dynadapt.sweep import suites
 
 HYPER: dict[str, tuple[str, Callable[[float], bool]]] = {  # of a grid, and what they must be
     "lr": ("above 0", lambda v: 0 < v < math.inf),
@@ -34,7 +34,7 @@ TRAINED, BOTH = 800, 1000
 
 def chosen_tasks(suite: str, given: Sequence[str]) -> list[str]:
     """Tasks of a suite by name, by group, or all of them, in the suite's order."""
-    known = datasets.find(suite).TASKS
+    known = suites.find(suite).tasks
     groups = dict.fromkeys(t.group for t in known.values())
     found = set()
     for word in given:

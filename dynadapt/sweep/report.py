@@ -18,7 +18,7 @@ from dynadapt import files
 from dynadapt.data import vtab
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.runs.journal import show_table
-from dynadapt.sweep import datasets, plots, published, render, results
+from dynadapt.sweep import plots, published, render, results, suites
 
 
 def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = None) -> dict:
@@ -47,7 +47,7 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
     """
     finals = results.final(results.read(workdir))
     first = finals[0]
-    tasks = datasets.find(first["suite"]).TASKS if tasks is None else tasks
+    tasks = suites.find(first["suite"]).tasks if tasks is None else tasks
     for line in finals:
         if line["task"] not in tasks:
             raise UnknownName("task", line["task"], tasks)
@@ -248,10 +248,11 @@ def _title(result: dict[str, Any]) -> str:
     """What the table is of, and whatever is missing in it."""
     seeds = sorted({seed for row in result["rows"] for seed in row["seeds"]})
     count = f"{len(seeds)} seed" + ("s, mean ± std" if len(seeds) > 1 else "")
-    source = f" from {result['form']}" if result["suite"] == "vtab" else ""
+    suite = suites.find(result["suite"])
+    source = f" from {result['form']}" if len(suite.forms) > 1 else ""
     weights = result["weights"] or "random weights"
     title = (
-        f"{datasets.find(result['suite']).TITLE}{source}, protocol {result['protocol']} "
+        f"{suite.title}{source}, protocol {result['protocol']} "
         f"({result['protocol_digest'][:8]}), {result['backbone']} ({weights}), {count}"
     )
     if not result["partial"]:

@@ -27,7 +27,7 @@ from dynadapt.data import Info, loader, numbered, transforms
 from dynadapt.errors import ConfigError, DataError
 from dynadapt.runs import workdir
 from dynadapt.runs.stop import Preempted, stop_signal
-from dynadapt.sweep import datasets, protocol
+from dynadapt.sweep import protocol, suites
 from dynadapt.sweep.population import Population
 from dynadapt.sweep.store import Store
 
@@ -82,7 +82,7 @@ class Sweep:
 
     def _method_digest(self, method: str) -> str:
         """A hash of a method's settings and of its grids on all tasks of the suite."""
-        grids = {t: protocol.grid(self.config, method, t) for t in datasets.find(self.suite).TASKS}
+        grids = {t: protocol.grid(self.config, method, t) for t in suites.find(self.suite).tasks}
         text = json.dumps([self.settings(method), grids], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -134,7 +134,7 @@ def fingerprints(sweep: Sweep) -> dict[str, str]:
 
 def source(sweep: Sweep, task: str, split: str) -> Any:
     """A split of a task; DataError if it is not there."""
-    return datasets.read(sweep.suite, split, task, sweep.form, sweep.path)
+    return suites.find(sweep.suite).read(split, task, sweep.form, sweep.path)
 
 
 class TaskData:
@@ -251,7 +251,7 @@ class Runner:
                 {
                     **cell,
                     "weights": Path(self.sweep.weights).name,
-                    "group": datasets.find(self.sweep.suite).TASKS[task].group,
+                    "group": suites.find(self.sweep.suite).tasks[task].group,
                     "classes": classes,
                     "split": split,
                     "examples": values["examples"],

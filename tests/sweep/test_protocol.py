@@ -8,7 +8,7 @@ import pytest
 from dynadapt import adapters
 from dynadapt.data import vtab
 from dynadapt.errors import ConfigError, DynadaptError, UnknownName
-from dynadapt.sweep import datasets, protocol
+from dynadapt.sweep import protocol, suites
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 POINT = dict(lr=(1e-3,), weight_decay=(1e-4,), drop_path=(0.0,), scale=(1.0,))
@@ -35,7 +35,7 @@ def one_sentence(error):
 
 @pytest.mark.parametrize("suite", ["vtab", "offline"])
 def test_tasks_by_name_group_and_all_in_the_suites_order(suite):
-    known = datasets.find(suite).TASKS
+    known = suites.find(suite).tasks
     assert protocol.chosen_tasks(suite, ["all"]) == list(known)
     first, last = list(known)[0], list(known)[-1]
     assert protocol.chosen_tasks(suite, [last, first, last]) == [first, last]
@@ -298,8 +298,8 @@ def test_cells_are_every_point_with_every_seed():
     assert len({c["cell"] for c in found}) == 4
 
 
-def result(lr, top1, diverged=None):
-    return dict(hyper=dict(lr=lr), top1=top1, diverged=diverged)
+def result(lr, score, diverged=None, better="higher"):
+    return dict(hyper=dict(lr=lr), score=score, better=better, diverged=diverged)
 
 
 def test_the_best_point():
@@ -315,3 +315,9 @@ def test_the_best_point():
     assert protocol.best(points, away) == dict(lr=0.3)
     lost = [result(0.1, 10, 1), result(0.2, 90, 7), result(0.3, 20, 3)]
     assert protocol.best(points, lost) == dict(lr=0.2)
+
+
+def test_where_lower_is_better_the_lowest_is_taken():
+    points = [dict(lr=0.1), dict(lr=0.2)]
+    results = [result(0.1, 0.4, better="lower"), result(0.2, 0.3, better="lower")]
+    assert protocol.best(points, results) == points[1]

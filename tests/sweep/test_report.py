@@ -32,13 +32,14 @@ TOP1 = {
 TRAINED = {"lora": 294912, "linear": 0}
 
 
-def line(method="lora", task="pets", seed=0, top1=50.0, **changes):
+def line(method="lora", task="pets", seed=0, score=50.0, **changes):
     values = {
         "cell": f"{method}{task}{seed}",
         **dict(suite="vtab", form="tfds", protocol="vtab", protocol_digest="a" * 64),
         **dict(backbone="vit_b16", weights="vit_b16_augreg_in21k", weights_sha256="b" * 64),
         **dict(method=method, settings={"rank": 8} if method == "lora" else {}, task=task),
-        **dict(stage="final", split="test", seed=seed, hyper={"lr": 0.001}, top1=top1),
+        **dict(stage="final", split="test", seed=seed, hyper={"lr": 0.001}, score=score),
+        **dict(metric="top1", better="higher"),
         **dict(trained=TRAINED.get(method, 0), trained_with_head=TRAINED.get(method, 0) + 7690),
         **dict(backbone_parameters=85798656, data_fingerprint=f"of {task}"),
     }
@@ -233,8 +234,8 @@ def test_a_line_that_was_cut_is_named(tmp_path):
         ("[1]\n", "line 19 of .* is not a result"),
         ("\n", "line 19 of .* is broken"),
         ("{}\n", "line 19 of .* has no field 'suite'"),
-        (json.dumps(line(top1="high")) + "\n", "line 19 of .* has top1='high'"),
-        (json.dumps(line(top1=True)) + "\n", "line 19 of .* has top1=True"),
+        (json.dumps(line(score="high")) + "\n", "line 19 of .* has score='high'"),
+        (json.dumps(line(score=True)) + "\n", "line 19 of .* has score=True"),
     ],
 )
 def test_broken_lines_are_named(text, match, tmp_path):

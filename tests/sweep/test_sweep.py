@@ -19,7 +19,7 @@ from dynadapt import files, model
 from dynadapt.backbones import vit
 from dynadapt.data import offline, vtab
 from dynadapt.main import main
-from dynadapt.sweep import datasets, protocol, results, sweep
+from dynadapt.sweep import protocol, results, sweep
 from dynadapt.sweep.population import Population
 from tests.tiny_sweep import TINY
 
@@ -99,11 +99,11 @@ def test_what_a_sweep_leaves(whole):
             assert x["split"] == ("val200" if stage == "tune" else "test")
             assert x["trained"] == 2 * 2 * 2 * (32 * 2)  # rank 2 in q and v of two blocks
             assert x["trained_with_head"] == x["trained"] + 33 * classes
-            assert x["diverged"] is None and 0 <= x["top1"] <= 100
+            assert x["diverged"] is None and 0 <= x["score"] <= 100
     for task in ("kitti", "svhn"):
         tuned, final = stages[task, "tune"], stages[task, "final"]
         assert {x["hyper"]["lr"] for x in tuned} == {1e-2, 3e-2}
-        best = max(tuned, key=lambda x: (x["top1"], x["hyper"]["lr"] == 1e-2))
+        best = max(tuned, key=lambda x: (x["score"], x["hyper"]["lr"] == 1e-2))
         assert [x["hyper"] for x in final] == [best["hyper"]] * 2
         assert sorted(x["seed"] for x in final) == [0, 1]
         assert final[0]["loss"] != final[1]["loss"]
@@ -148,16 +148,16 @@ class Poisoned:
 @pytest.mark.parametrize("select", ["val", "first"])
 def test_no_test_label_before_the_last_evaluation(select, few, tmp_path, monkeypatch):
     """All of the tuning stage, and the training of the last one, are over by then."""
-    real, spans = datasets.read, []
+    real, spans = suites.Vtab.read, []
 
-    def read(suite, split, *rest):
-        return Poisoned() if split == "test" else real(suite, split, *rest)
+    def read(self, split, *rest):
+        return Poisoned() if split == "test" else real(self, split, *rest)
 
     def step(self, state, data, rows, keys, hyper, own=Population.step):
         spans.append((int(rows.min()), int(rows.max())))
         return own(self, state, data, rows, keys, hyper)
 
-    monkeypatch.setattr(datasets, "read", read)
+    monkeypatch.setattr(suites.Vtab, "read", read)
     monkeypatch.setattr(Population, "step", step)
     for task in FEW:
         spans.clear()
@@ -179,7 +179,7 @@ def test_the_choice_is_made_on_the_last_200(few):
         _sweep(few), "kitti", protocol.training_config(_config(), "lora", "vtab", "vit_tiny", "")
     )
     images, labels = found.train
-    both = datasets.read("vtab", "val200", "kitti", "tfds", str(few))
+    both = suites.find("vtab").read("val200", "kitti", "tfds", str(few))
     assert len(images) == len(labels) == 1000
     rows = list(found.batches("val200"))
     index = np.concatenate([b["index"][b["mask"] > 0] for b in rows])
@@ -519,7 +519,7 @@ def test_all_tasks_from_end_to_end(form, request, tmp_path, monkeypatch, capsys)
     assert [(x["stage"], x["form"]) for x in found] == [("final", form)] * 38
     by_task = {name: [x for x in found if x["task"] == name] for name in vtab.TASKS}
     assert all(len(own) == 2 for own in by_task.values())
-    top1 = {name: np.mean([x["top1"] for x in own]) for name, own in by_task.items()}
+    top1 = {name: np.mean([x["score"] for x in own]) for name, own in by_task.items()}
     chance = {name: 100 / task.classes for name, task in vtab.TASKS.items()}
     assert np.mean(list(top1.values())) > 2 * np.mean(list(chance.values()))
     above = [name for name in top1 if top1[name] > chance[name]]
@@ -547,7 +547,7 @@ def test_the_offline_suite(tmp_path, capsys):
     assert {len(x["data_fingerprint"]) for x in found} == {64}
     prints = {(x["task"], x["split_fingerprint"]) for x in found}
     assert len({digest for _, digest in prints} | {x["data_fingerprint"] for x in found}) == 4
-    digits = [x["top1"] for x in found if x["task"] == "digits"]
+    digits = [x["score"] for x in found if x["task"] == "digits"]
     assert np.mean(digits) > 30
     assert main(["vtab", "report", f"--workdir={work}", "--partial"]) == 0
     assert "PARTIAL" in capsys.readouterr().out

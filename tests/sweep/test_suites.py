@@ -10,11 +10,11 @@ import pytest
 
 from dynadapt.data import vtab
 from dynadapt.errors import MachineError, UnknownName
-from dynadapt.sweep import datasets
+from dynadapt.sweep import suites
 
 
 def test_status_of_tfds(vtab_tfds, capsys):
-    rows = datasets.status("vtab", path=str(vtab_tfds))
+    rows = suites.status("vtab", path=str(vtab_tfds))
     assert [row["task"] for row in rows] == list(vtab.TASKS)
     assert all(row["present"] and not row["problem"] for row in rows)
     assert all(sum(row["labels"]) == 1000 for row in rows)
@@ -25,7 +25,7 @@ def test_status_of_tfds(vtab_tfds, capsys):
     assert (row["set"], row["published"]) == ("eurosat/rgb/2.0.0", 5400)
     assert row["where"] == str(vtab_tfds / "eurosat" / "rgb" / "2.0.0")
     json.dumps(rows)
-    datasets.show(rows)
+    suites.show(rows)
     shown = capsys.readouterr().out
     assert "268 of 5,400" in shown and rows[3]["sha256"][:12] in shown
 
@@ -34,7 +34,7 @@ def test_status_covers_images_and_labels(vtab_folder, tmp_path):
     shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
 
     def status():
-        return datasets.status("vtab", "folder", str(tmp_path), ["svhn"])[0]
+        return suites.status("vtab", "folder", str(tmp_path), ["svhn"])[0]
 
     first = status()
     source = vtab.source("train800val200", "svhn", "folder", str(tmp_path))
@@ -70,66 +70,66 @@ def test_status_of_what_is_missing_or_wrong(vtab_folder, tmp_path, capsys):
     shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
     with (tmp_path / "svhn" / "val200.txt").open("a") as file:
         file.write("images/val200/000000.jpg 10\n")
-    wrong, missing = datasets.status("vtab", "folder", str(tmp_path), ["svhn", "kitti"])
+    wrong, missing = suites.status("vtab", "folder", str(tmp_path), ["svhn", "kitti"])
     assert not wrong["present"] and "line 201 of" in wrong["problem"]
     assert not missing["present"] and "no folder kitti of VTAB-1K" in missing["problem"]
     assert "NOAH" in missing["obtain"] and missing["counts"] == {}
-    datasets.show([wrong, missing])
+    suites.show([wrong, missing])
     shown = capsys.readouterr().out
     assert f"kitti: {missing['problem']}" in shown.replace("\n", " ").replace("  ", " ")
-    [row] = datasets.status("vtab", path=str(tmp_path), names=["resisc45"])
+    [row] = suites.status("vtab", path=str(tmp_path), names=["resisc45"])
     assert "--tasks=resisc45" in row["obtain"] and "NWPU-RESISC45" in row["obtain"]
 
 
 def test_status_checks_the_shared_folder(vtab_folder, tmp_path, capsys):
-    assert datasets.status("vtab", "folder", str(vtab_folder), ["svhn"])[0]["problem"] == ""
+    assert suites.status("vtab", "folder", str(vtab_folder), ["svhn"])[0]["problem"] == ""
     shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
     train = (tmp_path / "svhn" / "train800.txt").read_text().splitlines()
     with (tmp_path / "svhn" / "test.txt").open("a") as file:
         file.write(train[0] + "\n")
-    [row] = datasets.status("vtab", "folder", str(tmp_path), ["svhn"])
+    [row] = suites.status("vtab", "folder", str(tmp_path), ["svhn"])
     assert row["present"] and "test.txt has 1 images of train800.txt" in row["problem"]
     (tmp_path / "svhn" / "train800.txt").write_text("\n".join(train[:700]) + "\n")
-    [row] = datasets.status("vtab", "folder", str(tmp_path), ["svhn"])
+    [row] = suites.status("vtab", "folder", str(tmp_path), ["svhn"])
     assert not row["present"] and "train800.txt has 700 images where" in row["problem"]
     assert "is not train800.txt and val200.txt together" in row["problem"]
     assert "test.txt has 1 images of train800.txt" in row["problem"]
-    datasets.show([row])
+    suites.show([row])
     assert "svhn: " in capsys.readouterr().out
 
 
 def test_status_of_the_offline_suite(tmp_path, capsys):
-    rows = datasets.status("offline", path=str(tmp_path), names=["digits", "azimuth", "bccd"])
+    rows = suites.status("offline", path=str(tmp_path), names=["digits", "azimuth", "bccd"])
     assert [row["present"] for row in rows] == [True, True, False]
     assert [row["counts"].get("test") for row in rows] == [797, 1000, None]
     assert rows[0]["labels"] == [99, 101, 98, 102, 101, 101, 101, 100, 97, 100]
     assert "BCCD_Dataset" in rows[2]["obtain"] and "BCCD_Dataset" in rows[2]["problem"]
     assert rows[2]["where"] == str(tmp_path)
-    datasets.show(rows)
+    suites.show(rows)
     assert "97 to 102 of each" in capsys.readouterr().out
 
 
 def test_prepare_builds_nothing_that_is_there(vtab_tfds, capsys):
     before = sorted(file.name for file in vtab_tfds.rglob("*"))
-    rows = datasets.prepare("vtab", path=str(vtab_tfds))
+    rows = suites.prepare("vtab", path=str(vtab_tfds))
     assert len(rows) == 16 and all(row["ready"] for row in rows)
     assert next(r for r in rows if r["set"] == "clevr/3.1.0")["tasks"] == [
         "clevr_count",
         "clevr_dist",
     ]
     assert before == sorted(file.name for file in vtab_tfds.rglob("*"))
-    datasets.show(rows)
+    suites.show(rows)
     assert "smallnorb_azi smallnorb_ele" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", vtab.MANUAL)
 def test_prepare_says_what_must_be_downloaded_by_hand(task, tmp_path, capsys):
-    [row] = datasets.prepare("vtab", [task], str(tmp_path))
+    [row] = suites.prepare("vtab", [task], str(tmp_path))
     assert not row["ready"]
     assert "needs files that you download" in row["problem"]
     assert "downloads/manual" in row["problem"]
     assert list(tmp_path.iterdir()) == []
-    datasets.show([row])
+    suites.show([row])
     assert row["problem"] in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
 
 
@@ -152,37 +152,37 @@ def test_prepare_needs_tensorflow(tmp_path, monkeypatch):
     with pytest.raises(
         MachineError, match=r"building dtd/3.0.1 needs TensorFlow.*dynadapt\[data\]"
     ):
-        datasets.prepare("vtab", ["dtd"], str(tmp_path))
+        suites.prepare("vtab", ["dtd"], str(tmp_path))
     (tmp_path / "downloads" / "manual").mkdir(parents=True)
     (tmp_path / "downloads" / "manual" / "NWPU-RESISC45").mkdir()
     with pytest.raises(MachineError, match="building resisc45/3.0.0 needs TensorFlow"):
-        datasets.prepare("vtab", ["resisc45"], str(tmp_path))
+        suites.prepare("vtab", ["resisc45"], str(tmp_path))
 
 
 def test_prepare_of_the_offline_suite_builds_nothing(tmp_path):
-    rows = datasets.prepare("offline", ["digits", "count", "nuclei"], str(tmp_path))
+    rows = suites.prepare("offline", ["digits", "count", "nuclei"], str(tmp_path))
     assert [row["ready"] for row in rows] == [True, True, False]
     assert "Data Science Bowl" in rows[2]["problem"]
 
 
 def test_wrong_names():
     with pytest.raises(UnknownName, match="unknown suite 'vtap'; did you mean 'vtab'"):
-        datasets.status("vtap")
+        suites.status("vtap")
     with pytest.raises(UnknownName, match="unknown task 'kity'; did you mean 'kitti'"):
-        datasets.prepare("vtab", ["kity"])
+        suites.prepare("vtab", ["kity"])
     with pytest.raises(UnknownName, match="unknown form of vtab 'folders'; did you mean 'folder'"):
-        datasets.status("vtab", "folders", names=["kitti"])
-    assert datasets.read("offline", "val200", "digits").info.name == "digits"
+        suites.status("vtab", "folders", names=["kitti"])
+    assert suites.find("offline").read("val200", "digits", "offline", "").info.name == "digits"
 
 
 def test_what_is_here_and_in_which_form(vtab_folder, tmp_path):
-    assert datasets.here("vtab", "folder", str(vtab_folder)) == list(vtab.TASKS)
+    assert suites.here("vtab", "folder", str(vtab_folder)) == list(vtab.TASKS)
     shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
-    assert datasets.here("vtab", "folder", str(tmp_path)) == ["svhn"]
+    assert suites.here("vtab", "folder", str(tmp_path)) == ["svhn"]
     drawn = ["digits", "count", "distance", "orientation", "azimuth"]
-    assert datasets.here("offline", path=str(tmp_path)) == drawn
-    assert [datasets.form_of("vtab"), datasets.form_of("offline")] == ["tfds", "offline"]
+    assert suites.here("offline", path=str(tmp_path)) == drawn
+    assert [suites.form_of("vtab"), suites.form_of("offline")] == ["tfds", "offline"]
     with pytest.raises(UnknownName, match="'folder'"):
-        datasets.form_of("vtab", "foldr")
+        suites.form_of("vtab", "foldr")
     with pytest.raises(UnknownName, match="one of offline"):
-        datasets.form_of("offline", "folder")
+        suites.form_of("offline", "folder")
