@@ -19,7 +19,7 @@ from dynadapt import files, model
 from dynadapt.backbones import vit
 from dynadapt.data import offline, vtab
 from dynadapt.main import main
-from dynadapt.sweep import protocol, results, sweep
+from dynadapt.sweep import protocol, results, suites, sweep
 from dynadapt.sweep.population import Population
 from tests.tiny_sweep import TINY
 
