@@ -119,7 +119,8 @@ def counts(train: Any, frozen: Any) -> dict[str, int]:
     statistics are none.
     """
     leaves = tree.leaves(train)
-    kept = [v for v in jax.tree.leaves(frozen, is_leaf=_is_variable) if isinstance(v, nnx.Param)]
+    kept = jax.tree.leaves(frozen, is_leaf=_is_statistic)
+    kept = [v for v in kept if not _is_statistic(v)]
     head = tree.size([x for p, x in leaves.items() if p.startswith("head/")])
     base = [
         x for p, x in leaves.items() if not p.startswith("head/") and "adapter" not in p.split("/")
@@ -132,5 +133,5 @@ def counts(train: Any, frozen: Any) -> dict[str, int]:
     }
 
 
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, nnx.Variable)
+def _is_statistic(value: Any) -> bool:
+    return isinstance(value, nnx.BatchStat)
