@@ -1,4 +1,4 @@
-"""LoRA and DoRA as Hugging Face's peft keeps them, for ViTs with timm's names.
+"""LoRA and DoRA as Hugging Face's peft keeps them, for ViTs with timm's names or its own.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors`, with A `r d_in`, B `d_out r`
 and DoRA's lengths `d_out` under `base_model.model.blocks.{i}.{layer}.lora_A.weight` and so on. The
@@ -16,29 +16,17 @@ import numpy as np
 
 from dynadapt import files
 from dynadapt.errors import CheckpointError, ConfigError
-from dynadapt.weights import source
+from dynadapt.weights import peft_config, peft_names, source
+from dynadapt.weights.peft_names import Site
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 METHODS = ("lora", "dora")
 
-_PREFIX = "base_model.model."
-# timm's layers, in the order in which targets are named.
-_LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 _SPLIT = ("q", "k", "v")
 _FIELDS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
-_HEAD = {"head.weight": "head/linear/kernel", "head.bias": "head/linear/bias"}
-_SITE = re.compile(rf"blocks\.(\d+)\.({'|'.join(map(re.escape, _LAYERS.values()))})")
+_PUBLISHED = {ours: name for name, ours in _FIELDS.items()}
+_HEAD = {"weight": "head/linear/kernel", "bias": "head/linear/bias"}
 _PATH = re.compile(r"(blocks/\d+/(?:attn|mlp))/(\w+)/adapter/(\w+)/(a|b|magnitude)")
-
-# Options whose value is read, or does not matter once the tensors are there.
-_READ = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "lora_dropout", "target_modules")
-_READ += ("bias", "modules_to_save", "init_lora_weights")
-_FREE = ("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "task_type")
-_FREE += ("peft_version", "exclude_modules", "layers_to_transform", "layers_pattern")
-_FREE += ("corda_config", "eva_config", "loftq_config", "lora_ga_config", "ensure_weight_tying")
-_FREE += ("megatron_config", "megatron_core", "qalora_group_size")
-# Starts that leave the base weights as they were; with others the base is not the published one.
-_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +38,25 @@ class Adapter:
         settings: of the method: rank, targets, scale, dropout.
         leaves: by path within the backbone, and `head/…` where the head was saved; in our
             orientation and the file's dtype.
+        base: leaves of the base and of its head that it changes besides, as they become: biases,
+            and kernels where our method has no adapter.
     """
 
     method: str
     settings: dict[str, Any]
     leaves: dict[str, np.ndarray]
+    base: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class _Held:
+    """A folder's tensors: by module and field those of layers, then biases, then the head."""
+
+    folder: Path
+    config: dict[str, Any]
+    sites: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    biases: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    head: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def is_folder(folder: Path) -> bool:
@@ -62,15 +64,53 @@ def is_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read(folder: Path) -> Adapter:
+def read(folder: Path, base: Mapping[str, np.ndarray] | None = None) -> Adapter:
     """Reads a folder.
+
+    Layers of several ranks get the largest, filled up with zeros; where alpha / r differs, it goes
+    into B in float32, and the scale is 1.
+
+    Args:
+        folder: with a config and tensors.
+        base: values of the weights that it adapts and of their head, by our path; needed where it
+            changes biases, the patch embedding or the head.
 
     Raises:
         CheckpointError: for files that are missing or damaged, an option that changes the adapter
-            in a way that is not served, or names that timm's ViTs do not have.
+            in a way that is not served, or names that no ViT of timm or Hugging Face has.
     """
     config = files.read_json(folder / CONFIG)
-    _check_options(folder, config)
+    peft_config.check(folder / CONFIG, config)
+    held = _held(folder, config)
+    places = {module: _place(held, module) for module in held.sites}
+    inside = {module: site for module, site in places.items() if site.target}
+    if not inside:
+        raise CheckpointError(f"{folder / TENSORS} holds no LoRA")
+    rank = max(peft_config.rank(config, module) for module in inside)
+    scales = {module: peft_config.scale(config, module) for module in inside}
+    common = scales[next(iter(scales))] if len({*scales.values()}) == 1 else 1.0
+    leaves = dict(held.head)
+    for module, site in inside.items():
+        values = _padded(held.sites[module], rank)
+        if scales[module] != common:
+            values["b"] = values["b"].astype(np.float32) * np.float32(scales[module] / common)
+        for field, value in values.items():
+            if f"{site.adapter}/{field}" in leaves:
+                raise CheckpointError(f"two layers in {folder} are {site.path}; one is {module}")
+            leaves[f"{site.adapter}/{field}"] = np.ascontiguousarray(value.T)
+    targets = {site.target for site in inside.values()}
+    settings = dict(
+        rank=rank,
+        targets=tuple(t for t in peft_names.TARGETS if t in targets),
+        scale=common,
+        dropout=float(config.get("lora_dropout") or 0.0),
+    )
+    method = "dora" if config.get("use_dora") else "lora"
+    return Adapter(method, settings, leaves, _changed(held, places, base))
+
+
+def _held(folder: Path, config: dict[str, Any]) -> _Held:
+    """Sorts a folder's tensors by what they are."""
     if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
         raise CheckpointError(
             f"{folder} has {PICKLE}; save it as safetensors, with safe_serialization=True"
@@ -78,101 +118,119 @@ def read(folder: Path) -> Adapter:
     tensors = files.read_tensors(folder / TENSORS)
     if bad := source.not_finite(tensors):
         raise CheckpointError(f"the tensor {bad} in {folder} is not finite")
-    saved = config.get("modules_to_save") or []
-    leaves, sites = {}, {}
+    held, saved = _Held(folder, config), tuple(config.get("modules_to_save") or [])
+    learned = config.get("bias", "none") != "none"
     for name, value in tensors.items():
-        inside = name.removeprefix(_PREFIX)
-        if saved and inside in _HEAD:
-            leaves[_HEAD[inside]] = np.ascontiguousarray(value.T)
-            continue
-        site, _, field = inside.partition(".lora_")
-        if name == inside or f"lora_{field}" not in _FIELDS or not _SITE.fullmatch(site):
+        if ".original_module." in name:
+            continue  # what a module in `modules_to_save` was before
+        inside = peft_names.plain(name)
+        module, _, field = inside.partition(".lora_")
+        owner, _, kind = inside.rpartition(".")
+        if f"lora_{field}" in _FIELDS and peft_names.site(module):
+            held.sites.setdefault(module, {})[_FIELDS[f"lora_{field}"]] = value
+        elif owner in saved and kind in _HEAD:
+            held.head[_HEAD[kind]] = np.ascontiguousarray(value.T)
+        elif learned and kind == "bias":
+            held.biases[inside] = value
+        else:
             raise CheckpointError(
-                f"the tensor {name} in {folder} is not one of a LoRA on a timm ViT; served are "
-                f"{_PREFIX}blocks.{{i}}.{{{','.join(_LAYERS.values())}}}"
+                f"the tensor {name} in {folder} is not one of a LoRA on a ViT of timm or Hugging "
+                f"Face; served are {peft_names.PREFIX}blocks.{{i}}."
+                f"{{{','.join(peft_names.TIMM)}}}, their like at Hugging Face, the patch embedding "
+                "and the head"
             )
-        sites.setdefault(site, {})[_FIELDS[f"lora_{field}"]] = value
-    _check_sites(folder, config, sites)
-    for site, values in sites.items():
-        for field, value in values.items():
-            path = site.replace(".", "/")
-            path = f"{path}/adapter/{path.rpartition('/')[2]}/{field}"
-            leaves[path] = np.ascontiguousarray(value.T)
-    rank = config["r"]
-    root = math.sqrt(rank) if config.get("use_rslora") else rank
-    settings = dict(
-        rank=rank,
-        targets=tuple(t for t, layer in _LAYERS.items() if any(s.endswith(layer) for s in sites)),
-        scale=config["lora_alpha"] / root,
-        dropout=float(config.get("lora_dropout") or 0.0),
-    )
-    return Adapter("dora" if config.get("use_dora") else "lora", settings, leaves)
+    if learned and not held.biases:
+        peft_config.refuse(folder / CONFIG, config, "bias", "but the folder holds no bias")
+    return held
 
 
-def _check_options(folder: Path, config: Any) -> None:
-    """Raises a CheckpointError for the first option that is not served."""
-
-    def refuse(name: str, why: str) -> None:
-        raise CheckpointError(f"{folder / CONFIG} has {name}={config.get(name)!r}; {why}")
-
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / CONFIG} is not the config of an adapter")
-    if config.get("peft_type") != "LORA":
-        refuse("peft_type", "only LORA is served")
-    rank = config.get("r")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        refuse("r", "it must be a whole number of at least 1")
-    if not isinstance(config.get("lora_alpha"), int | float):
-        refuse("lora_alpha", "it must be a number")
-    if config.get("bias", "none") != "none":
-        refuse("bias", "only 'none' is served")
-    if list(config.get("modules_to_save") or []) not in ([], ["head"]):
-        refuse("modules_to_save", "only ['head'] is served")
-    if config.get("init_lora_weights") not in _STARTS:
-        refuse("init_lora_weights", "it changes the base weights; convert it with peft to a LoRA")
-    for name, value in config.items():
-        # What this list does not know may change the result, unless it is switched off.
-        if name not in (*_READ, *_FREE) and value not in (None, False, "", [], {}):
-            refuse(name, "this option is not served")
-
-
-def _check_sites(folder: Path, config: dict[str, Any], sites: dict[str, dict]) -> None:
-    """Raises a CheckpointError unless the sites are whole and those that the config names."""
-    if not sites:
-        raise CheckpointError(f"{folder / TENSORS} holds no LoRA")
-    wanted, rank = config.get("target_modules"), config["r"]
+def _place(held: _Held, module: str) -> Site:
+    """Our layer of a module; a CheckpointError unless its tensors are whole and as configured."""
+    config, values = held.config, held.sites[module]
+    rank = peft_config.rank(config, module)
     fields = {"a", "b", "magnitude"} if config.get("use_dora") else {"a", "b"}
-    published = {v: k for k, v in _FIELDS.items()}
-    for site, values in sites.items():
-        if missing := sorted({*fields} - {*values}):
-            raise CheckpointError(f"{_PREFIX}{site}.{published[missing[0]]} is missing in {folder}")
-        if strange := sorted({*values} - {*fields}):
+    name = peft_names.PREFIX + module
+    if missing := sorted({*fields} - {*values}):
+        raise CheckpointError(f"{name}.{_PUBLISHED[missing[0]]} is missing in {held.folder}")
+    if strange := sorted({*values} - {*fields}):
+        raise CheckpointError(
+            f"{name}.{_PUBLISHED[strange[0]]} in {held.folder} is of a DoRA, but use_dora is off"
+        )
+    site = peft_names.site(module)
+    for field, axis in (("a", 0), ("b", 1)):
+        shape = values[field].shape
+        if len(shape) != (4 if site.path == "embed" else 2) or shape[axis] != rank:
             raise CheckpointError(
-                f"{_PREFIX}{site}.{published[strange[0]]} in {folder} is of a DoRA, but "
-                "use_dora is off"
+                f"{name}.{_PUBLISHED[field]} in {held.folder} is {shape}, but r is {rank}"
             )
-        for field, axis in (("a", 0), ("b", 1)):
-            shape = values[field].shape
-            if len(shape) != 2 or shape[axis] != rank:
-                raise CheckpointError(
-                    f"{_PREFIX}{site}.{published[field]} in {folder} is {shape}, but r is {rank}"
-                )
-        if not _targeted(site, wanted):
-            raise CheckpointError(f"target_modules {wanted!r} in {folder} do not name {site}")
+    if not peft_config.targeted(config, module):
+        wanted = config.get("target_modules")
+        raise CheckpointError(f"target_modules {wanted!r} in {held.folder} do not name {module}")
+    return site
 
 
-def _targeted(site: str, wanted: Any) -> bool:
-    """Whether peft adapts the layer: a text is a pattern of whole names, a list of endings."""
-    if wanted is None or wanted == "all-linear":
-        return True
-    if isinstance(wanted, str):
-        try:
-            return re.fullmatch(wanted, site) is not None
-        except re.error as error:
+def _padded(values: Mapping[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
+    """A `r d_in` and B `d_out r` filled up to a rank with zeros; the product stays."""
+    more = rank - len(values["a"])
+    filled = {"a": np.pad(values["a"], ((0, more), (0, 0)))}
+    filled["b"] = np.pad(values["b"], ((0, 0), (0, more)))
+    return {**values, **filled} if more else dict(values)
+
+
+def _changed(
+    held: _Held, places: Mapping[str, Site], base: Mapping[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """Leaves of the base, as they become, that are changed without an adapter of ours."""
+    folded = {module: site for module, site in places.items() if not site.target}
+    if base is None and (folded or held.biases):
+        what = next(iter((*folded, *held.biases)))
+        raise CheckpointError(
+            f"{held.folder} changes {what} of its base too; it is read with the base alone"
+        )
+    new: dict[str, np.ndarray] = {}
+
+    def current(path: str, name: str) -> np.ndarray:
+        if path not in new and path not in base:
+            raise CheckpointError(f"the base has no {path}, which {name} in {held.folder} changes")
+        return new.get(path, base.get(path))
+
+    for module, site in folded.items():
+        path = f"{site.path}/kernel"
+        scale = peft_config.scale(held.config, module)
+        new[path] = _folded(current(path, module), held.sites[module], scale, module)
+    prefix = next(site.prefix for site in places.values() if site.target)
+    for name, value in held.biases.items():
+        found = peft_names.bias(name, prefix)
+        if not found:
+            raise CheckpointError(f"the tensor {name} in {held.folder} is no bias of a ViT")
+        path, part, count = found
+        parts = np.split(current(path, name), count)
+        if parts[part].shape != value.shape:
             raise CheckpointError(
-                f"target_modules {wanted!r} is no regular expression: {error}"
-            ) from error
-    return any(site == name or site.endswith(f".{name}") for name in wanted)
+                f"{name} in {held.folder} is {value.shape}, the base's is {parts[part].shape}"
+            )
+        parts[part] = value.astype(parts[part].dtype)
+        new[path] = np.concatenate(parts)
+    return new
+
+
+def _folded(
+    kernel: np.ndarray, values: Mapping[str, np.ndarray], scale: float, module: str
+) -> np.ndarray:
+    """A kernel `… d_in d_out` with a LoRA or DoRA in it, in the kernel's dtype."""
+    a, b = (np.asarray(values[field], np.float32) for field in ("a", "b"))
+    if a.ndim == 4:  # a convolution's, `r d_in h w` and `d_out r 1 1`
+        a, b = a.transpose(0, 2, 3, 1).reshape(len(a), -1), b[:, :, 0, 0]
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    if (a.shape[1], len(b)) != flat.shape:
+        raise CheckpointError(
+            f"{module} is {kernel.shape} in the base, which its LoRA does not fit"
+        )
+    direction = flat.astype(np.float32) + scale * (b @ a).T
+    if "magnitude" in values:
+        lengths = np.sqrt(np.square(direction).sum(0))
+        direction *= np.asarray(values["magnitude"], np.float32).reshape(-1) / lengths
+    return direction.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def write(
@@ -212,13 +270,13 @@ def write(
     rank = parts * settings["rank"]
     sites: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     tensors = {}
-    heads = {ours: name for name, ours in _HEAD.items()}
+    heads = {ours: f"head.{name}" for name, ours in _HEAD.items()}
     for path, value in leaves.items():
         if found := _PATH.fullmatch(path):
             branch, layer, target, field = found.groups()
             sites.setdefault(f"{branch}/{layer}", {}).setdefault(target, {})[field] = value
         elif path in heads:
-            tensors[_PREFIX + heads[path]] = np.ascontiguousarray(np.asarray(value).T)
+            tensors[peft_names.PREFIX + heads[path]] = np.ascontiguousarray(np.asarray(value).T)
         else:
             raise ConfigError(f"peft's LoRA has no place for {path!r}")
     head = bool(tensors)
@@ -226,7 +284,7 @@ def write(
         fused = _fused(site, targets, rank, method == "dora", kernels or {})
         for name, field in _FIELDS.items():
             if field in fused:
-                tensors[f"{_PREFIX}{site.replace('/', '.')}.{name}"] = fused[field]
+                tensors[f"{peft_names.PREFIX}{site.replace('/', '.')}.{name}"] = fused[field]
     layers = {site.split("/", 2)[2].replace("/", ".") for site in sites}
     alpha = settings["scale"] * (math.sqrt(rank) if rslora else rank)
     near = round(alpha)
@@ -245,7 +303,7 @@ def write(
         "lora_dropout": settings.get("dropout", 0.0),
         "modules_to_save": ["head"] if head else None,
         "r": rank,
-        "target_modules": [layer for layer in _LAYERS.values() if layer in layers],
+        "target_modules": [layer for layer in peft_names.TIMM if layer in layers],
         "task_type": None,
         "use_dora": method == "dora",
         "use_rslora": rslora,

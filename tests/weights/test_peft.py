@@ -168,9 +168,10 @@ def changed(case, folder, **options):
         dict(r="4"),
         dict(lora_alpha=None),
         dict(bias="all"),
+        dict(bias="some"),
         dict(modules_to_save=["norm"]),
-        dict(rank_pattern={"attn.qkv": 8}),
-        dict(alpha_pattern={"attn.qkv": 8}),
+        dict(rank_pattern={"attn.qkv": 0}),
+        dict(alpha_pattern=[8]),
         dict(fan_in_fan_out=True),
         dict(init_lora_weights="pissa"),
         dict(layer_replication=[[0, 1]]),
@@ -189,6 +190,8 @@ def test_an_option_that_is_not_served_is_named(oracles, tmp_path, options):
     "options, words",
     [
         (dict(r=8), "but r is 8"),
+        (dict(rank_pattern={"attn.qkv": 8}), "but r is 8"),
+        (dict(rank_pattern={"(attn": 8}), "no regular expression"),
         (dict(use_dora=True), "lora_magnitude_vector is missing"),
         (dict(target_modules=["attn.qkv"]), "do not name blocks.0.attn.proj"),
         (dict(target_modules="(attn"), "no regular expression"),
@@ -213,7 +216,7 @@ def test_damaged_tensors(oracles, tmp_path):
         ({}, "holds no LoRA"),
         (
             {k.replace("blocks", "vit.encoder.layer"): v for k, v in tensors.items()},
-            r"is not one of a LoRA on a timm ViT; served are .*attn\.qkv",
+            r"is not one of a LoRA on a ViT of timm or Hugging Face; served are .*attn\.qkv",
         ),
     ):
         files.write_tensors(folder / peft.TENSORS, wrong)
@@ -239,6 +242,213 @@ def test_what_peft_does_not_have(tmp_path):
     with pytest.raises(ConfigError, match="needs the base's kernels"):
         peft.write(tmp_path, "dora", settings, leaves)
     assert not list(Path(tmp_path).iterdir())
+
+
+# The same layers of a block under three kinds of names; our path, and which part of its output.
+TIMM = ("blocks.{}", {"attn.qkv": "attn/qkv", "attn.proj": "attn/proj", "mlp.fc1": "mlp/fc1"})
+HUB = (
+    "vit.encoder.layer.{}",
+    {
+        "attention.attention.query": "attn/qkv:0",
+        "attention.attention.value": "attn/qkv:2",
+        "attention.output.dense": "attn/proj",
+        "intermediate.dense": "mlp/fc1",
+    },
+)
+LIVE = (
+    "vit.layers.{}",
+    {
+        "attention.q_proj": "attn/qkv:0",
+        "attention.k_proj": "attn/qkv:1",
+        "attention.o_proj": "attn/proj",
+        "mlp.fc1": "mlp/fc1",
+    },
+)
+
+
+class Folder:
+    """A folder of peft on the small backbone, and the kernels and biases that it should lead to."""
+
+    def __init__(self, folder, names, **config):
+        self.folder, self.rng = folder, np.random.default_rng(7)
+        self.config = dict(peft_type="LORA", r=2, lora_alpha=3, target_modules="all-linear")
+        self.config |= config
+        self.tensors, self.network = {}, backbone()
+        self.wanted = {k: np.array(v) for k, v in tree.leaves(nnx.state(self.network)).items()}
+        self.base = {k: v.copy() for k, v in self.wanted.items()}
+        block, layers = names
+        for i in range(2):
+            for layer, ours in layers.items():
+                path, _, part = ours.partition(":")
+                self.add(f"{block.format(i)}.{layer}", f"blocks/{i}/{path}", part)
+
+    def draw(self, *shape):
+        return self.rng.normal(size=shape).astype(np.float32)
+
+    def rank(self, module):
+        """By the rule of peft: the first pattern that ends the name, or the common value."""
+        rank, alpha = self.config["r"], self.config["lora_alpha"]
+        for option in ("rank_pattern", "alpha_pattern"):
+            for pattern, value in self.config.get(option, {}).items():
+                if re.match(rf"(.*\.)?({pattern})$", module):
+                    rank, alpha = (value, alpha) if option == "rank_pattern" else (rank, value)
+                    break
+        return rank, alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    def add(self, module, path, part=""):
+        kernel = self.wanted[f"{path}/kernel"]
+        d_in, d_out = kernel.shape[0], kernel.shape[1] // (3 if part else 1)
+        rank, scale = self.rank(module)
+        a, b = self.draw(rank, d_in), self.draw(d_out, rank)
+        start = int(part or 0) * d_out
+        kernel[:, start : start + d_out] += scale * (b @ a).T
+        name = f"base_model.model.{module}"
+        self.tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+
+    def read(self, *base, renamed=lambda name: name):
+        self.folder.mkdir(exist_ok=True)
+        files.write_tensors(
+            self.folder / peft.TENSORS, {renamed(k): v for k, v in self.tensors.items()}
+        )
+        (self.folder / peft.CONFIG).write_text(json.dumps(self.config))
+        return peft.read(self.folder, *base)
+
+    def check(self, adapter):
+        """Merged by our own methods, the backbone is the wanted one."""
+        adapters.adapt(self.network, adapter.method, rngs=nnx.Rngs(9), **adapter.settings)
+        state = nnx.state(self.network)
+        leaves = tree.leaves(state)
+        given = {k: v for k, v in adapter.leaves.items() if not k.startswith("head/")}
+        assert {k: leaves[k].shape for k in given} == {k: v.shape for k, v in given.items()}
+        nnx.update(self.network, tree.replace(state, leaves | given))
+        adapters.merge(self.network, adapter.method)
+        found = tree.leaves(nnx.state(self.network)) | adapter.base
+        for path, value in self.wanted.items():
+            np.testing.assert_allclose(found[path], value, rtol=1e-5, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("names", [TIMM, HUB, LIVE], ids=["timm", "hub", "live"])
+@pytest.mark.parametrize("wrapped", ["", "_orig_mod."])
+def test_names_of_timm_and_of_hugging_face(names, wrapped, tmp_path):
+    case = Folder(tmp_path / "peft", names)
+    prefix = "base_model.model."
+    found = case.read(renamed=lambda n: n.replace(prefix, prefix + wrapped))
+    targets = {"timm": "qkv", "hub": "q v", "live": "q k"}[
+        {id(TIMM): "timm", id(HUB): "hub", id(LIVE): "live"}[id(names)]
+    ]
+    assert found.settings["targets"] == (*targets.split(), "proj", "fc1") and found.base == {}
+    case.check(found)
+    case.read(renamed=lambda n: wrapped + n)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(rank_pattern={"attn.qkv": 4, "fc1": 1}),
+        dict(alpha_pattern={r"blocks\.0\.attn\.proj": 7}),
+        dict(rank_pattern={r"blocks\.1\..*": 3}, alpha_pattern={"qkv": 5}, use_rslora=True),
+        dict(rank_pattern={"qkv": 4}, alpha_pattern={"qkv": 6}),
+    ],
+)
+def test_ranks_and_alphas_of_their_own(options, tmp_path):
+    """All layers get the largest rank; the product of each is its own."""
+    case = Folder(tmp_path / "peft", TIMM, **options)
+    found = case.read()
+    assert found.settings["rank"] == max([2, *options.get("rank_pattern", {}).values()])
+    one_scale = len({case.rank(k.split(".lora_")[0])[1] for k in case.tensors}) == 1
+    assert (found.settings["scale"] != 1.0) == one_scale
+    case.check(found)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+@pytest.mark.parametrize("inner", ["base_layer.", ""])
+def test_biases(bias, inner, tmp_path):
+    """Those of layers that are adapted, below `base_layer` or not; or all of the model's."""
+    case = Folder(tmp_path / "peft", HUB, bias=bias)
+    for i in range(2):
+        for part, layer in ((0, "query"), (2, "value")):
+            new = case.draw(16)
+            case.wanted[f"blocks/{i}/attn/qkv/bias"][16 * part : 16 * part + 16] = new
+            name = f"base_model.model.vit.encoder.layer.{i}.attention.attention.{layer}"
+            case.tensors[f"{name}.{inner}bias"] = new
+    if bias == "all":
+        for name, path in (
+            ("vit.encoder.layer.1.layernorm_after.bias", "blocks/1/mlp/norm/bias"),
+            ("vit.embeddings.patch_embeddings.projection.bias", "embed/bias"),
+            ("vit.layernorm.bias", "norm/bias"),
+        ):
+            case.tensors[f"base_model.model.{name}"] = case.wanted[path] = case.draw(16)
+        case.tensors["base_model.model.classifier.bias"] = head = case.draw(5)
+        case.base["head/linear/bias"] = np.zeros(5, np.float32)
+    with pytest.raises(CheckpointError, match="changes .* of its base too; it is read with"):
+        case.read()
+    found = case.read(case.base)
+    if bias == "all":
+        np.testing.assert_array_equal(found.base["head/linear/bias"], head)
+    case.check(found)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_patch_embedding_and_head_are_folded(dora, tmp_path):
+    """`proj` names timm's patch embedding too, and `all-linear` the head."""
+    layers = {"attn.qkv": "attn/qkv"}
+    case = Folder(tmp_path / "peft", ("blocks.{}", layers), target_modules=["qkv", "proj", "head"])
+    case.base["head/linear/kernel"] = kernel = case.draw(16, 5)
+    a, b = case.draw(2, 3, 4, 4), case.draw(16, 2, 1, 1)
+    names = [f"base_model.model.{n}" for n in ("patch_embed.proj", "head")]
+    case.tensors |= {f"{names[0]}.lora_A.weight": a, f"{names[0]}.lora_B.weight": b}
+    more = np.einsum("rchw,or->hwco", a, b[:, :, 0, 0]) * 1.5
+    case.wanted["embed/kernel"] += more
+    a, b = case.draw(2, 16), case.draw(5, 2)
+    case.tensors |= {f"{names[1]}.lora_A.weight": a, f"{names[1]}.lora_B.weight": b}
+    head = kernel + 1.5 * (b @ a).T
+    if dora:
+        case.config["use_dora"] = True
+        blocks = {f"blocks/{i}/attn/qkv": f"base_model.model.blocks.{i}.attn.qkv" for i in (0, 1)}
+        for path, name in ({"embed": names[0]} | blocks).items():
+            kernel = case.wanted[f"{path}/kernel"].reshape(-1, 16 if path == "embed" else 48)
+            kernel /= np.sqrt(np.square(kernel).sum(0))
+            case.tensors[f"{name}.lora_magnitude_vector"] = length = 1 + case.rng.random(
+                kernel.shape[1], dtype=np.float32
+            )
+            kernel *= length
+        case.tensors[f"{names[1]}.lora_magnitude_vector"] = length = np.ones(5, np.float32)
+        head = head / np.sqrt(np.square(head).sum(0)) * length
+    found = case.read(case.base)
+    np.testing.assert_allclose(found.base["head/linear/kernel"], head, rtol=1e-5, atol=1e-5)
+    case.check(found)
+    with pytest.raises(CheckpointError, match="changes patch_embed.proj of its base too"):
+        case.read()
+    with pytest.raises(CheckpointError, match="the base has no head/linear/kernel, which head in"):
+        case.read({k: v for k, v in case.base.items() if not k.startswith("head")})
+    case.base["head/linear/kernel"] = case.draw(15, 5)
+    with pytest.raises(CheckpointError, match="LoRA of head does not fit the base's"):
+        case.read(case.base)
+
+
+def test_two_names_of_one_layer(tmp_path):
+    case = Folder(tmp_path / "peft", TIMM)
+    case.tensors |= {
+        k.replace("model.blocks", "model.teacher.blocks"): v for k, v in case.tensors.items()
+    }
+    with pytest.raises(CheckpointError, match=r"two layers in .* are blocks/0/attn/\w+; one is"):
+        case.read()
+
+
+def test_a_swin_is_no_vit(tmp_path):
+    case = Folder(tmp_path / "peft", TIMM)
+    with pytest.raises(CheckpointError, match="is not one of a LoRA on a ViT"):
+        case.read(renamed=lambda n: n.replace("blocks", "layers.0.blocks"))
+
+
+def test_the_head_of_hugging_face_goes_along(tmp_path):
+    case = Folder(tmp_path / "peft", HUB, modules_to_save=["classifier"])
+    case.tensors["base_model.model.classifier.weight"] = head = case.draw(5, 16)
+    case.tensors["base_model.model.classifier.bias"] = case.draw(5)
+    found = case.read()
+    np.testing.assert_array_equal(found.leaves["head/linear/kernel"], head.T)
+    assert found.base == {}
+    case.check(found)
 
 
 def test_half_precision_stays(tmp_path):
