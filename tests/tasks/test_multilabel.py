@@ -81,10 +81,14 @@ def test_records_name_labels_and_predictions():
     answer = {"probabilities": np.array([0.9, 0.2, 0.5, 0.1])}
     example = dict(name="a.jpg", label=np.array([2, 1, 0]), label_mask=np.array([1, 1, 0]))
     values, content = Task(info()).record(answer, example)
-    assert values == {
-        **dict(file="a.jpg", labels="boat; sea", prediction="sky; boat"),
-        **{"p(sky)": 0.9, "p(sea)": 0.2, "p(boat)": 0.5, "p(gull)": 0.1},
-    } and content == {}
+    assert (
+        values
+        == {
+            **dict(file="a.jpg", labels="boat; sea", prediction="sky; boat"),
+            **{"p(sky)": 0.9, "p(sea)": 0.2, "p(boat)": 0.5, "p(gull)": 0.1},
+        }
+        and content == {}
+    )
     assert "labels" not in Task(info()).record(answer, dict(name="a.jpg"))[0]
     picture = Task(info()).draw(np.zeros((200, 160, 3), np.uint8), answer)
     assert picture.shape[1] == 160 and picture.shape[0] > 200 and picture.max() == 255
