@@ -123,7 +123,7 @@ def test_each_image_of_a_batch_has_its_own_adapter(method, tmp_path):
     assert mixed._cache_size() == 1
 
 
-def products(jaxpr):
+def matrix_products(jaxpr):
     """All matrix products of a jaxpr, those inside calls too, as (batched axes, shapes)."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -134,7 +134,7 @@ def products(jaxpr):
         ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from products(inner)
+                yield from matrix_products(inner)
 
 
 def test_frozen_products_stay_whole(three):
@@ -144,10 +144,10 @@ def test_frozen_products_stay_whole(three):
     which, images = jnp.zeros(5, jnp.int32), pictures(5)
     traced = jax.make_jaxpr(serving.make_mixed(host))(host.frozen, bank, which, images)
     frozen = {x.shape for x in jax.tree.leaves(host.frozen) if x.ndim == 2}
-    found = [p for p in products(traced.jaxpr) if p[2] in frozen]
+    found = [p for p in matrix_products(traced.jaxpr) if p[2] in frozen]
     assert len(found) == 2 * 4  # qkv, proj, fc1, fc2 of two blocks
     assert all(batched == 0 and left[0] == 5 for batched, left, _ in found)
-    own = [p for p in products(traced.jaxpr) if p[0] and p[2][-2:] in ((16, 4), (4, 16))]
+    own = [p for p in matrix_products(traced.jaxpr) if p[0] and p[2][-2:] in ((16, 4), (4, 16))]
     assert len(own) == 2 * 2  # down and up
 
 

@@ -258,6 +258,4 @@ def test_every_format_is_read_and_answers_as_it_did(folder):
 
 
 def test_a_folder_of_each_format_is_kept():
-    assert sorted(p.name for p in FORMATS.iterdir()) == [
-        str(n + 1) for n in range(product.FORMAT)
-    ]
+    assert sorted(p.name for p in FORMATS.iterdir()) == [str(n + 1) for n in range(product.FORMAT)]

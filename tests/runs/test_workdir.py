@@ -13,7 +13,6 @@ from dynadapt.data import labelled
 from dynadapt.errors import ConfigError
 from dynadapt.runs import product, workdir
 
-
 # What an evaluation wrote, in folders below too.
 RECORDS = ("predictions/maps/one.png", "predictions/predictions.csv")
 
