@@ -1,5 +1,6 @@
 """Evaluation: a task's metrics over a split, exact on any number of devices and any batch size."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from flax import nnx
 
 from dynadapt import inputs, model, processes, sharding
 from dynadapt.context import Context
-from dynadapt.errors import ConfigError
+from dynadapt.errors import ConfigError, DataError
 from dynadapt.runs import product
 from dynadapt.runs.predictions import Predictions
 
@@ -83,6 +84,18 @@ def in_order(
     return {k: v[order] for k, v in rows.items()}
 
 
+def _opened(config: Any, classes: tuple[str, ...], whole: bool) -> inputs.Split:
+    """The split to evaluate; of data without it, `whole` takes the one split that they have."""
+    try:
+        return inputs.open_split(config, "eval", classes)
+    except DataError as error:
+        if whole:
+            config.input.eval_split = "train"
+            with contextlib.suppress(DataError):
+                return inputs.open_split(config, "eval", classes)
+        raise error
+
+
 def run(folder: Path, out: Path | None = None, data: str = "", weights: str = "") -> dict[str, Any]:
     """Evaluates an adapter in a fresh process, from its folder and the backbone's weights alone.
 
@@ -107,7 +120,7 @@ def run(folder: Path, out: Path | None = None, data: str = "", weights: str = ""
         if "path" not in config.data:
             raise ConfigError(f"--data is for data sets with a path, not for {config.data.name!r}")
         config.data.path = data
-    split = inputs.open_split(config, "eval", trained.adapter.info.classes)
+    split = _opened(config, trained.adapter.info.classes, whole=bool(data))
     mesh = sharding.make_mesh()
     kept = {"train": parts.train, "stats": parts.stats}
     kept = sharding.put_whole(kept, sharding.replicated(kept, mesh))

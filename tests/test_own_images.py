@@ -57,12 +57,18 @@ def test_a_subset_of_the_classes_keeps_their_numbers(made, tmp_path, capsys):
     assert top1(made[1], f"--data={tmp_path}", capsys=capsys) > 90
 
 
+def test_a_folder_without_splits_is_evaluated_whole(made, tmp_path, capsys):
+    write(tmp_path / "flat", names=("green", "red"), seed=3)
+    assert top1(made[1], f"--data={tmp_path / 'flat'}", capsys=capsys) > 90
+
+
 def test_an_unknown_class_is_refused_by_name(made, tmp_path, capsys):
     images, work = made
     shutil.copytree(images, tmp_path / "other")
     (tmp_path / "other" / "test" / "red").rename(tmp_path / "other" / "test" / "rouge")
     assert main(["eval", f"--workdir={work}", f"--data={tmp_path / 'other'}"]) == 2
-    assert "'rouge'" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "rouge is none of the 3 classes; choose one of blue, green, red" in err
 
 
 def test_records_have_file_and_class(made):

@@ -11,6 +11,7 @@ from dynadapt import adapters, attach, config, model, optim, step, tasks, tree
 from dynadapt.context import Context
 from dynadapt.data import images
 from dynadapt.errors import TrainingError
+from dynadapt.layers.batch_norm import BatchNorm
 from dynadapt.train import check_finite
 from tests import infos
 
@@ -43,10 +44,22 @@ def batch(seed, size=8, mask=None):
     }
 
 
-def ready(c):
+class NormedHead(nnx.Module):
+    """A head whose outputs are normalised over the batch."""
+
+    def __init__(self, head):
+        self.head, self.norm = head, BatchNorm(5)
+
+    def __call__(self, features, ctx):
+        return self.norm(self.head(features, ctx), ctx)
+
+
+def ready(c, normed=False):
     """Task, parts of a model in which nothing is zero, optimizer, state and step."""
     task = tasks.from_config(c.task, INFO)
     network = model.build(c, task, infos.spec(INFO))
+    if normed:
+        network.head = NormedHead(network.head)
     rng = np.random.default_rng(4)
     noise = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), nnx.state(network))
     nnx.update(network, jax.tree.map(lambda x: x.astype(jnp.float32), noise))
@@ -86,6 +99,33 @@ def test_accumulation_changes_no_gradient(mask):
         assert np.linalg.norm(g) > 0
         assert np.linalg.norm(parts[path] - g) <= 1e-6 * np.linalg.norm(g), path
     np.testing.assert_allclose(part_logs["loss"], logs["loss"], rtol=1e-6)
+
+
+def test_a_batch_without_an_example_teaches_nothing():
+    found, logs = gradient_of(settings(name="sgd"), batch(1, mask=np.zeros(8)))
+    assert float(logs["loss"]) == float(logs["gradient_norm"]) == 0.0
+    assert not any(g.any() for g in found.values())
+
+
+def test_statistics_move_with_the_steps_that_count():
+    """Those of the whole batch, however it is cut; a step that is not finite moves nothing."""
+    found = []
+    for accumulate in (1, 4):
+        c = settings(name="sgd", accumulate=accumulate)
+        _, _, frozen, _, state, run = ready(c, normed=True)
+        before = values(state["stats"])
+        assert set(before) == {"head/norm/mean", "head/norm/var"}
+        state, _ = run(state, frozen, floats(batch(1)), jax.random.key(0))
+        after = values(step.best(state)["stats"])
+        assert all((after[p] != x).all() for p, x in before.items())
+        broken = floats(batch(7))
+        broken["image"][3] = np.nan
+        state, _ = run(state, frozen, broken, jax.random.key(0))
+        for path, x in values(state["stats"]).items():
+            np.testing.assert_array_equal(x, after[path])
+        found.append(after | values(state["train"]))
+    for path, x in found[0].items():
+        np.testing.assert_allclose(found[1][path], x, rtol=1e-5, atol=1e-6)
 
 
 def test_a_masked_example_has_no_gradient():

@@ -114,7 +114,7 @@ def test_what_a_sweep_leaves(whole):
 def test_a_second_start_does_nothing(whole, few, monkeypatch, capsys):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
     monkeypatch.setattr(Population, "step", None)
-    monkeypatch.setattr(sweep, "Examples", None)
+    monkeypatch.setattr(sweep, "TaskData", None)
     monkeypatch.setattr(model, "loaded_backbone", None)
     assert start(whole, few, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
@@ -175,10 +175,10 @@ def test_no_test_label_before_the_last_evaluation(select, few, tmp_path, monkeyp
 
 
 def test_the_choice_is_made_on_the_last_200(few):
-    found = sweep.Examples(
+    found = sweep.TaskData(
         _sweep(few), "kitti", protocol.training_config(_config(), "lora", "vtab", "vit_tiny", "")
     )
-    images, labels = found.train
+    images, labels = (found.train[name] for name in ("image", "label"))
     both = suites.find("vtab").read("val200", "kitti", "tfds", str(few))
     assert len(images) == len(labels) == 1000
     rows = list(found.batches("val200"))
@@ -203,7 +203,7 @@ def _sweep(path, **changes):
 def test_the_last_batch_is_padded(few):
     config = protocol.training_config(_config(), "lora", "vtab", "vit_tiny", "")
     config.input.eval_batch_size = 64
-    found = sweep.Examples(_sweep(few), "kitti", config)
+    found = sweep.TaskData(_sweep(few), "kitti", config)
     rows = list(found.batches("val200"))
     assert [len(b["image"]) for b in rows] == [64] * 4
     assert [int(b["mask"].sum()) for b in rows] == [64, 64, 64, 8]

@@ -1,0 +1,147 @@
+"""What every task must be, those of the package and one that lives in tests alone."""
+
+import inspect
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from dynadapt import backbones, config, inputs, model, tasks
+from dynadapt.context import Context
+from dynadapt.data import Info
+from dynadapt.data.fields import Field
+from dynadapt.errors import ConfigError
+from tests import infos
+from tests.toy import command
+
+pytestmark = pytest.mark.usefixtures("fast_compiling", "toy")
+
+SIDE, BATCH = 16, 3
+# A field of each kind that tasks ask for.
+INFO = Info(
+    "everything",
+    {
+        "image": Field("pixels", size=(SIDE, SIDE)),
+        "label": Field("number", classes=("a", "b", "c")),
+        "labels": Field("labels", fill=255, classes=("a", "b", "c"), size=(SIDE, SIDE)),
+        "boxes": Field("boxes", most=2),
+    },
+    {},
+    "",
+)
+PARAMETERS = {
+    "head": ("like", "rngs"),
+    "prepare": ("batch", "key", "train"),
+    "loss": ("outputs", "batch"),
+    "rows": ("outputs", "batch"),
+    "value": ("rows",),
+    "answer": ("outputs", "batch"),
+    "record": ("answer", "example"),
+    "draw": ("image", "answer"),
+}
+
+
+@pytest.fixture(scope="module")
+def toy():
+    with command.registered():
+        yield
+
+
+every_task = pytest.mark.parametrize("name", [*tasks.names(), "toy"])
+
+
+def made(name):
+    return tasks.from_config(dict(name=name), INFO)
+
+
+@every_task
+def test_a_task_says_what_it_is(name):
+    task = made(name)
+    assert name in tasks.names()
+    assert task.better in ("higher", "lower") and isinstance(task.headline, str)
+    assert isinstance(task.needs, tuple) and set(task.needs) <= set(INFO.fields)
+    for method, wanted in PARAMETERS.items():
+        found = inspect.signature(getattr(task, method)).parameters
+        assert len(found) == len(wanted), method
+    # Outputs may have a name of their own, such as logits; what is given by name may not.
+    assert inspect.signature(task.head).parameters["rngs"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@every_task
+def test_a_field_that_is_missing_is_named(name):
+    for missing in made(name).needs:
+        fields = {k: v for k, v in INFO.fields.items() if k != missing}
+        with pytest.raises(ConfigError, match=f"needs the field '{missing}'"):
+            tasks.from_config(dict(name=name), Info("less", fields, {}, ""))
+
+
+def batch(seed=0):
+    """Random values of every field; the last example is padding."""
+    rng, found = np.random.default_rng(seed), {}
+    for name, x in infos.spec(INFO, BATCH).items():
+        high = 3 if name.startswith("label") else 2 if name.endswith("mask") else SIDE
+        found[name] = rng.integers(high, size=x.shape).astype(x.dtype)
+    found["mask"] = (np.arange(BATCH) < BATCH - 1).astype(np.float32)
+    found["index"] = np.arange(BATCH, dtype=np.int32)
+    return found
+
+
+def run(name, *batches):
+    """The task, and its loss, rows and answers of each batch while training."""
+    task = made(name)
+    c = config.default(backbone="vit_mini", task=name, data_set="digits")
+    c.input.normalise = "inception"
+    sizes = dict(dim=16, depth=1, heads=2, image_size=SIDE)
+    backbone = backbones.create("vit_mini", rngs=nnx.Rngs(0), **sizes)
+    head = task.head(model.features(backbone, infos.spec(INFO, BATCH)), rngs=nnx.Rngs(1))
+    network = model.Model(backbone, head)
+
+    @jax.jit
+    def forward(network, given):
+        ready = inputs.prepared(task, given, c, jax.random.key(2), True)
+        assert {"mask", "index"} <= ready.keys()
+        outputs = network(ready["image"], Context())
+        return task.loss(outputs, ready), task.rows(outputs, ready), task.answer(outputs, ready)
+
+    return task, [jax.device_get(forward(network, given)) for given in batches]
+
+
+@every_task
+def test_a_task_goes_from_a_batch_to_metrics_and_records(name):
+    given = batch()
+    task, [((total, weight, logs), rows, answers)] = run(name, given)
+    assert total.shape == weight.shape == () and weight > 0 and np.isfinite(total)
+    assert total.dtype == weight.dtype == np.float32
+    assert all(x.shape == () for x in logs.values())
+    for x in (*rows.values(), *answers.values()):
+        assert x.shape[0] == BATCH  # of each example
+    # Rows are small: numbers of an example, never a map.
+    assert all(x[0].size <= 16 for x in rows.values())
+
+    values = task.value({k: v[:-1] for k, v in rows.items()})
+    assert task.headline in values
+    assert all(isinstance(v, int | float) and np.isfinite(v) for v in values.values())
+    twice = task.value({k: np.concatenate([v[:-1]] * 2) for k, v in rows.items()})
+    assert twice[task.headline] == pytest.approx(values[task.headline])
+    nothing = task.value({k: v[:0] for k, v in rows.items()})
+    assert nothing.keys() == values.keys() and np.isfinite(list(nothing.values())).all()
+
+    one = {k: v[0] for k, v in answers.items()}
+    about = {"name": "images/a.png", "size": (SIDE, SIDE), "frame": None}
+    record, written = task.record(one, {k: v[0] for k, v in given.items()} | about)
+    assert record["file"] == "images/a.png"
+    assert all(isinstance(v, str | int | float) for v in record.values())
+    assert all(k.startswith(".") and isinstance(v, bytes) for k, v in written.items())
+    drawn = task.draw(given["image"][0], one)
+    assert drawn.ndim == 3 and drawn.shape[2] == 3 and drawn.dtype == np.uint8
+
+
+@every_task
+def test_padding_has_no_part_in_the_loss(name):
+    """Other values where the mask is 0 change neither the sum nor the weight."""
+    one, other = batch(), batch()
+    for key in INFO.fields:
+        other[key][-1] = batch(seed=9)[key][-1]
+    _, ((loss, _, _), (same, _, _)) = run(name, one, other)
+    np.testing.assert_allclose(same[:2], loss[:2], rtol=1e-6)
