@@ -39,6 +39,10 @@ class DataError(DynadaptError):
     """Data that is missing, broken or not what was announced."""
 
 
+class MissingSplit(DataError):
+    """Data that are there, but not in the split that was asked for."""
+
+
 class CheckpointError(DynadaptError):
     """Weights, an adapter or a checkpoint that is missing, damaged or does not fit."""
 

@@ -1,6 +1,5 @@
 """Evaluation: a task's metrics over a split, exact on any number of devices and any batch size."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from flax import nnx
 
 from dynadapt import inputs, model, processes, sharding
 from dynadapt.context import Context
-from dynadapt.errors import ConfigError, DataError
+from dynadapt.errors import ConfigError, MissingSplit
 from dynadapt.runs import product
 from dynadapt.runs.predictions import Predictions
 
@@ -85,15 +84,14 @@ def in_order(
 
 
 def _opened(config: Any, classes: tuple[str, ...], whole: bool) -> inputs.Split:
-    """The split to evaluate; of data without it, `whole` takes the one split that they have."""
+    """The split to evaluate; where `whole`, data without it are taken whole, as `train`."""
     try:
         return inputs.open_split(config, "eval", classes)
-    except DataError as error:
-        if whole:
-            config.input.eval_split = "train"
-            with contextlib.suppress(DataError):
-                return inputs.open_split(config, "eval", classes)
-        raise error
+    except MissingSplit:
+        if not whole:
+            raise
+        config.input.eval_split = "train"
+        return inputs.open_split(config, "eval", classes)
 
 
 def run(folder: Path, out: Path | None = None, data: str = "", weights: str = "") -> dict[str, Any]:

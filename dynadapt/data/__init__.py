@@ -21,7 +21,7 @@ import numpy as np
 from dynadapt import choices
 from dynadapt.data.fields import Field
 from dynadapt.data.lists import nfc, read_lines
-from dynadapt.errors import DataError, UnknownName, suggest
+from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
 
 # Modules of this package that are not data sets.
 _PIPELINE = ("decode", "fields", "frames", "images", "lists", "loader", "scenes", "transforms")
@@ -151,7 +151,7 @@ class Rows(Sequence):
 
 def _positions(name: str, rows: slice, counts: Mapping[str, int]) -> range:
     if name not in counts:
-        raise DataError(f"there is no split {name!r}; {suggest(name, counts)}")
+        raise MissingSplit(f"there is no split {name!r}; {suggest(name, counts)}")
     count = counts[name]
     positions = range(count)[rows]
     written = f"{name}[{'' if rows.start is None else rows.start}:"

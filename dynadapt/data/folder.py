@@ -16,7 +16,7 @@ from dynadapt.data import Info, Rows, labelled, lists, parse, read_classes
 from dynadapt.data.decode import is_image
 from dynadapt.data.fields import Field
 from dynadapt.data.lists import Row, nfc
-from dynadapt.errors import DataError, suggest
+from dynadapt.errors import DataError, MissingSplit, suggest
 
 OBTAIN = (
     "put images in path/<split>/<class>/, or in path/<class>/ for the one split train, or list "
@@ -171,7 +171,7 @@ def _layout(root: Path, splits: Iterable[str]) -> dict[str, Path]:
             raise DataError(f"{root} holds no folders of images; {OBTAIN}")
         for split in splits:
             if split != "train":
-                raise DataError(
+                raise MissingSplit(
                     f"{root} has a folder for each class and no split {split!r}; use slices of "
                     "train, such as train[:800] and train[800:]"
                 )
@@ -180,7 +180,7 @@ def _layout(root: Path, splits: Iterable[str]) -> dict[str, Path]:
         if split not in inside and split in folders:
             raise DataError(f"{root / split} holds no images in folders of classes; {OBTAIN}")
         if split not in inside:
-            raise DataError(f"{root} has no split {split!r}; {suggest(split, inside)}")
+            raise MissingSplit(f"{root} has no split {split!r}; {suggest(split, inside)}")
     return inside
 
 
