@@ -186,7 +186,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     made = config.copy_and_resolve_references()
     size, normalise = expected(made)
     for part in ("train", "eval"):
-        text = made.input[part].replace("{size}", str(size))
+        text = made.input[part]
+        if "{" in text and not size:
+            text = ""  # clouds have no size
+        text = text.replace("{size}", str(size))
         made.input[part] = text.replace("{short}", str(round(size * 9 / 8)))
     made.input.normalise = made.input.normalise or normalise or "unit"
     made.backbone.weights = weights.absolute(made.backbone.weights)
@@ -283,7 +286,7 @@ def check(config: ConfigDict) -> None:
             f"input.batch_size {i.batch_size} is not divisible by optim.accumulate {o.accumulate}",
         )
     if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*dict.fromkeys(problems))
 
 
 def _pattern_problems(name: str, patterns: Iterable[Any]) -> list[str]:

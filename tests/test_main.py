@@ -142,8 +142,8 @@ def test_all_problems_are_listed(command, tmp_path):
 
 def test_problems_of_compared_methods_are_found_before_the_first_runs(command, tmp_path):
     work = tmp_path / "run"
-    spec = f"--config={TINY}:compare=linear+lorra"
-    assert_sentence(command("train", spec, f"--workdir={work}"), "'lorra'", "'lora'")
+    given = (f"--config={TINY}", "--methods=linear,lorra")
+    assert_sentence(command("train", *given, f"--workdir={work}"), "'lorra'", "'lora'")
     assert not work.exists()
 
 

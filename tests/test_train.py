@@ -368,13 +368,13 @@ def batch_numbers(step):
 
 def test_compared_methods_share_a_table(tmp_path, capsys):
     work = tmp_path / "all"
-    assert start(work, arg="compare=linear+bitfit,steps=3") == 0
+    assert start(work, "--methods=linear,bitfit", arg="steps=3") == 0
     out = capsys.readouterr().out
     assert "linear" in out and "bitfit" in out
     for name in ("linear", "bitfit"):
         assert (work / name / "result.json").exists()
     capsys.readouterr()
-    assert start(work, "--json", arg="compare=linear+bitfit,steps=3") == 0
+    assert start(work, "--json", "--methods=linear,bitfit", arg="steps=3") == 0
     assert [r["method"] for r in json.loads(capsys.readouterr().out)] == ["linear", "bitfit"]
 
 

@@ -32,19 +32,20 @@ def commands(text):
 
 
 def test_one_run(capsys):
-    report.show([result("lora")], Path("runs/x"), "configs/quickstart.py:method=lora")
+    others = "train --config=configs/quickstart.py --methods=all --workdir=runs/all"
+    report.show([result("lora")], Path("runs/x"), others)
     out = capsys.readouterr().out
     for part in ("lora", "91.23", "65,600", "66,890", "5.47 %", "263.7 KiB", "457", "runs/x"):
         assert part in out
     assert commands(out) == [
         ["eval", "--workdir=runs/x"],
-        ["train", "--config=configs/quickstart.py:method=all", "--workdir=runs/all"],
+        shlex.split(others),
     ]
 
 
 def test_several_runs(capsys):
     rows = [result("lora"), result("iconformer", top1=93.5)]
-    report.show(rows, Path("runs/all"), "configs/quickstart.py:method=all")
+    report.show(rows, Path("runs/all"))
     out = capsys.readouterr().out
     assert "lora" in out and "iconformer" in out and "93.50" in out
     (command,) = commands(out)
@@ -53,7 +54,7 @@ def test_several_runs(capsys):
 
 def test_hints_name_the_users_command(capsys, monkeypatch):
     monkeypatch.setenv("DYNADAPT_COMMAND", "launch/local.sh")
-    report.show([result("lora")], Path("runs/x"), "configs/quickstart.py")
+    report.show([result("lora")], Path("runs/x"))
     assert "launch/local.sh eval --workdir=runs/x" in capsys.readouterr().out
 
 
