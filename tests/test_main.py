@@ -78,7 +78,7 @@ MISTAKES = {
     "slice": ("--config.input.train_split=train[:5000]", "train[:5000]", "1000"),
     "pooling": ("--config.task.pool=middle", "pooling 'middle'"),
     "placement": ("--config.adapter.placement=parallel_mpl", "'parallel_mlp'"),
-    "setting's type": ("--config.adapter.rank=0", "rank"),
+    "setting's type": ("--config.adapter.rank=-1", "rank"),
     "rate pattern": (
         "--config.optim.lr_mults=(('hed/.*', 0.1),)", "'hed/.*'", "matches nothing", "head",
     ),

@@ -217,7 +217,7 @@ def test_published_totals(method, given, tokens, classes, total):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(rank=0), "rank must be at least 1, not 0"),
+        (dict(rank=-1), "rank must be at least 1, not -1"),
         (dict(rank=17), "rank must be at most the width 16 at 'blocks/0', not 17"),
         (dict(dropout=1.0), r"dropout must be in \[0, 1\), not 1.0"),
         (dict(rnak=4), "method 'dapt' 'rnak'; did you mean 'rank'"),

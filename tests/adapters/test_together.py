@@ -1,9 +1,6 @@
 """Several methods on one backbone: they work side by side, or one sentence says why not."""
 
-import ast
 import functools
-from collections import Counter
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import dynadapt
 from dynadapt import adapters, attach, backbones, tree
 from dynadapt.attach import Chain, Shared
 from dynadapt.context import Context
@@ -155,19 +151,6 @@ def test_a_refused_method_leaves_the_backbone_as_it_was(taken, name, given):
     assert [path for path, _ in attach.adapted(network)] == [taken]
     after = tree.leaves(nnx.state(network))
     assert after.keys() == before.keys() and all(after[k] is before[k] for k in before)
-
-
-def test_no_two_classes_of_methods_share_a_name():
-    folder = Path(dynadapt.__file__).parent
-    rooms = [*folder.glob("adapters/*.py"), *folder.glob("layers/*.py")]
-    rooms += [folder / f"{name}.py" for name in ("attach", "context", "dynamic", "mixture")]
-    counted = Counter(
-        node.name
-        for path in rooms
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    )
-    assert counted and not [name for name, count in counted.items() if count > 1]
 
 
 def test_a_projection_as_wide_as_the_tokens_is_used():

@@ -108,7 +108,7 @@ def test_kernels_start_at_the_scale_of_a_random_convolution():
     ("given", "error", "problem"),
     [
         (dict(kernel=4), ConfigError, "kernel must be odd, such as 5, not 4"),
-        (dict(rank=0), ConfigError, "rank must be at least 1, not 0"),
+        (dict(rank=-1), ConfigError, "rank must be at least 1, not -1"),
         (dict(rank=13), ConfigError, "rank must be at most the width 12 at .*, not 13"),
         (dict(z=0), ConfigError, "z must be at least 1"),
         (dict(prompts=0), ConfigError, "prompts must be at least 1"),
