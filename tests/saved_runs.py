@@ -13,11 +13,21 @@ from dynadapt.runs import product
 CLASSES = ("ant", "bee", "cat")
 
 
-def save(folder, backbone="vit_mini", method="full", pool="mean", side=16, transforms="", **sizes):
-    """Writes `folder/adapter` of a classification and returns the model."""
-    c = config.default(backbone=backbone, method=method)
+def save(
+    folder,
+    backbone="vit_mini",
+    method="full",
+    task="classification",
+    pool="mean",
+    side=16,
+    transforms="",
+    **sizes,
+):
+    """Writes `folder/adapter` and returns the model."""
+    c = config.default(backbone=backbone, method=method, task=task)
     c.backbone.update(sizes)
-    c.task.pool = pool
+    if "pool" in c.task:
+        c.task.pool = pool
     c.input.train = c.input.eval = transforms or f"resize({side})"
     c = config.resolve(c)
     info = labelled("made", CLASSES, size=(side, side))
@@ -27,7 +37,9 @@ def save(folder, backbone="vit_mini", method="full", pool="mean", side=16, trans
     trained = tree.leaves(parts.train) | tree.leaves(parts.stats)
     # Far from the start, where heads and increments are zero.
     rng = np.random.default_rng(0)
-    trained = {k: np.asarray(v) + rng.normal(0, 0.2, v.shape).astype("f") for k, v in trained.items()}
+    trained = {
+        k: np.asarray(v) + rng.normal(0, 0.2, v.shape).astype("f") for k, v in trained.items()
+    }
     state = nnx.state(network)
     nnx.update(network, tree.replace(state, tree.leaves(state) | trained))
     product.save(folder / "adapter", trained, product.card(c, info, {}, {}))

@@ -75,6 +75,8 @@ def run(
         raise UnknownName("dtype", dtype, DTYPES)
     if base and not peft.is_folder(source):
         raise ConfigError(f"--base is for a folder of peft, with {peft.CONFIG}; {source} is none")
+    if is_folder(to, out) and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"the folder {out} holds files; give one that is empty or not there yet")
     if to == PEFT:
         return to_peft.write(source, out)
     if is_folder(to, out) and out.suffix in SUFFIXES:
@@ -147,7 +149,7 @@ def _to_timm(given: Merged, out: Path, to: str) -> tuple[Path, dict[str, Any]]:
     if found.family == "vit" and not same:
         tensors = timm.tensors(tensors, config)
     card, notes = None, []
-    if found.family not in timm.EPSILON or same and found.rest:
+    if found.family not in timm.EPSILON or same and (found.rest or "dist_token" in tensors):
         load = f"backbone = dynadapt.weights.from_checkpoint({str(out)!r}{_heads(given)})"
     else:
         load = timm.call(given, str(file))

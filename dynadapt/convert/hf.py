@@ -81,6 +81,7 @@ def describe(merged: Merged) -> Written:
     config = {"architectures": [name], "model_type": kind, **_sizes(kind, merged)}
     config |= {"hidden_act": ACTS[c.act], "layer_norm_eps": c.epsilon, "num_channels": 3}
     config |= {"image_size": c.image_size, "patch_size": c.patch, "qkv_bias": True}
+    config["torch_dtype"] = str(merged.found.values["embed/kernel"].dtype)
     if inside:
         labels = merged.classes or [f"LABEL_{i}" for i in range(len(inside["head/linear/bias"]))]
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
@@ -156,7 +157,7 @@ def rest(written: Written, given: dict[str, np.ndarray]) -> dict[str, np.ndarray
     if written.kind.startswith("dinov2"):
         name = f"{written.prefix}embeddings.mask_token"
         # It stands for patches that are hidden while pre-training, and nowhere else.
-        kept[name] = given.get(name, np.zeros((1, written.config["hidden_size"]), np.float32))
+        kept[name] = given.get(name, np.zeros_like(written.found.values["class_token"][0]))
     if not written.found.head:
         kept |= {k: v for k, v in given.items() if k.startswith("pooler.")}
     return kept
@@ -205,11 +206,11 @@ def note(written: Written, merged: Merged) -> str:
     """What the folder does not say, or ""."""
     if written.head:
         return (
-            f"the head pools {POOLED[merged.pool]}, which no class of Hugging Face for this backbone "
-            f"does: the model is written without it, and the head beside it, {HEAD}"
+            f"the head pools {POOLED[merged.pool]}, which no class of Hugging Face does for this "
+            f"backbone: the model is written without it, and the head beside it, {HEAD}"
         )
     if written.kind == "dinov2_with_registers" and written.found.head and merged.pool == "mean":
-        return "older releases of transformers take the registers into the mean and answer otherwise"
+        return "older releases of transformers take the registers into the mean and differ"
     return ""
 
 

@@ -108,7 +108,8 @@ def of_run(folder: Path, *, fitted: bool = False) -> Merged:
     if backbone.takes == "image":
         shape = adapter.spec["image"].shape[1:3]
         if fitted:
-            found, backbone, notes = at_size(found, backbone, shape)
+            found, backbone = at_size(found, backbone, shape)
+            notes += size_notes(backbone, shape)
         given = preprocessing(config, shape)
         if given is None:
             notes.append(
@@ -129,23 +130,32 @@ def of_run(folder: Path, *, fitted: bool = False) -> Merged:
 
 def at_size(
     found: weights.Checkpoint, backbone: Any, shape: tuple[int, int]
-) -> tuple[weights.Checkpoint, Any, list[str]]:
-    """Weights and backbone at the size of the images that they get, and what can't be said."""
-    if found.family == "swin" or shape == (backbone.image_size,) * 2:
-        return found, backbone, []
-    if shape[0] != shape[1]:
-        side = backbone.image_size
-        return (
-            found,
-            backbone,
-            [
-                f"the position embeddings are written for images of {side} x {side}, and the run saw "
-                f"{shape[0]} x {shape[1]}; other libraries resample them by rules of their own"
-            ],
-        )
+) -> tuple[weights.Checkpoint, Any]:
+    """Weights and backbone for images `h w`, where there are any that answer alike."""
+    if shape[0] != shape[1] or shape[0] == backbone.image_size:
+        return found, backbone
     config = {**dataclasses.asdict(backbone.config), "image_size": shape[0]}
-    backbone = weights.build(dataclasses.replace(found, config=config))
-    return dataclasses.replace(found, values=weights.check(backbone, found)), backbone, []
+    fitted = weights.build(dataclasses.replace(found, config=config))
+    # Another size may give a Swin other windows, with which it answers otherwise.
+    if _windows(fitted) != _windows(backbone):
+        return found, backbone
+    return dataclasses.replace(found, values=weights.check(fitted, found)), fitted
+
+
+def size_notes(backbone: Any, shape: tuple[int, int]) -> list[str]:
+    """What to know where a run saw images `h w` of another size than its weights are for."""
+    if shape == (backbone.image_size,) * 2:
+        return []
+    return [
+        f"the weights are for images of {backbone.image_size} x {backbone.image_size}, and the run "
+        f"saw {shape[0]} x {shape[1]}, to which other libraries bring them by rules of their own"
+    ]
+
+
+def _windows(backbone: Any) -> list[tuple[int, int]]:
+    """Side and shift of the windows of each block of a Swin."""
+    blocks = [block for stage in getattr(backbone, "stages", ()) for block in stage.blocks]
+    return [(block.attn.window, block.attn.shift) for block in blocks]
 
 
 _METHOD = r"(?:, ?(?:method=)?['\"](\w+)['\"])?"

@@ -68,6 +68,8 @@ def model(merged: Merged) -> tuple[str, dict[str, Any]]:
         if not merged.pool:
             arguments["global_pool"] = "token" if config.class_token else "avg"
         arguments["fc_norm"] = "head/norm/scale" in merged.found.head
+        if arguments["fc_norm"]:
+            arguments.pop("final_norm", None)
     return name, arguments
 
 

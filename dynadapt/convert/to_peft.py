@@ -74,10 +74,4 @@ def _notes(adapter: product.Adapter, backbone: Any) -> list[str]:
         if name
         else "the backbone of this run has random weights, which no file holds"
     ]
-    shape = adapter.spec["image"].shape[1:3]
-    if shape != (backbone.image_size,) * 2:
-        notes.append(
-            f"the base is for images of {backbone.image_size} x {backbone.image_size}, and the run "
-            f"saw {shape[0]} x {shape[1]}; timm resamples position embeddings by a rule of its own"
-        )
-    return notes
+    return notes + merged.size_notes(backbone, adapter.spec["image"].shape[1:3])
