@@ -37,10 +37,18 @@ def test_source_to_ours_and_back_is_bit_equal(oracles, tmp_path):
         seen.add((found.family, found.publisher))
         own = tmp_path / f"{folder.name}.safetensors"
         convert.run(file, own, **known(folder))
-        back = tmp_path / f"back{'.npz' if found.publisher in convert.NPZ else '.safetensors'}"
+        suffix = ".npz" if found.publisher in convert.NPZ else ".safetensors"
+        back = tmp_path / f"back_{folder.name}{'' if found.publisher == 'hf' else suffix}"
         told = convert.run(own, back, found.publisher)
-        assert told["left"] == []
         first, last = source.read(file).tensors, source.read(back).tensors
+        # Hugging Face's class of an encoder has no decoder, and that of DINOv2 a mask token.
+        for name in told["left"]:
+            assert found.publisher == "hf" and name in found.rest, name
+            del first[name]
+        if found.publisher == "hf" and not found.head and found.family == "vit":
+            first = {k.removeprefix(found.prefix): v for k, v in first.items()}
+        for name in [n for n in last if n.endswith("embeddings.mask_token") and n not in first]:
+            assert not last.pop(name).any()
         assert first.keys() == last.keys(), folder.name
         for name, value in first.items():
             assert value.dtype == last[name].dtype and value.shape == last[name].shape, name
@@ -304,6 +312,6 @@ def test_our_layout_says_what_it_is_of(oracles, tmp_path):
 
 
 def test_show(capsys):
-    convert.show(dict(file="x", tensors=3, sha256="ab", left=list("abcdefg")))
+    convert.show(dict(file="x", tensors=3, sha256="ab", left=list("abcdefg"), load="f()"))
     out = capsys.readouterr().out
     assert "x: 3 tensors, sha256 ab" in out and "left behind 7" in out and "a, b, c, d, e, …" in out

@@ -1,5 +1,7 @@
 """Weights in and out."""
 
+import sys
+
 from absl import flags
 
 from dynadapt.commands.base import Answer, Command, need, out_file, out_folder
@@ -8,7 +10,8 @@ from dynadapt.errors import ConfigError
 
 def _convert_options(options: flags.FlagValues) -> None:
     text = "layout to write: safetensors (our own), timm, hf, meta, microsoft, google, …; peft: "
-    text += "the LoRA or DoRA of a run alone, as a folder"
+    text += "the LoRA or DoRA of a run alone; hf and peft are folders, timm is one unless OUT ends "
+    text += "in .safetensors"
     flags.DEFINE_string("to", "safetensors", text, flag_values=options)
     text = "attention heads, where the file can't tell"
     flags.DEFINE_integer("heads", None, text, flag_values=options)
@@ -23,10 +26,12 @@ def _convert_options(options: flags.FlagValues) -> None:
 def _convert(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import convert
 
-    need(options, "out")
-    out = out_folder(options) if options.to == convert.PEFT else out_file(options)
+    folder = convert.is_folder(options.to, need(options, "out"))
+    out = out_folder(options) if folder else out_file(options)
     known = {k: options[k].value for k in ("heads", "image_size") if options[k].value}
     result = convert.run(need(options, "in"), out, options.to, options.base, options.dtype, **known)
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     return Answer(result, lambda: convert.show(result))
 
 
