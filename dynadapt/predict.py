@@ -30,15 +30,18 @@ from dynadapt.runs.stop import interruptible, stop_signal
 LOG = "predictions.jsonl"
 BATCH = 32  # images, unless another number is asked for
 TELL = 10.0  # seconds between lines of progress
-PICTURE = ".png"  # what a drawn answer is called, in a folder of its own
 
 
 class Images:
-    """A source over image files without labels; `name` is the path below `root`."""
+    """A source over image files without labels; `name` is the path below `root`.
 
-    def __init__(self, root: Path, names: Sequence[str]):
+    All are of `size` `(h, w)` where one is given, which a product without transforms asks for.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], size: tuple[int, ...] = ()):
         self.root, self.names = root, names
-        self.info = Info("images", {"image": Field("pixels")}, {"images": len(names)}, "")
+        fields = {"image": Field("pixels", size=size)}
+        self.info = Info("images", fields, {"images": len(names)}, "")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -122,7 +125,8 @@ def run(
     trained = product.load(adapter, weights)
     skipped: dict[str, str] = {}
     with Log(out, trained.card["file_sha256"]) as log, stop_signal() as stop:
-        left = Images(source.root, [n for n in source.names if n not in log.records])
+        size = trained.adapter.info.fields["image"].size
+        left = Images(source.root, [n for n in source.names if n not in log.records], size)
         if len(left):
             skipped = _answer(trained, left, log, batch, draw, stop)
         records = [log.records[name] for name in source.names if name in log.records]
@@ -156,9 +160,12 @@ def _answer(
                 example = {"index": index, **batches.about.pop(index)}
                 answer = {k: v[i] for k, v in answers.items()}
                 values, content = trained.task.record(answer, example)
+                stem = Path(example["name"]).with_suffix("").as_posix()
+                content = {f"{stem}{suffix}": data for suffix, data in content.items()}
                 if draw:
                     image = decode(source[index]["image"], example["name"], orient=True)
-                    content = {**content, PICTURE: pictures.png(trained.task.draw(image, answer))}
+                    picture = pictures.png(trained.task.draw(image, answer))
+                    content[f"pictures/{stem}.png"] = picture
                 log.write(example["name"], values, content)
             progress.tell(int((given["index"] >= 0).sum()))
     return dict(batches.skipped)
@@ -216,13 +223,10 @@ class Log:
         self._file.close()
 
     def write(self, name: str, values: dict[str, Any], content: dict[str, bytes]) -> None:
-        """Writes the files of an image, then its record."""
-        stem = Path(name).with_suffix("")
-        for suffix, data in content.items():
-            folder = self.out / "pictures" if suffix == PICTURE else self.out
-            path = folder / stem.with_name(stem.name + suffix)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(path, data)
+        """Writes the files of an image, by their paths in the folder, then its record."""
+        for path, data in content.items():
+            (self.out / path).parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(self.out / path, data)
         self.records[name] = values
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()

@@ -170,7 +170,7 @@ def test_what_is_killed_goes_on_as_if_nothing_had_been(whole, tmp_path, monkeypa
 
 
 def test_a_fresh_process_answers_the_same(whole, tmp_path):
-    """From the adapter's folder alone. A prediction of new images belongs here, too."""
+    """From the adapter's folder alone."""
     shutil.copytree(whole / "adapter", tmp_path / "elsewhere" / "adapter")
     work, out = tmp_path / "elsewhere", tmp_path / "out"
     done = in_process("eval", f"--workdir={work}", f"--out={out}", "--json")
@@ -179,6 +179,21 @@ def test_a_fresh_process_answers_the_same(whole, tmp_path):
     for name in ("loss", "pixels", "boxed", "examples"):
         assert found[name] == result[name]
     assert written(out) == written(whole / "predictions")
+
+
+def test_new_images_are_answered_as_those_of_the_evaluation(whole, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    source = data.module("toy").source("test")
+    for number in range(len(source)):
+        Image.fromarray(source[number]["image"]).save(images / f"test[{number}].png")
+    argv = ["predict", f"--workdir={whole}", f"--images={images}", f"--out={out}", "--pictures"]
+    assert main([*argv, "--batch=5"]) == 0
+    want, got = written(whole / "predictions"), written(out)
+    for number in range(len(source)):
+        name = f"test[{number}].png"
+        assert got[name] == want[name] and f"pictures/{name}" in got
+    assert len((out / "predictions.csv").read_text().splitlines()) == 1 + len(source)
 
 
 @pytest.mark.slow
