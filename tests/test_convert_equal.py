@@ -39,7 +39,7 @@ RUNS = {
     "dinov2 gated": DINOV2 | GATED,
     "swin": SWIN,
     "swin max": SWIN | dict(method="lora", pool="max"),
-    "swin of another size": SWIN | dict(side=32),
+    "swin of another size": SWIN | dict(image_size=32, side=48),
     "sam": SAM,
     "sam max": SAM | dict(pool="max", epsilon=1e-5),
 }
