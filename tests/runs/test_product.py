@@ -66,7 +66,7 @@ def test_a_round_trip(adapter):
     assert set(found.card["tensor_sha256"]) == set(TENSORS)
     assert found.info == labelled("digits", "abc", size=(8, 8))
     assert found.info.classes == ("a", "b", "c")
-    assert found.spec["image"].shape == (1, 8, 8, 3)
+    assert found.spec["image"].shape == (1, 224, 224, 3)  # resized, as the config says
     assert found.task.headline == "top1"
 
 
