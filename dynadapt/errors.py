@@ -32,7 +32,7 @@ class AttachError(ConfigError):
 
 
 class NotMergeable(ConfigError):
-    """A method whose effect depends on the input, so it can't be folded into the weights."""
+    """A method that can't be folded into the weights, for the reason that it gives."""
 
 
 class DataError(DynadaptError):

@@ -156,6 +156,14 @@ def _unwatched(found: backbones.Features) -> backbones.Features:
     return dataclasses.replace(found, aux={})
 
 
+def named(config: Any, backbone: nnx.Module) -> Any:
+    """A copy of the config that names the adapter's settings which follow from the backbone."""
+    made = config.copy_and_resolve_references()
+    given = dict(made.adapter)
+    made.adapter.update(adapters.resolved(backbone, given.pop("name"), **given))
+    return made
+
+
 def adapted_backbone(config: Any) -> nnx.Module:
     """The backbone of a config with its weights and the adapter, not yet trained."""
     backbone = loaded_backbone(config)

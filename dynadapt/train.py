@@ -56,6 +56,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     # Model: what trains, what moves, what is frozen, and where each lies.
     network = model.build(config, task, split.spec)
     seen = inputs.described(config, split, model.features(network.backbone, split.spec))
+    named = model.named(config, network.backbone)
     model.features(network.backbone, tested.spec)  # raises where the evaluated size can't be served
     graph, train, stats, frozen = model.split(network, config)
     counts = workdir.counts(train, frozen)
@@ -154,7 +155,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             journal.record("eval", done, values)
             if not first:
                 return {}
-            card = product.card(config, split.source.info, counts, values)
+            card = product.card(named, split.source.info, counts, values)
             leaves = jax.device_get(product.leaves(best(state)))
             card = product.save(folder / "adapter", leaves, card)
             result = {

@@ -167,14 +167,9 @@ def check_rank(
             raise ConfigError(f"{name} must be at most the width {width} at {path!r}, not {rank}")
 
 
-def takes(backbone: nnx.Module) -> str:
-    """What the backbone is called on: "image" or "points"."""
-    return "image" if hasattr(backbone, "patch") else "points"
-
-
 def check_map(name: str, backbone: nnx.Module) -> None:
     """Raises a ConfigError for a backbone whose tokens are no map, such as groups of points."""
-    if takes(backbone) != "image":
+    if backbone.takes != "image":
         raise ConfigError(f"{name} needs a backbone whose tokens are the patches of an image")
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt.adapters import check_rank, check_rate, rank_of_width, takes
+from dynadapt.adapters import check_rank, check_rate, rank_of_width
 from dynadapt.attach import attach
 from dynadapt.context import Context, drop_path, dropout, join_map, split_map
 from dynadapt.errors import ConfigError
@@ -99,7 +99,7 @@ def adapt(
         dropout: rate after the activation; published: 0.2 for ScanObjectNN, 0 for ModelNet40.
     """
     check_rate("dropout", dropout)
-    if takes(backbone) != "points":
+    if backbone.takes != "points":
         raise ConfigError("DAPT needs a backbone of point clouds, such as point_mae_s")
     check_rank(rank, backbone, _BLOCK)
     attach(backbone, _BLOCK, functools.partial(Dynamic, rank=rank, rate=dropout, rngs=rngs))

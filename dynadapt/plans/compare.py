@@ -103,7 +103,7 @@ def refusals(backbone: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 def _input(backbone: nnx.Module) -> tuple[int, ...]:
     """Shape of one input: a square image, or the points that make up all groups."""
-    if hasattr(backbone, "image_size"):
+    if backbone.takes == "image":
         return (backbone.image_size, backbone.image_size, 3)
     return (16 * backbone.config.groups, 3)
 

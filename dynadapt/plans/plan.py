@@ -76,6 +76,7 @@ def of_step(
     result = {
         "backbone": config.backbone.name,
         "method": config.adapter.name,
+        "settings": dict(model.named(config, network.backbone).adapter),
         "machine": topology or f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "mesh": dict(mesh.shape),
         "batch_size": config.input.batch_size,
@@ -226,6 +227,8 @@ def show(result: dict[str, Any]) -> None:
     """Prints the plan."""
     for line in result.get("input", ()):
         print(line)
+    settings = ", ".join(f"{k} {v}" for k, v in result["settings"].items() if k != "name")
+    print(f"method {result['method']}: {settings or 'no settings'}")
     sites = [[r["site"], r["adapter"], r["hosts"], r["parameters"]] for r in result["sites"]]
     if sites:
         show_table("adapted sites", ["site", "adapter", "hosts", "parameters"], sites)
