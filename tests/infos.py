@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from dynadapt import backbones
-from dynadapt.data import Info, images, labelled, loader
+from dynadapt.data import Info, labelled, loader, transforms
 from dynadapt.data.fields import Field
 
 
@@ -28,4 +28,4 @@ def fitting(config: Any, **given: Any) -> Info:
 
 def spec(info: Info, batch_size: int = 8) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch of untransformed examples."""
-    return loader.spec(info, images.pipeline(""), batch_size)
+    return loader.spec(info, transforms.pipeline(""), batch_size)

@@ -12,7 +12,7 @@ import numpy as np
 from dynadapt import config as configs
 from dynadapt import model, tasks, tree
 from dynadapt.adapters import names
-from dynadapt.data import images, labelled, loader
+from dynadapt.data import labelled, loader, transforms
 from dynadapt.sweep.population import Population
 
 SIDE, EXAMPLES, CLASSES = 8, 40, 8
@@ -38,7 +38,7 @@ def info(classes):
 
 def spec(batch_size=8):
     """Shapes of a batch."""
-    return loader.spec(info(CLASSES), images.pipeline(""), batch_size)
+    return loader.spec(info(CLASSES), transforms.pipeline(""), batch_size)
 
 
 def examples(classes=3, seed=5):

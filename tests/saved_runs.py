@@ -7,7 +7,7 @@ from flax import nnx
 
 from dynadapt import config, model, tasks, tree
 from dynadapt.context import Context
-from dynadapt.data import images, labelled, loader
+from dynadapt.data import labelled, loader
 from dynadapt.runs import product
 
 CLASSES = ("ant", "bee", "cat")
@@ -31,7 +31,7 @@ def save(
     c.input.train = c.input.eval = transforms or f"resize({side})"
     c = config.resolve(c)
     info = labelled("made", CLASSES, size=(side, side))
-    spec = loader.spec(info, images.pipeline(c.input.eval), 1)
+    spec = loader.spec(info, transforms.pipeline(c.input.eval), 1)
     network = model.build(c, tasks.from_config(c.task, info), spec)
     parts = model.split(network, c)
     trained = tree.leaves(parts.train) | tree.leaves(parts.stats)

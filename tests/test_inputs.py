@@ -8,7 +8,7 @@ import pytest
 
 from dynadapt import inputs, sharding, tasks
 from dynadapt.commands.config_file import read_config
-from dynadapt.data import images, labelled
+from dynadapt.data import labelled, transforms
 from dynadapt.errors import ConfigError, DataError
 from tests import infos
 
@@ -38,7 +38,7 @@ class Examples:
 
 
 def opened(rows, transform="", **given):
-    return inputs.Split(Examples(rows, **given), images.pipeline(transform), {})
+    return inputs.Split(Examples(rows, **given), transforms.pipeline(transform), {})
 
 
 WHOLE = np.zeros((4, 6, 3), np.uint8)

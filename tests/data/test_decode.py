@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynadapt.data import decode, images
+from dynadapt.data import decode, transforms
 from dynadapt.errors import DataError
 
 
@@ -63,12 +63,12 @@ def test_pictures_are_turned_as_they_were_held(kind, orientation):
     options = {"tiffinfo": {0x0112: orientation}} if kind == "TIFF" else {"exif": exif}
     file = save(held, kind, **options)
     for image in (decode.decode(file, orient=True),
-                  images.pipeline("")({"image": file, "orient": True})["image"]):  # fmt: skip
+                  transforms.pipeline("")({"image": file, "orient": True})["image"]):  # fmt: skip
         assert image.shape == (32, 48, 3)
         assert np.abs(image[8::16, 8::16, 0].astype(int) - upright[8::16, 8::16]).max() < 9
     if kind != "TIFF":  # which Pillow itself turns
         assert decode.decode(file).shape == (held.height, held.width, 3)
-        assert images.pipeline("")({"image": file})["image"].shape[:2] == held.size[::-1]
+        assert transforms.pipeline("")({"image": file})["image"].shape[:2] == held.size[::-1]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -123,7 +123,7 @@ def test_broken_files_are_named(photo, encode, monkeypatch):
     whole = encode(photo, "JPEG")
     for broken in (b"", b"not an image", whole[: len(whole) // 2], encode(photo)[:60]):
         with pytest.raises(DataError, match="cannot decode cats/7.jpg"):
-            images.pipeline("")({"image": broken, "name": "cats/7.jpg"})
+            transforms.pipeline("")({"image": broken, "name": "cats/7.jpg"})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(DataError, match="cannot decode cats/8.jpg: .*decompression bomb"):
         decode.decode(whole, "cats/8.jpg")

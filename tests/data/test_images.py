@@ -7,6 +7,7 @@ from dynadapt.data import images
 from dynadapt.errors import UnknownName
 
 
+@pytest.mark.parametrize("name", images.NORMALISATIONS)
 def test_normalise(name):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)
     mean, std = (np.array(v) for v in images.NORMALISATIONS[name])

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from dynadapt.data import Info, digits, images, labelled, loader
+from dynadapt.data import Info, digits, labelled, loader, transforms
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, DataError
 
@@ -247,7 +247,7 @@ def test_images_of_another_shape_than_promised_are_refused():
 
 
 def test_a_pipeline_may_be_read_already():
-    same(take(train(Memory(8), images.pipeline(CROPS)), 2), take(train(Memory(8), CROPS), 2))
+    same(take(train(Memory(8), transforms.pipeline(CROPS)), 2), take(train(Memory(8), CROPS), 2))
 
 
 class Boxes:
@@ -314,7 +314,7 @@ def test_ragged_rows_are_padded_beside_a_mask():
 
 def test_spec_is_what_comes():
     for source, transform in ((Memory(9), ""), (Memory(9), "resize(6)"), (Boxes([1, 2]), none)):
-        pipeline = images.pipeline(transform) if isinstance(transform, str) else transform
+        pipeline = transforms.pipeline(transform) if isinstance(transform, str) else transform
         shapes = loader.spec(source.info, pipeline, 4)
         batch = next(evaluate(source, transform))
         assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
