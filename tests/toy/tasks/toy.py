@@ -21,7 +21,8 @@ class PixelHead(nnx.Module):
 
     def __init__(self, dim: int, outputs: int, patch: int, norm: bool, *, rngs: nnx.Rngs):
         self.patch = patch
-        self.hidden = nnx.Linear(dim, dim, rngs=rngs)
+        # A bias before a norm has no effect: its gradient would be noise alone.
+        self.hidden = nnx.Linear(dim, dim, use_bias=not norm, rngs=rngs)
         self.norm = nnx.data(BatchNorm(dim) if norm else None)
         self.last = nnx.Linear(dim, outputs * patch * patch, rngs=rngs)
 
