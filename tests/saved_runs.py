@@ -7,7 +7,7 @@ from flax import nnx
 
 from dynadapt import config, model, tasks, tree
 from dynadapt.context import Context
-from dynadapt.data import labelled, loader
+from dynadapt.data import labelled, loader, transforms
 from dynadapt.runs import product
 
 CLASSES = ("ant", "bee", "cat")
@@ -20,7 +20,7 @@ def save(
     task="classification",
     pool="mean",
     side=16,
-    transforms="",
+    text="",
     **sizes,
 ):
     """Writes `folder/adapter` and returns the model."""
@@ -28,7 +28,7 @@ def save(
     c.backbone.update(sizes)
     if "pool" in c.task:
         c.task.pool = pool
-    c.input.train = c.input.eval = transforms or f"resize({side})"
+    c.input.train = c.input.eval = text or f"resize({side})"
     c = config.resolve(c)
     info = labelled("made", CLASSES, size=(side, side))
     spec = loader.spec(info, transforms.pipeline(c.input.eval), 1)

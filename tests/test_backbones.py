@@ -283,7 +283,8 @@ def test_drop_path_rates_by_depth():
 @pytest.mark.parametrize("size", [(17, 16), (16, 30)])
 def test_a_wrong_image_size_is_a_config_error(size):
     with pytest.raises(
-        ConfigError, match=f"image size {size[0]}x{size[1]} is not divisible by patch"
+        ConfigError,
+        match=f"images of {size[0]}x{size[1]} are not divisible by the backbone's patch",
     ):
         make()(images(1, *size), Context())
 

@@ -278,7 +278,7 @@ def test_what_no_class_of_hugging_face_is_like(why):
 def test_a_run_tells_what_its_head_pools(tmp_path, capsys):
     """In the files, in the answer and, where no file can, on standard error."""
     run, out = tmp_path / "run", tmp_path / "timm"
-    saved_runs.save(run, side=24, transforms="resize_short(32)|center_crop(24)", **VIT)
+    saved_runs.save(run, side=24, text="resize_short(32)|center_crop(24)", **VIT)
     assert main(["convert", str(run), str(out), "--to=timm", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["load"] == f"model = timm.create_model('local-dir:{out}', pretrained=True).eval()"
@@ -325,7 +325,7 @@ def test_other_heads_and_transforms_are_named(tmp_path):
     card = files.read_json(tmp_path / "hf" / "config.json")
     assert card["problem_type"] == "multi_label_classification" and told["left"] == []
     transforms = "resize(16, method='plain_bilinear')"
-    saved_runs.save(tmp_path / "other", task="pretraining", transforms=transforms, **VIT)
+    saved_runs.save(tmp_path / "other", task="pretraining", text=transforms, **VIT)
     told = convert.run(tmp_path / "other", tmp_path / "timm", "timm")
     assert any(name.startswith("head/") for name in told["left"])
     assert "plain_bilinear" in told["notes"][0]

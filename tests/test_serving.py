@@ -166,8 +166,10 @@ def test_heads_and_structures_must_agree(three):
     tree_ = serving.load_adapter(host, three["a"])
     with pytest.raises(ConfigError, match="at least one"):
         serving.stack([])
-    other = tree.map_leaves(lambda p, x: x[..., :5] if p.startswith("head/") else x, tree_)
-    with pytest.raises(ConfigError, match=r"0 and 2 differ at head/linear/bias \(\(10,\) and \(5,"):
+    other = tree.map_leaves(lambda p, x: x[..., :5] if p.startswith("train/head/") else x, tree_)
+    with pytest.raises(
+        ConfigError, match=r"0 and 2 differ at train/head/linear/bias \(\(10,\) and \(5,"
+    ):
         serving.stack([tree_, tree_, other])
 
 

@@ -37,7 +37,7 @@ def config(backbone: str, method: str, batch: int) -> ConfigDict:
     made.input.batch_size, made.optim.steps = batch, 100
     if "dropout" in made.adapter:
         made.adapter.dropout = 0.0
-    return made
+    return configs.resolve(made)
 
 
 def on_accelerators(made: ConfigDict) -> ConfigDict:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dynadapt import adapters, backbones, model, tree, weights
-from dynadapt.data import images
+from dynadapt.data import frames, images
 from dynadapt.errors import CheckpointError, ConfigError
 from dynadapt.runs import product
 from dynadapt.weights import peft
@@ -32,7 +32,7 @@ class Preprocessing:
         size: height and width that the backbone sees.
         short: what the shorter side is resized to before the middle is cut out; 0 where images are
             stretched to `size`.
-        method: of the resize, one of `data.images.METHODS`.
+        method: of the resize, one of `data.frames.METHODS`.
     """
 
     mean: tuple[float, float, float]
@@ -175,7 +175,7 @@ def preprocessing(config: Any, shape: tuple[int, int]) -> Preprocessing | None:
     elif text:
         return None
     method = method or "bicubic"
-    return Preprocessing(mean, std, shape, short, method) if method in images.METHODS else None
+    return Preprocessing(mean, std, shape, short, method) if method in frames.METHODS else None
 
 
 def of_peft(folder: Path, base: str | None, **known: Any) -> Merged:
@@ -184,7 +184,8 @@ def of_peft(folder: Path, base: str | None, **known: Any) -> Merged:
         raise ConfigError(
             f"{folder} is an adapter alone; give the weights that it adapts, --base=…"
         )
-    adapter, found = peft.read(folder), weights.read(weights.locate(base))
+    found = weights.read(weights.locate(base))
+    adapter = peft.read(folder, found.values | found.head)
     backbone = weights.build(found, **known)
     check_peft(backbone, found.family)
     weights.fill(backbone, found)
@@ -205,7 +206,9 @@ def of_peft(folder: Path, base: str | None, **known: Any) -> Merged:
         k: np.asarray(new[k]).astype(v.dtype) if k in changed else v
         for k, v in found.values.items()
     }
-    head = {k: v for k, v in adapter.leaves.items() if k.startswith("head/")}
+    values |= {k: v for k, v in adapter.base.items() if not k.startswith("head/")}
+    own = adapter.base | adapter.leaves
+    head = {k: v for k, v in own.items() if k.startswith("head/")}
     found = dataclasses.replace(found, values=values, head=found.head | head)
     return Merged(found, backbone, usual_pool(found, backbone.config))
 

@@ -66,7 +66,7 @@ def _call(given: merged.Merged, folder: str) -> str:
     )
 
 
-def _notes(adapter: product.Adapter, backbone: Any) -> list[str]:
+def _notes(adapter: product.SavedAdapter, backbone: Any) -> list[str]:
     """What the base is, and whether it sees images of another size."""
     name = adapter.config.backbone.weights
     notes = [

@@ -48,11 +48,11 @@ def from_config(section: Any, info: Any) -> Any:
     given = dict(section)
     name = given.pop("name")
     choices.check_settings(f"task {name!r}", given, settings(name))
-    task = module(name).Task(info, **given)
-    for field in task.needs:
+    kind = module(name).Task
+    for field in kind.needs:
         if field not in info.fields:
             raise ConfigError(
                 f"the task {name!r} needs the field {field!r}, and the data set {info.name!r} has "
                 f"{', '.join(info.fields)}"
             )
-    return task
+    return kind(info, **given)

@@ -101,5 +101,5 @@ def test_wrong_configs(changes, problem):
 
 
 def test_images_that_do_not_fit():
-    with pytest.raises(ConfigError, match="30x32 is not divisible by patch 4"):
+    with pytest.raises(ConfigError, match=r"30x32 are not divisible .* nearest is resize\(32, 32"):
         make()(images(30, 32), Context())
