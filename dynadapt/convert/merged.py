@@ -175,7 +175,9 @@ def preprocessing(config: Any, shape: tuple[int, int]) -> Preprocessing | None:
     elif text:
         return None
     method = method or "bicubic"
-    return Preprocessing(mean, std, shape, short, method) if method in frames.METHODS else None
+    if method not in frames.METHODS or method == "plain_bilinear":  # TensorFlow's alone
+        return None
+    return Preprocessing(mean, std, shape, short, method)
 
 
 def of_peft(folder: Path, base: str | None, **known: Any) -> Merged:
