@@ -32,7 +32,7 @@ COUNTS = {"trained": 38, "backbone": 1000}
 
 def card(**changes):
     """What a run on digits says of its adapter."""
-    c = config.default(backbone="vit_mini", method="lora", data_set="digits")
+    c = config.resolve(config.default(backbone="vit_mini", method="lora", data_set="digits"))
     return product.card(c, labelled("digits", "abc", size=(8, 8)), COUNTS, {"top1": 1.0}) | changes
 
 
@@ -66,7 +66,7 @@ def test_a_round_trip(adapter):
     assert set(found.card["tensor_sha256"]) == set(TENSORS)
     assert found.info == labelled("digits", "abc", size=(8, 8))
     assert found.info.classes == ("a", "b", "c")
-    assert found.spec["image"].shape == (1, 224, 224, 3)  # resized, as the config says
+    assert found.spec["image"].shape == (1, 32, 32, 3)  # resized, as the config says
     assert found.task.headline == "top1"
 
 
@@ -199,7 +199,7 @@ def test_no_data_set_is_opened(tmp_path, monkeypatch):
 
 
 def test_hash_of_weights(tmp_path):
-    c = config.default(data_set="digits")
+    c = config.resolve(config.default(data_set="digits"))
     assert product.weights_hash(c) == ""
     file = tmp_path / "w.safetensors"
     files.write_tensors(file, {"a": np.arange(3.0)})
