@@ -29,6 +29,14 @@ def _optimize(whole: bool) -> None:
     jax.config.update("jax_disable_most_optimizations", not whole)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is exhaustive, unless it is asked for."""
+    if "exhaustive" not in config.option.markexpr:
+        left = [item for item in items if item.get_closest_marker("exhaustive")]
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
+
+
 @pytest.fixture(scope="module")
 def fast_compiling():
     """Compiles with few optimizations, in two thirds of the time; for tests of values."""

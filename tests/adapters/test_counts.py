@@ -134,7 +134,13 @@ SHARES = {
 }
 
 
-@pytest.mark.parametrize("variant", SHARES)
+ALWAYS = ("vit_mini", "vit_s16", "swin_t", "point_mae_s")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=() if v in ALWAYS else pytest.mark.exhaustive) for v in SHARES],
+)
 def test_defaults_train_a_small_share_of_any_backbone(variant):
     most, refusing = SHARES[variant]
     backbone = tree.size(bare(variant)[1])
