@@ -171,7 +171,7 @@ def field_problems(config: ConfigDict) -> list[str]:
 
 
 def expected(config: ConfigDict) -> tuple[int, str]:
-    """Side of the images and normalisation that the backbone is made for; (0, "") for points."""
+    """Side of images and normalisation that the backbone is made for; (0, "") for points."""
     name = config.backbone.name
     own = getattr(backbones.config(name), "image_size", 0)
     return config.backbone.image_size or own, backbones.normalisation(name) if own else ""
@@ -183,14 +183,15 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
         UnknownName: for a backbone that does not exist.
     """
+    return _filled(config, *expected(config))
+
+
+def _filled(config: ConfigDict, size: int, normalise: str) -> ConfigDict:
     made = config.copy_and_resolve_references()
-    size, normalise = expected(made)
     for part in ("train", "eval"):
         text = made.input[part]
-        if "{" in text and not size:
-            text = ""  # clouds have no size
-        text = text.replace("{size}", str(size))
-        made.input[part] = text.replace("{short}", str(round(size * 9 / 8)))
+        text = text.replace("{size}", str(size)).replace("{short}", str(round(size * 9 / 8)))
+        made.input[part] = text if size or text == made.input[part] else ""  # clouds have no size
     made.input.normalise = made.input.normalise or normalise or "unit"
     made.backbone.weights = weights.absolute(made.backbone.weights)
     return made
@@ -234,7 +235,8 @@ def check(config: ConfigDict) -> None:
         known = attempt(package.settings, config[name].name)
         if known is not None:
             problems += _settings_problems(name, kind, config[name], known)
-    config = attempt(resolve, config) or config
+    # Of an unknown backbone nothing follows; all else is checked as for any other.
+    config = attempt(resolve, config) or _filled(config, 32, "unit")
     attempt(transforms.pipeline, config.input.train)
     steady = attempt(transforms.pipeline, config.input.eval)
     need(

@@ -105,6 +105,8 @@ def read(folder: Path) -> SavedAdapter:
     Raises:
         CheckpointError: naming what is missing, damaged, or of a later version.
     """
+    if not (folder / CARD).is_file():
+        raise CheckpointError(f"there is no adapter in {folder}; give the folder of a finished run")
     card = files.read_json(folder / CARD)
     found = list(faults(folder, card))
     if found:
