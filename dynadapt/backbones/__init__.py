@@ -90,9 +90,8 @@ def unread(name: str) -> str:
 def variant(family: str, sizes: Mapping[str, Any]) -> str:
     """The first variant of a family with these sizes, which may be some of a config; or ""."""
     module = choices.module(sys.modules[__name__], family, "backbone family")
-    return next(
-        (n for n in module.VARIANTS if _sizes(dataclasses.asdict(config(n))) == _sizes(sizes)), ""
-    )
+    wanted = _sizes({**dataclasses.asdict(module.Config()), **sizes})
+    return next((n for n in module.VARIANTS if _sizes(dataclasses.asdict(config(n))) == wanted), "")
 
 
 def _sizes(fields: Mapping[str, Any]) -> list[Any]:
