@@ -125,7 +125,8 @@ def normalised(batch: Any, config: Any) -> Any:
     """A batch from the loader with its images normalised, float32; on the device."""
     if "image" not in batch:
         return batch
-    image = images.normalise(batch["image"], config.input.normalise, jnp.float32)
+    name = config.input.normalise or configs.expected(config)[1]
+    image = images.normalise(batch["image"], name, jnp.float32)
     return {**batch, "image": image}
 
 
