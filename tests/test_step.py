@@ -143,7 +143,7 @@ def test_the_gradient_is_that_of_the_trained_leaves():
     found, logs = gradient_of(c, batch(3))
     task, graph, frozen, _, state, _ = ready(c)
     examples = batch(3)
-    pixels = images.normalise(examples["image"], c.input.normalise)
+    pixels = images.normalise(examples["image"], "inception")
     labels = examples["label"]
 
     def loss(train):
@@ -258,7 +258,7 @@ def test_a_step_costs_what_a_step_by_hand_costs(method, compiled_as_for_users):
 
     @jax.jit
     def by_hand(train, opt, frozen, examples):
-        pixels = images.normalise(examples["image"], c.input.normalise)
+        pixels = images.normalise(examples["image"], "inception")
 
         def loss(train):
             logits = nnx.merge(graph, train, state["stats"], frozen)(pixels, Context(train=True))
