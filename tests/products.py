@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dynadapt import config as configs
 from dynadapt import inputs, model, tasks, tree
 from dynadapt.runs import product, workdir
 
@@ -30,6 +31,7 @@ def leave(folder: Path, config: Any, seed: int = 0, change: Change = noisy) -> P
         seed: of the noise.
         change: made to each leaf.
     """
+    config = configs.resolve(config)
     split = inputs.open_split(config, "train")
     task = tasks.from_config(config.task, split.source.info)
     parts = model.split(model.build(config, task, split.spec), config)

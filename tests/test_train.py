@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -163,7 +164,7 @@ def test_asked_to_stop_it_saves_and_goes_on(step, whole, tmp_path, monkeypatch, 
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
     err = capsys.readouterr().err
     again = next(line for line in err.splitlines() if "go on with: " in line).split("with: ")[1]
-    assert again.split()[-len(argv) + 1 :] == argv[1:]
+    assert shlex.split(again)[-len(argv) + 1 :] == argv[1:]
     saved = sorted(int(p.name) for p in (work / "checkpoints").iterdir())
     assert saved[-1] == step  # not one step is lost
     assert start(work, *OPTIONS) == 0
