@@ -106,7 +106,7 @@ def read(folder: Path) -> SavedAdapter:
         CheckpointError: naming what is missing, damaged, or of a later version.
     """
     if not (folder / CARD).is_file():
-        raise CheckpointError(f"there is no adapter in {folder}; give the folder of a finished run")
+        raise CheckpointError(f"there is no {folder / CARD}; give the folder of a finished run")
     card = files.read_json(folder / CARD)
     found = list(faults(folder, card))
     if found:

@@ -49,7 +49,7 @@ def test_a_plan_as_a_row():
 
 def test_where_it_runs():
     done = in_process("bank", "--topology=v5e:2x2")
-    assert done.returncode == 2 and "--topology is for dynamic, population and step" in done.stderr
+    assert done.returncode == 2 and "bench bank takes no --topology" in done.stderr
 
 
 @needs_libtpu
