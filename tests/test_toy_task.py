@@ -143,6 +143,13 @@ def test_two_processes_are_as_one(whole, tmp_path):
     assert one["examples"] == other["examples"]
     assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
     assert main(["verify", f"--workdir={work}"]) == 0
+    # The same two evaluate together, not each alone.
+    call = [sys.executable, "-m", "tests.toy.command", "eval", f"--workdir={work}", "--json"]
+    codes, outs, errs = devices.finish(devices.several([call, call]))
+    assert codes == [0, 0], errs
+    found = json.loads(outs[0])
+    assert found["examples"] == 21 and outs[1] == ""
+    assert found["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
 def test_what_is_killed_goes_on_as_if_nothing_had_been(whole, tmp_path, monkeypatch):
