@@ -36,16 +36,22 @@ def test_small_pictures_are_enlarged_without_blur():
     assert (found[128:] == 255).all()
 
 
-def test_a_sheet_has_each_picture_in_its_square():
+def test_a_sheet_has_each_picture_in_its_cell():
     shapes = [(50, 50), (300, 100), (100, 300), (10, 20), (50, 50)]
     found = pictures.sheet([plain(*s, value=10 * i) for i, s in enumerate(shapes)], side=64)
-    assert found.shape == (2 * 64, 4 * 64, 3)
+    cell = 64 + pictures.MARGIN
+    assert found.shape == (2 * cell, 4 * cell, 3)
     for number in range(5):
-        top, left = number // 4 * 64, number % 4 * 64
+        top, left = number // 4 * cell, number % 4 * cell
         assert found[top + 3, left + 3, 0] == 10 * number
-        assert (found[top + 62 :, left + 62 :][:2, :2] == 255).all()
-    assert (found[64:, 64:] == 255).all()
-    assert pictures.sheet([plain(5, 5)], side=64).shape == (64, 64, 3)
+        assert (found[top : top + cell, left + 64 : left + cell] == 255).all()
+        assert (found[top + 64 : top + cell, left : left + cell] == 255).all()
+    assert (found[cell:, cell:] == 255).all()
+    assert pictures.sheet([plain(5, 5)], side=64).shape == (
+        5 + pictures.MARGIN,
+        5 + pictures.MARGIN,
+        3,
+    )
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3)])
