@@ -346,8 +346,15 @@ def quick(name, form):
     return METHODS[name].trains is in_adapter and (form == "scan" or name == "iconformer")
 
 
+def form_marks(name, form):
+    if quick(name, form):
+        return ()
+    always = name in ("adapter_x", "dapt", "vfm_adapter", "lora", "full")
+    return pytest.mark.slow if always else (pytest.mark.slow, pytest.mark.exhaustive)
+
+
 FORMS = [
-    pytest.param(name, form, marks=() if quick(name, form) else pytest.mark.slow)
+    pytest.param(name, form, marks=form_marks(name, form))
     for name in METHODS
     for form in ("remat", "scan")
 ]
@@ -663,13 +670,22 @@ COUNTS = [
 ]
 
 
+# Their counts on a backbone of one stage are always made.
+LONG = (("swin_b", "mona"), ("swin_b", "ssf"))
+
+
 @functools.cache
 def shapes(variant):
     network = nnx.eval_shape(lambda: backbones.create(variant, rngs=nnx.Rngs(0)))
     return nnx.split(network)
 
 
-@pytest.mark.parametrize(("variant", "name", "given", "count"), COUNTS)
+COUNTED = [
+    pytest.param(*row, marks=pytest.mark.exhaustive if row[:2] in LONG else ()) for row in COUNTS
+]
+
+
+@pytest.mark.parametrize(("variant", "name", "given", "count"), COUNTED)
 def test_exact_parameter_counts(variant, name, given, count):
     graph, state = shapes(variant)
 

@@ -215,6 +215,7 @@ def test_runs_that_do_not_fit_eight_devices(name, part, eight):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_method_on_eight_devices(tmp_path):
     steps = in_eight("more_steps", tmp_path)["steps"]
     whole = {name for name in steps if "parts" not in name} - {"1"}

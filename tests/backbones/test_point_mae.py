@@ -117,7 +117,14 @@ class Tap(nnx.Module):
         return host.bare(x, ctx) + self.linear(x, ctx) * ctx.grid[0] * ctx.prefix
 
 
-@pytest.mark.parametrize("where", [None, r"blocks/\d+", r"blocks/\d+/mlp"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param(None, marks=pytest.mark.exhaustive),
+        pytest.param(r"blocks/\d+", marks=pytest.mark.exhaustive),
+        r"blocks/\d+/mlp",
+    ],
+)
 def test_loop_remat_and_scan_are_equal(where):
     points = clouds()
 

@@ -44,6 +44,7 @@ def test_a_method_for_other_backbones_is_a_row_with_its_reason(two):
 
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'dynadapt[tpu]'")
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cells_over_four_chips():
     """In a process of its own: libtpu stays in the process that loads it."""
     argv = ["bench", "population", "--backbone=vit_mini", "--methods=bitfit", "--batch=4"]

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("fast_compiling")
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("iconformer", "adapter_x", "vfm_adapter", "lora", "ssf")
 STEPS = 20
+SLOW = (("adapter_x", True), ("lora", False))
+REST = (pytest.mark.exhaustive,)
 
 # They differ in all that may differ, and cells 0 and 2 share a seed.
 CELLS = (
@@ -62,8 +64,8 @@ def alone(config, bare, given, data, steps):
     ("method", "scan"),
     [
         ("iconformer", False),
-        *(pytest.param(m, s, marks=pytest.mark.slow) for m in METHODS for s in (False, True)
-          if (m, s) != ("iconformer", False)),
+        *(pytest.param(m, s, marks=(pytest.mark.slow, *(() if (m, s) in SLOW else REST)))
+          for m in METHODS for s in (False, True) if (m, s) != ("iconformer", False)),
     ],
 )  # fmt: skip
 def test_together_as_alone(method, scan):
