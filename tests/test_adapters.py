@@ -103,6 +103,11 @@ METHODS = {
     "vpt": Method(dict(prompts=3), dict(dropout=0.2, project=4), in_adapter, neutral=None),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
+# What a method does without the help of others is looked at in these always, in all when asked.
+ALWAYS = ("adapter_x", "bitfit", "dapt", "full", "iconformer", "lora", "ssf", "vfm_adapter", "vpt")
+most_methods = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.exhaustive) for n in METHODS]
+)
 folding = [(name, {}) for name, method in METHODS.items() if method.merges]
 
 
@@ -313,6 +318,7 @@ def test_who_makes_kernels(name):
 
 
 @pytest.mark.parametrize(("name", "given", "own"), KERNELS)
+@pytest.mark.slow
 def test_kernels_follow_the_image(name, given, own):
     """In one batch as alone, at every site; permuting the images permutes them."""
     network, x = stirred(name, **given), images(3)
@@ -349,8 +355,7 @@ def quick(name, form):
 def form_marks(name, form):
     if quick(name, form):
         return ()
-    always = name in ("adapter_x", "dapt", "vfm_adapter", "lora", "full")
-    return pytest.mark.slow if always else (pytest.mark.slow, pytest.mark.exhaustive)
+    return pytest.mark.slow if name in ALWAYS else (pytest.mark.slow, pytest.mark.exhaustive)
 
 
 FORMS = [
@@ -369,7 +374,7 @@ def test_training_does_not_depend_on_the_form(name, form):
     assert wanted["losses"][-1] != wanted["losses"][0]
 
 
-@every_method
+@most_methods
 def test_images_are_seen_one_by_one(name):
     network, x = stirred(name), inputs(name, 4)
     whole = np.asarray(logits(network, x))
@@ -380,7 +385,7 @@ def test_images_are_seen_one_by_one(name):
     np.testing.assert_allclose(single, whole, rtol=1e-5, atol=1e-5)
 
 
-@every_method
+@most_methods
 def test_bfloat16_is_close(name):
     # Rounded points make other groups, so both see rounded inputs.
     network, x = stirred(name), jnp.asarray(inputs(name, 4), jnp.bfloat16)
@@ -786,6 +791,7 @@ def test_dora_turns_the_weight_and_learns_its_length():
     check_host(host, x @ kernel + bias)
 
 
+@pytest.mark.slow
 def test_dora_stays_finite_where_a_channel_is_zero():
     backbone = build(settings("linear")).backbone
     host = backbone.blocks[0].mlp.fc1
@@ -863,6 +869,7 @@ def small_swin():
 
 
 @pytest.mark.parametrize("name", ["arc", "dora", "lora", "repadapter", "ssf"])
+@pytest.mark.slow
 def test_windows_and_stages_merge_where_biases_are(name):
     backbone = small_swin()
     adapters.adapt(backbone, name, rngs=nnx.Rngs(0), **METHODS[name].settings)

@@ -28,6 +28,7 @@ def cases(oracles):
     return sorted(p.parent for p in (oracles / "backbones").glob("*/meta.json"))
 
 
+@pytest.mark.slow
 def test_source_to_ours_and_back_is_bit_equal(oracles, tmp_path):
     """Every publisher's file, all its tensors and dtypes, also what the backbone does not need."""
     seen = set()
@@ -56,6 +57,7 @@ def test_source_to_ours_and_back_is_bit_equal(oracles, tmp_path):
     assert len(seen) >= 11
 
 
+@pytest.mark.slow
 def test_one_publisher_to_another(oracles, tmp_path):
     """The same features, whoever's names the file has."""
     folder = oracles / "backbones" / "vit_hf"
@@ -78,6 +80,7 @@ def test_what_has_no_place_is_named(oracles, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "linear"])
+@pytest.mark.slow
 def test_a_merged_run_is_a_file_of_its_publisher(oracles, tmp_path, method):
     """Names and shapes are those of the publisher's own file; features are the adapted ones."""
     file = oracles / "backbones" / "vit_timm_safetensors" / "checkpoint.safetensors"
@@ -160,6 +163,7 @@ def tiny_run(work, method, file="", **options):
 
 
 @pytest.mark.parametrize("method, targets", [("lora", "('q','v')"), ("dora", "('v','fc1')")])
+@pytest.mark.slow
 def test_a_run_to_peft_and_back(tmp_path, method, targets):
     """Merged by way of peft, the weights are those that the run merges to."""
     sizes = dict(dim=16, depth=2, heads=2, image_size=8)
@@ -186,6 +190,7 @@ def test_a_run_to_peft_and_back(tmp_path, method, targets):
     assert np.abs(first["blocks.0.attn.qkv.weight"] - kernel).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_mistakes_with_peft(oracles, tmp_path, capsys):
     case = oracles / "peft" / "lora_hf_attention"
     base, out = case / "checkpoint.safetensors", tmp_path / "out.safetensors"

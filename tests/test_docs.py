@@ -76,6 +76,7 @@ def test_the_guides_use_prints_what_it_says(method, capsys):
     assert [capsys.readouterr().out] == blocks(GUIDE, "")
 
 
+@pytest.mark.slow
 def test_the_guides_row_passes_the_suite(method, suite, fast_compiling):
     before = len(suite.COUNTS)
     rows = blocks(GUIDE, "python")[2:]
@@ -143,6 +144,7 @@ def test_a_line_changes_the_method(name, options):
     assert attach.adapted(nnx.eval_shape(adapted))
 
 
+@pytest.mark.slow
 def test_the_readme_compares_methods(capsys):
     line = "launch/local.sh plan --methods=all --backbone=vit_b16"
     assert [line + "\n"] == [b for b in blocks(ROOT / "README.md", "bash") if "plan --methods" in b]
@@ -163,6 +165,7 @@ def typed(line):
         assert main([command, *argv]) == 0
 
 
+@pytest.mark.slow
 def test_the_page_on_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names, printed, outputs = {}, "", 0

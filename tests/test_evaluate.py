@@ -45,6 +45,7 @@ def assert_same_rows(got, want):
     np.testing.assert_allclose(*probabilities, atol=2e-6)  # written with six digits
 
 
+@pytest.mark.slow
 def test_a_fresh_process_with_the_adapter_alone(made, tmp_path):
     shutil.copytree(made / "adapter", tmp_path / "elsewhere" / "adapter")
     out = tmp_path / "records"
@@ -85,6 +86,7 @@ def answers(trained, size):
     return values, {name: np.array(x) for name, x in found.items()}
 
 
+@pytest.mark.slow
 def test_every_batch_size_gives_the_same(made):
     trained = product.load(made / "adapter")
     want, rows = answers(trained, 100)
@@ -111,6 +113,7 @@ def test_rows_are_ordered_and_padding_is_left_out():
     np.testing.assert_array_equal(rows["y"], [[0], [1], [2], [3], [5]])
 
 
+@pytest.mark.slow
 def test_the_run_left_a_small_file(made):
     result = files.read_json(made / "result.json")
     size = (made / "adapter" / "adapter.safetensors").stat().st_size

@@ -242,6 +242,7 @@ def test_help_of_all(command):
         assert all(name in out for name in COMMANDS)
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command(tmp_path):
     command = [sys.executable, "-m", "dynadapt", "plan", f"--config={TINY}", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -55,6 +55,7 @@ def test_balance_is_one_where_uniform_and_larger_elsewhere():
 
 
 @pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.slow
 def test_experts_equal_their_definition(soft):
     x, scores, slope = draw(5, (2, 5, 6), (2, 5, 4), (2, 5, 6))
     gate = jax.nn.softmax(scores) if soft else mixture.top1(jax.nn.softmax(scores))

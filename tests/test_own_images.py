@@ -47,6 +47,7 @@ def top1(work, *more, capsys):
     return next(float(r.split("│")[2]) for r in rows if "top1" in r)
 
 
+@pytest.mark.slow
 def test_it_learns(made, capsys):
     assert top1(made[1], capsys=capsys) > 90
 
@@ -57,6 +58,7 @@ def test_a_subset_of_the_classes_keeps_their_numbers(made, tmp_path, capsys):
     assert top1(made[1], f"--data={tmp_path}", capsys=capsys) > 90
 
 
+@pytest.mark.slow
 def test_a_folder_without_splits_is_evaluated_whole(made, tmp_path, capsys):
     write(tmp_path / "flat", names=("green", "red"), seed=3)
     assert top1(made[1], f"--data={tmp_path / 'flat'}", capsys=capsys) > 90
@@ -86,6 +88,7 @@ def test_only_data_with_a_path_lie_elsewhere(tmp_path, capsys):
     assert "not for 'digits'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_size_and_normalisation_come_from_the_backbone(made, capsys):
     """A larger backbone sees its own size, and what it isn't made for is said."""
     given = ["plan", *config(made[0])]
@@ -103,6 +106,7 @@ def test_size_and_normalisation_come_from_the_backbone(made, capsys):
     assert "the nearest is resize(32)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_swin_serves_sizes_that_are_no_multiple_of_its_patch(made, capsys):
     swin = ["--config.backbone.name=swin_t", "--config.backbone.weights="]
     small = ["--config.input.train=resize(30)", "--config.input.eval=resize(30)"]

@@ -302,6 +302,7 @@ def cross_entropy(case, features):
 
 
 @pytest.mark.parametrize("folder", METHODS, ids=named)
+@pytest.mark.slow
 def test_method(folder, monkeypatch):
     """Features, logits, loss, every gradient of the adapter, and what merging makes of it."""
     case = Case(folder)
@@ -369,6 +370,7 @@ def blocks(backbone, image, inside):
 
 
 @pytest.mark.parametrize("folder", MODULES, ids=named)
+@pytest.mark.slow
 def test_module(folder):
     """An adapter alone: what it makes of tokens when its branch adds to them."""
     meta = json.loads((folder / "meta.json").read_text())

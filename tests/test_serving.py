@@ -44,6 +44,7 @@ def three(tmp_path_factory):
     return {name: write(work / name, seed=i) for i, name in enumerate(("a", "b", "c"))}
 
 
+@pytest.mark.slow
 def test_each_name_gives_its_own_models_answer(three):
     host = serving.host(three["a"])
     answer, images = serving.make_answer(host), pictures(4)
@@ -225,6 +226,7 @@ def test_an_adapter_of_another_model(three, tmp_path, method, change, words):
     assert words in text and str(folder) in text and str(three["a"]) in text and "\n" not in text
 
 
+@pytest.mark.slow
 def test_what_acts_in_training_alone_may_differ(three, tmp_path):
     def change(config):
         config.adapter.dropout = 0.3

@@ -164,6 +164,7 @@ def test_only_the_weights_of_blocks_are_gathered(eight):
 
 
 @pytest.mark.parametrize(("name", "parts"), [("8x1", 1), ("4x2", 2), ("1x8", 8)])
+@pytest.mark.slow
 def test_frozen_kernels_are_cut_over_fsdp(name, parts, eight):
     shards = eight["steps"][name]["shards"]
     kernels = [p for p in shards if "blocks" in p and p.endswith("kernel")]

@@ -107,6 +107,7 @@ def test_a_batch_without_an_example_teaches_nothing():
     assert not any(g.any() for g in found.values())
 
 
+@pytest.mark.slow
 def test_statistics_move_with_the_steps_that_count():
     """Those of the whole batch, however it is cut; a step that is not finite moves nothing."""
     found = []
@@ -245,6 +246,7 @@ def test_losses_of_layers_join_the_loss():
 
 
 @pytest.mark.parametrize("method", ["iconformer", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_step_costs_what_a_step_by_hand_costs(method, compiled_as_for_users):
     """Frozen weights get no gradient: the FLOPs are those of the trained leaves' alone."""
     c = settings(method, batch_size=16)

@@ -84,6 +84,7 @@ def test_each_example_has_its_record(whole):
 
 
 @pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.slow
 def test_parts_of_a_batch_are_as_the_whole(norm):
     """Valid pixels are counted over all parts, and statistics are those of the whole batch."""
     found = []
@@ -176,6 +177,7 @@ def test_what_is_killed_goes_on_as_if_nothing_had_been(whole, tmp_path, monkeypa
     assert written(work / "predictions") == written(whole / "predictions")
 
 
+@pytest.mark.slow
 def test_a_fresh_process_answers_the_same(whole, tmp_path):
     """From the adapter's folder alone."""
     shutil.copytree(whole / "adapter", tmp_path / "elsewhere" / "adapter")

@@ -139,6 +139,7 @@ def test_training_learns_and_leaves_the_frozen_alone(tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 7, 12])
+@pytest.mark.slow
 def test_an_exception_loses_nothing_but_time(step, whole, tmp_path, monkeypatch):
     work = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -153,6 +154,7 @@ def test_an_exception_loses_nothing_but_time(step, whole, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("step", [1, 6])
+@pytest.mark.slow
 def test_asked_to_stop_it_saves_and_goes_on(step, whole, tmp_path, monkeypatch, capsys):
     work = tmp_path / "run"
     argv = ["dynadapt", "train", f"--config={TINY}:", f"--workdir={work}", *OPTIONS]
@@ -208,6 +210,7 @@ def largest(folder):
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, monkeypatch, caplog):
     work = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -35,6 +35,7 @@ def run(network, x):
 
 
 @pytest.mark.parametrize("form", ["parallel", "sequential"])
+@pytest.mark.slow
 def test_by_hand(form):
     """Every block: attention, MLP and mixture, then one prompt that later blocks see."""
     network, ctx = make(form=form, scale=0.7), Context(grid=(2, 2))
@@ -59,6 +60,7 @@ def test_by_hand(form):
     assert tape["prompt"].shape == (3, 2, 12)
 
 
+@pytest.mark.slow
 def test_on_points_the_positions_skip_the_prompts():
     """DAPT-X: positions join at every block, prompts have none and are given back."""
     sizes = dict(dim=12, depth=3, heads=2, groups=5, group_size=4, levels=(0,))
@@ -126,6 +128,7 @@ class _Normed(nnx.Module):
         return self.layer(self.norm(x))
 
 
+@pytest.mark.slow
 def test_the_router_learns_once_experts_differ():
     network = make()
 

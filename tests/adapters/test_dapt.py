@@ -66,6 +66,7 @@ def tfts(affine, y):
     return y * np.asarray(affine.scale[...]) + np.asarray(affine.shift[...])
 
 
+@pytest.mark.slow
 def test_by_hand():
     """Every operation, its scale and shift, the adapter and the prompt, in numpy."""
     network, points = make(), clouds()
@@ -121,6 +122,7 @@ def test_it_starts_around_the_bare_model():
     np.testing.assert_array_equal(prompt, np.tile(own.prompt.shift[...], (1, 2, 1)))
 
 
+@pytest.mark.slow
 def test_a_dropped_example_drops_mlp_and_adapter_together():
     block = make().blocks[0]
     x = jnp.asarray(np.random.default_rng(4).normal(size=(64, 7, 16)), jnp.float32)

@@ -159,6 +159,7 @@ def test_a_method_serves_a_backbone_or_says_why_not(name, family):
         assert all(m.shape[0] == 2 for m in found)
 
 
+@pytest.mark.slow
 def test_experts_without_prompts_serve_windows_and_points():
     for family in ("sam", "point_mae"):
         network = backbones.of(family, **BACKBONES[family][0])(nnx.Rngs(0))

@@ -14,6 +14,7 @@ from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_leading_tokens_pass_the_convolutions_by():
     adapter = Mona(types.SimpleNamespace(dim=6), rank=4, rate=0.0, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3 + 12, 6)), jnp.float32)
@@ -30,6 +31,7 @@ def test_leading_tokens_pass_the_convolutions_by():
     assert np.abs(found[:, 3:] - pointwise[:, 3:]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_block_makes_mona_of_each_sum():
     sizes = dict(dim=16, depth=1, heads=2, patch=4, image_size=8)
     network = backbones.create("vit_mini", rngs=nnx.Rngs(1), **sizes)

@@ -53,6 +53,7 @@ def test_a_site_by_hand():
 
 
 @pytest.mark.parametrize("family", [VIT, SWIN, SAM])
+@pytest.mark.slow
 def test_it_serves_every_family(family):
     network = make(family)
     side = family[1]["image_size"]

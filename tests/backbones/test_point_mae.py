@@ -90,6 +90,7 @@ def test_group_tokens_by_hand():
             np.testing.assert_allclose(token, each.max(0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_position_joins_before_every_block():
     network, points = make(), clouds()
     centers, groups = jax.vmap(lambda p: point_mae.group(p, 6, 4))(points)
@@ -125,6 +126,7 @@ class Tap(nnx.Module):
         r"blocks/\d+/mlp",
     ],
 )
+@pytest.mark.slow
 def test_loop_remat_and_scan_are_equal(where):
     points = clouds()
 

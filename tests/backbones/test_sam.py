@@ -23,6 +23,7 @@ def images(h=32, w=32, b=1, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(b, h, w, 3)), jnp.float32)
 
 
+@pytest.mark.slow
 def test_the_four_fold_forms_agree():
     """Windowed and global blocks take turns: a scan compiles each kind once."""
     found = []
@@ -43,6 +44,7 @@ def test_the_four_fold_forms_agree():
             np.testing.assert_allclose(value, found[0][1][path], rtol=2e-3, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_levels_neck_and_attributes():
     network = make(levels=(0, -1))
     features = network(images(32, 24), Context())

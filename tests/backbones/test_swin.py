@@ -44,6 +44,7 @@ def test_the_four_fold_forms_agree(depths):
             np.testing.assert_allclose(value, found[0][1][path], rtol=2e-3, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_levels_and_attributes():
     network = make()
     features = network(images(50, 71), Context())

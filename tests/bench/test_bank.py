@@ -9,6 +9,7 @@ from dynadapt.bench import bank
 from dynadapt.errors import ConfigError, UnknownName
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_is_timed_and_compared(capsys):
     result = bank.run("vit_mini", ["iconformer", "dapt"], 3, 2, adapters=4)
     row, other = result["rows"]
@@ -21,6 +22,7 @@ def test_a_mixed_batch_is_timed_and_compared(capsys):
     assert "mixed_over_one" in capsys.readouterr().out  # as a line: the reason is one column more
 
 
+@pytest.mark.slow
 def test_the_comparison_notices_another_adapter():
     host, trees = bank.hosted("vit_mini", "lora", 2)
     images = jnp.asarray(np.random.default_rng(5).normal(size=(2, 32, 32, 3)), jnp.float32)

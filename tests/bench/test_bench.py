@@ -53,6 +53,7 @@ def test_forward_of_ours_alone(capsys):
         forward.run(sys.executable, ["vit_mini"], 2, 2)
 
 
+@pytest.mark.slow
 def test_dynamic_forms_are_timed_and_counted(monkeypatch, capsys):
     monkeypatch.setattr(
         dynamic, "cases", lambda: [("depthwise", (2, 5, 4, 3)), ("full", (2, 5, 4, 3))]

@@ -19,6 +19,7 @@ def two():
     return population.run("vit_mini", ["bitfit", "dapt"], 2, 2, cells=2)
 
 
+@pytest.mark.slow
 def test_cells_are_timed_beside_a_run(two, capsys):
     row = two["rows"][0]
     assert row["cells"] == 2 and row["cell_ms"] > 0 and row["single_ms"] > 0
@@ -37,6 +38,7 @@ def test_one_copy_of_what_is_frozen_and_a_leaf_a_cell_of_what_trains(two):
     assert row["temporaries"] > row["single_temporaries"] > 0
 
 
+@pytest.mark.slow
 def test_a_method_for_other_backbones_is_a_row_with_its_reason(two):
     row = two["rows"][1]
     assert row["method"] == "dapt" and "point clouds" in row["reason"] and "cell_ms" not in row

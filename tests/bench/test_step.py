@@ -24,6 +24,7 @@ def in_process(*argv):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_steps_of_several_methods():
     result = step.run("vit_mini", ["linear", "dapt", "lora"], 2, 2)
     linear, dapt, lora = result["rows"]

@@ -9,6 +9,7 @@ def pixels(source):
     return np.stack([source[i]["image"] for i in range(len(source))])
 
 
+@pytest.mark.slow
 def test_the_pictures_are_a_function_of_the_seed():
     one, again = (generated.source("train", size=40, seed=5) for _ in range(2))
     other = generated.source("train", size=40, seed=6)
@@ -23,6 +24,7 @@ def test_more_pictures_begin_with_the_same_ones():
     np.testing.assert_array_equal(pixels(few), pixels(many)[:8])
 
 
+@pytest.mark.slow
 def test_pictures_differ_and_show_something():
     drawn = pixels(generated.source("train", size=64, seed=0)).astype(float)
     assert len(np.unique(drawn.reshape(64, -1), axis=0)) == 64

@@ -106,6 +106,7 @@ def test_chosen_scales_go_fine_to_coarse():
     assert made.dims == (6, 6)
 
 
+@pytest.mark.slow
 def test_half_precision_stays_half():
     found = features(2, 2)
     half = Features(tuple(m.astype(jnp.bfloat16) for m in found.maps), found.tokens)

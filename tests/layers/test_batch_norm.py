@@ -168,6 +168,7 @@ class Head:
         return joined @ self.last + self.bias[:, None, None]
 
 
+@pytest.mark.slow
 def test_a_published_head(oracles):
     """Logits in training and evaluation, and what one training pass leaves behind."""
     folder = oracles / "tasks" / "segformer_head"

@@ -62,6 +62,7 @@ def test_flops(found):
     assert forward < found["flops"] < 3.2 * forward
 
 
+@pytest.mark.slow
 def test_remat_costs_flops_and_a_frozen_backbone_saves_them():
     flops = {
         name: plan.run(read_config(TINY, name.split()[0]) if " " not in name else remat(name))[
@@ -79,6 +80,7 @@ def remat(name):
     return config
 
 
+@pytest.mark.slow
 def test_scan_trains_the_same():
     config = read_config(TINY, "method=lora")
     flat = plan.run(config)

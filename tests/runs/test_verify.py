@@ -50,6 +50,7 @@ def flip(file, position, bit):
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_whole_run(run, capsys):
     parts = [row["part"] for row in verify.run(run)]
     assert parts == [
@@ -75,6 +76,7 @@ def written(folder):
     return [str(p.relative_to(folder)) for p in found]
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_found(run):
     rng = random.Random(9)
     for name in written(run):

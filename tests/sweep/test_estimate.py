@@ -45,6 +45,7 @@ def test_a_dry_run_runs_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_without_data(tmp_path, capsys, monkeypatch):
     """What a sweep takes is known without them; `here` leaves out what isn't there."""
     monkeypatch.setattr(estimate, "device_rate", lambda: 1e9)

@@ -115,6 +115,7 @@ def test_no_trained_leaf_is_weakly_typed(method):
     assert leaves and [p for p, x in leaves.items() if x.weak_type] == []
 
 
+@pytest.mark.slow
 def test_one_copy_of_the_frozen_half():
     """The bytes that a step is given: the frozen half once, all else once a cell."""
     config = tiny.settings("lora", dim=32)
@@ -150,6 +151,7 @@ def test_no_program_has_a_frozen_half_of_its_own():
         assert {x.unsafe_buffer_pointer() for x in frozen} <= pointers
 
 
+@pytest.mark.slow
 def test_classes_that_a_task_lacks_are_never_predicted(lora):
     """Not even by a head that favours them beyond all measure."""
     data, cells = tiny.examples(), [cell(s, 1e-2, classes=5) for s in range(3)]

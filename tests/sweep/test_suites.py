@@ -13,6 +13,7 @@ from dynadapt.errors import MachineError, UnknownName
 from dynadapt.sweep import suites
 
 
+@pytest.mark.slow
 def test_status_of_tfds(vtab_tfds, capsys):
     rows = suites.status("vtab", path=str(vtab_tfds))
     assert [row["task"] for row in rows] == list(vtab.TASKS)
@@ -175,6 +176,7 @@ def test_wrong_names():
     assert suites.find("offline").read("val200", "digits", "offline", "").info.name == "digits"
 
 
+@pytest.mark.slow
 def test_what_is_here_and_in_which_form(vtab_folder, tmp_path):
     assert suites.here("vtab", "folder", str(vtab_folder)) == list(vtab.TASKS)
     shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")

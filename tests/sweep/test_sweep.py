@@ -84,6 +84,7 @@ def whole(few, tmp_path_factory):
 # What it does.
 
 
+@pytest.mark.slow
 def test_what_a_sweep_leaves(whole):
     found = lines(whole)
     assert [line["cell"] for line in found] == sorted(line["cell"] for line in found)
@@ -122,6 +123,7 @@ def test_a_second_start_does_nothing(whole, few, monkeypatch, capsys):
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_more_seeds_are_more_cells(whole, few, tmp_path):
     work = tmp_path / "sweep"
     assert start(work, few, tasks="kitti", seeds="1") == 0
@@ -146,6 +148,7 @@ class Poisoned:
 
 
 @pytest.mark.parametrize("select", ["val", "first"])
+@pytest.mark.slow
 def test_no_test_label_before_the_last_evaluation(select, few, tmp_path, monkeypatch):
     """All of the tuning stage, and the training of the last one, are over by then."""
     real, spans = suites.Vtab.read, []
@@ -218,6 +221,7 @@ def test_buckets(classes, size):
     assert sweep.bucket(classes) == size
 
 
+@pytest.mark.slow
 def test_two_programs_for_a_bucket(few, tmp_path, monkeypatch, capsys):
     """4 tasks, 3 rates, 2 scales, 2 seeds: 2 programs, and nothing is compiled after the first."""
     compiled, after = [], []
@@ -266,6 +270,7 @@ def terminate():
 
 
 @pytest.mark.parametrize("number", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 15))])
+@pytest.mark.slow
 def test_asked_to_stop_it_goes_on_inside_a_cell(number, whole, few, tmp_path, monkeypatch, capsys):
     work = tmp_path / "sweep"
     with monkeypatch.context() as patch:
@@ -281,6 +286,7 @@ def test_asked_to_stop_it_goes_on_inside_a_cell(number, whole, few, tmp_path, mo
     assert not list((work / "running").iterdir())
 
 
+@pytest.mark.slow
 def test_an_error_loses_nothing_but_time(whole, few, tmp_path, monkeypatch):
     def fail():
         raise MemoryError("planted")
@@ -296,6 +302,7 @@ def test_an_error_loses_nothing_but_time(whole, few, tmp_path, monkeypatch):
     assert same(work, whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk(whole, few, tmp_path, monkeypatch, capsys):
     """The disk is full when the second group of cells is written, and has room again later."""
     work, real, count = tmp_path / "sweep", Path.write_text, [0]

@@ -500,6 +500,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_no_refusal_is_costly(tmp_path):
     """A refusal takes at most 2 s of one core and 200 MB, whatever the file asks for."""
     for name, (_, write) in CASES.items():
