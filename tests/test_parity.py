@@ -47,6 +47,8 @@ def of_kind(kind: str) -> list[Path]:
     return [c for c, m in metas.items() if m["kind"] == kind and c.name not in NOT_YET]
 
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 BACKBONES = of_kind("backbone")
 METHODS = of_kind("peft")
 MODULES = of_kind("peft_module")
