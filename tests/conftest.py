@@ -27,6 +27,7 @@ def _optimize(whole: bool) -> None:
     import jax  # after the environment is set
 
     jax.config.update("jax_disable_most_optimizations", not whole)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(not whole)  # of processes that a test starts
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module")
 def fast_compiling():
-    """Compiles with few optimizations, in two thirds of the time; for tests of values."""
+    """Compiles with few optimizations, here and in processes that are started; much faster."""
     _optimize(False)
     yield
     _optimize(True)

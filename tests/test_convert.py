@@ -13,6 +13,8 @@ from dynadapt.main import main
 from dynadapt.weights import peft, source
 from tests import products
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 TINY = Path(__file__).with_name("configs_tiny.py")
 
 

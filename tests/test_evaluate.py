@@ -16,6 +16,8 @@ from dynadapt import evaluate, files, inputs, sharding
 from dynadapt.main import main
 from dynadapt.runs import product
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ("--config.input.eval_split=test", "--config.optim.ema=0.5")

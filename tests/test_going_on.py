@@ -8,6 +8,8 @@ import pytest
 from dynadapt import evaluate, files
 from dynadapt.main import main
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 
 

@@ -21,6 +21,8 @@ from dynadapt.runs import product
 from tests import devices
 from tests.toy import command, steps
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 CONFIG = steps.CONFIG
 
 
@@ -85,7 +87,7 @@ def test_each_example_has_its_record(whole):
 
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.slow
-def test_parts_of_a_batch_are_as_the_whole(norm):
+def test_parts_of_a_batch_are_as_the_whole(norm, compiled_as_for_users):
     """Valid pixels are counted over all parts, and statistics are those of the whole batch."""
     found = []
     for accumulate in (1, 2, 4):

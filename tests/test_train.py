@@ -19,6 +19,8 @@ from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
 from dynadapt.runs import checkpoint, workdir
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -23,6 +23,8 @@ from dynadapt.sweep import protocol, results, suites, sweep
 from dynadapt.sweep.population import Population
 from tests.tiny_sweep import TINY
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "tests" / "configs_sweep.py")
 FEW = ("eurosat", "dmlab", "kitti", "svhn")  # of one bucket
