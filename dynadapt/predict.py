@@ -28,7 +28,6 @@ from dynadapt.runs.predictions import TABLE, write_table
 from dynadapt.runs.stop import interruptible, stop_signal
 
 LOG = "predictions.jsonl"
-BATCH = 32  # images, unless another number is asked for
 TELL = 10.0  # seconds between lines of progress
 
 
@@ -94,7 +93,7 @@ def run(
     source: Images,
     out: Path,
     *,
-    batch: int = BATCH,
+    batch: int,
     draw: bool = False,
     weights: str = "",
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynadapt import files
+from dynadapt import files, pictures
 from dynadapt import main as entry
 from dynadapt.commands import COMMANDS
 from dynadapt.commands.config_file import read_config
@@ -171,6 +171,27 @@ def test_weights_that_do_not_fit(command, tmp_path, backbone_file):
     backbone_file.write_bytes(b"")
     assert_sentence(command("train", spec, f"--workdir={work}"), str(backbone_file))
     assert not work.exists()
+
+
+@pytest.mark.slow
+def test_weights_that_moved_are_given_anew(command, tmp_path, backbone_file):
+    work, moved = tmp_path / "run", tmp_path / "moved.safetensors"
+    spec = f"--config={TINY}:method=linear,steps=4,weights={backbone_file}"
+    assert command("train", spec, f"--workdir={work}")[0] == 0
+    image = tmp_path / "image.png"
+    pictures.write(image, np.zeros((9, 9, 3), np.uint8))
+    asked = {
+        "eval": ("eval", f"--workdir={work}"),
+        "predict": ("predict", f"--workdir={work}", f"--images={image}", f"--out={tmp_path / 'o'}"),
+    }
+    backbone_file.rename(moved)
+    for call in asked.values():
+        assert_sentence(command(*call), str(backbone_file))
+        assert command(*call, f"--weights={moved}")[0] == 0
+    other = files.read_tensors(moved)
+    files.write_tensors(moved, {k: x + 1 for k, x in other.items()})
+    for call in asked.values():
+        assert_sentence(command(*call, f"--weights={moved}"), "not those", "trained on")
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
         return np.repeat(_eight_bits(image)[..., None], 3, axis=-1)
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:

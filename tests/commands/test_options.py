@@ -2,6 +2,7 @@
 
 import pytest
 
+from dynadapt.commands.runs import comparison
 from dynadapt.main import main
 
 
@@ -45,3 +46,10 @@ def test_fields_of_other_libraries_point_to_ours(given, ours, capsys):
     argv = ["plan", "--config=configs/quickstart.py", f"--config.{given}"]
     assert main(argv) == 2
     assert f"did you mean {ours!r}?" in capsys.readouterr().err
+
+
+def test_a_command_that_compares_methods_is_shown_where_the_config_has_methods(tmp_path):
+    assert comparison("configs/pretrain_mini.py", [], tmp_path / "run") == ""
+    shown = comparison("configs/quickstart.py", ["--config.seed=1"], tmp_path / "run")
+    wanted = "train --config=configs/quickstart.py --config.seed=1 --methods=all"
+    assert shown == f"{wanted} --workdir={tmp_path / 'all'}"
