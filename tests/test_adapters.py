@@ -103,7 +103,7 @@ METHODS = {
     "vpt": Method(dict(prompts=3), dict(dropout=0.2, project=4), in_adapter, neutral=None),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
-# What a method does without the help of others is looked at in these always, in all when asked.
+# One of each kind of method; the others are exhaustive where a check costs much.
 ALWAYS = ("adapter_x", "bitfit", "dapt", "full", "iconformer", "lora", "ssf", "vfm_adapter", "vpt")
 most_methods = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.exhaustive) for n in METHODS]
@@ -355,7 +355,7 @@ def quick(name, form):
 def form_marks(name, form):
     if quick(name, form):
         return ()
-    return pytest.mark.slow if name in ALWAYS else (pytest.mark.slow, pytest.mark.exhaustive)
+    return pytest.mark.slow if name in ALWAYS else pytest.mark.exhaustive
 
 
 FORMS = [

@@ -47,7 +47,6 @@ def top1(work, *more, capsys):
     return next(float(r.split("│")[2]) for r in rows if "top1" in r)
 
 
-@pytest.mark.slow
 def test_it_learns(made, capsys):
     assert top1(made[1], capsys=capsys) > 90
 
@@ -58,7 +57,6 @@ def test_a_subset_of_the_classes_keeps_their_numbers(made, tmp_path, capsys):
     assert top1(made[1], f"--data={tmp_path}", capsys=capsys) > 90
 
 
-@pytest.mark.slow
 def test_a_folder_without_splits_is_evaluated_whole(made, tmp_path, capsys):
     write(tmp_path / "flat", names=("green", "red"), seed=3)
     assert top1(made[1], f"--data={tmp_path / 'flat'}", capsys=capsys) > 90

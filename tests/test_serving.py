@@ -101,9 +101,7 @@ QUICK = ("adapter_x", "dora", "iconformer", "norm_tune", "vfm_adapter", "vpt")
 @pytest.mark.parametrize(
     "method",
     [
-        name
-        if name in QUICK
-        else pytest.param(name, marks=(pytest.mark.slow, pytest.mark.exhaustive))
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive)
         for name in adapters.names()
         if name != "dapt"  # takes point clouds
     ],

@@ -164,7 +164,6 @@ def test_only_the_weights_of_blocks_are_gathered(eight):
 
 
 @pytest.mark.parametrize(("name", "parts"), [("8x1", 1), ("4x2", 2), ("1x8", 8)])
-@pytest.mark.slow
 def test_frozen_kernels_are_cut_over_fsdp(name, parts, eight):
     shards = eight["steps"][name]["shards"]
     kernels = [p for p in shards if "blocks" in p and p.endswith("kernel")]
@@ -215,7 +214,6 @@ def test_runs_that_do_not_fit_eight_devices(name, part, eight):
     assert not (ROOT / "never").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_every_method_on_eight_devices(tmp_path):
     steps = in_eight("more_steps", tmp_path)["steps"]

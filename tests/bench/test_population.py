@@ -19,7 +19,6 @@ def two():
     return population.run("vit_mini", ["bitfit", "dapt"], 2, 2, cells=2)
 
 
-@pytest.mark.slow
 def test_cells_are_timed_beside_a_run(two, capsys):
     row = two["rows"][0]
     assert row["cells"] == 2 and row["cell_ms"] > 0 and row["single_ms"] > 0
@@ -38,14 +37,12 @@ def test_one_copy_of_what_is_frozen_and_a_leaf_a_cell_of_what_trains(two):
     assert row["temporaries"] > row["single_temporaries"] > 0
 
 
-@pytest.mark.slow
 def test_a_method_for_other_backbones_is_a_row_with_its_reason(two):
     row = two["rows"][1]
     assert row["method"] == "dapt" and "point clouds" in row["reason"] and "cell_ms" not in row
 
 
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'dynadapt[tpu]'")
-@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_cells_over_four_chips():
     """In a process of its own: libtpu stays in the process that loads it."""

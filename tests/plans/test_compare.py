@@ -26,7 +26,6 @@ def rows(result):
     return {row["method"]: row for row in result["methods"]}
 
 
-@pytest.mark.slow
 def test_all_methods_have_a_row(found):
     assert [row["method"] for row in found["methods"]] == adapters.names()
     assert found["parameters"] == 85_798_656 and found["input"] == [224, 224, 3]

@@ -175,7 +175,7 @@ METHODS = ("linear", "bitfit", "lora", "adaptformer", "iconformer", "full")
 # Every method on both meshes; rematerialised on one of them, to keep the time in bounds.
 MESHES = ("16:1:keep", "4:4:remat")
 ALWAYS = [f"iconformer:{mesh}" for mesh in MESHES]
-CASES = [f"{m}:{mesh}" for m in METHODS for mesh in MESHES]
+REST = [f"{m}:{mesh}" for m in METHODS if m != "iconformer" for mesh in MESHES]
 GIB = 2**30
 
 
@@ -206,7 +206,7 @@ def fault(case, values):
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", [ALWAYS, pytest.param(CASES, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("cases", [ALWAYS, pytest.param(REST, marks=pytest.mark.exhaustive)])
 def test_vit_b16_for_sixteen_chips(cases):
     """One process for all cases, one after another: each compilation takes both cores."""
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}

@@ -50,7 +50,6 @@ def flip(file, position, bit):
     file.write_bytes(data)
 
 
-@pytest.mark.slow
 def test_a_whole_run(run, capsys):
     parts = [row["part"] for row in verify.run(run)]
     assert parts == [

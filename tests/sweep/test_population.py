@@ -22,8 +22,6 @@ pytestmark = pytest.mark.usefixtures("fast_compiling")
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("iconformer", "adapter_x", "vfm_adapter", "lora", "ssf")
 STEPS = 20
-SLOW = (("adapter_x", True), ("lora", False))
-REST = (pytest.mark.exhaustive,)
 
 # They differ in all that may differ, and cells 0 and 2 share a seed.
 CELLS = (
@@ -60,14 +58,16 @@ def alone(config, bare, given, data, steps):
     return losses, evaluate.evaluate(test, task, step.best(state), frozen, batches, mesh)
 
 
-@pytest.mark.parametrize(
-    ("method", "scan"),
-    [
-        ("iconformer", False),
-        *(pytest.param(m, s, marks=(pytest.mark.slow, *(() if (m, s) in SLOW else REST)))
-          for m in METHODS for s in (False, True) if (m, s) != ("iconformer", False)),
-    ],
-)  # fmt: skip
+def form(method, scan):
+    marks = {("iconformer", False): (), ("adapter_x", True): pytest.mark.slow}
+    marks |= {("lora", False): pytest.mark.slow}
+    return pytest.param(method, scan, marks=marks.get((method, scan), pytest.mark.exhaustive))
+
+
+FORMS = [form(method, scan) for method in METHODS for scan in (False, True)]
+
+
+@pytest.mark.parametrize(("method", "scan"), FORMS)
 def test_together_as_alone(method, scan):
     config, data = tiny.settings(method, scan=scan), tiny.examples()
     programs, bare = tiny.population(config, len(CELLS))

@@ -86,7 +86,6 @@ def whole(few, tmp_path_factory):
 # What it does.
 
 
-@pytest.mark.slow
 def test_what_a_sweep_leaves(whole):
     found = lines(whole)
     assert [line["cell"] for line in found] == sorted(line["cell"] for line in found)
@@ -271,7 +270,7 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("number", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 15))])
+@pytest.mark.parametrize("number", [1, 6, 15])
 @pytest.mark.slow
 def test_asked_to_stop_it_goes_on_inside_a_cell(number, whole, few, tmp_path, monkeypatch, capsys):
     work = tmp_path / "sweep"
