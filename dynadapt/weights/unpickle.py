@@ -19,7 +19,7 @@ import numpy as np
 from dynadapt.errors import UnsafeCheckpointError
 
 MAX_PICKLE = 16 << 20  # bytes of a pickle; torch writes about 150 for a tensor
-MAX_STEPS = 500_000  # opcodes of a pickle; torch writes about 18 for a tensor
+MAX_STEPS = 250_000  # opcodes of a pickle; torch writes about 18 for a tensor
 MAX_GLOBALS = 1_000  # different globals of a pickle
 MAX_NODES = 5_000_000  # values of the result when nothing in it is shared
 MAX_DEPTH = 100  # levels of containers
