@@ -20,9 +20,10 @@ from dynadapt.errors import (
     NotMergeable,
     UnknownName,
 )
+from dynadapt.layers import SameKey
 from dynadapt.runs import workdir
 from dynadapt.step import initial_state, make_step
-from tests import infos
+from tests import infos, networks
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -679,12 +680,6 @@ COUNTS = [
 LONG = (("swin_b", "mona"), ("swin_b", "ssf"))
 
 
-@functools.cache
-def shapes(variant):
-    network = nnx.eval_shape(lambda: backbones.create(variant, rngs=nnx.Rngs(0)))
-    return nnx.split(network)
-
-
 COUNTED = [
     pytest.param(*row, marks=pytest.mark.exhaustive if row[:2] in LONG else ()) for row in COUNTS
 ]
@@ -692,20 +687,14 @@ COUNTED = [
 
 @pytest.mark.parametrize(("variant", "name", "given", "count"), COUNTED)
 def test_exact_parameter_counts(variant, name, given, count):
-    graph, state = shapes(variant)
-
-    def adapted():
-        backbone = nnx.merge(graph, jax.tree.map(lambda x: jnp.zeros(x.shape), state))
-        adapters.adapt(backbone, name, rngs=nnx.Rngs(0), **given)
-        return model.Model(backbone, nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
-
-    network = nnx.eval_shape(adapted)
+    backbone = networks.adapted(variant, name, given)
+    network = model.Model(backbone, nnx.eval_shape(lambda: nnx.Linear(1, 1, rngs=SameKey())))
     filters = adapters.trainable(adapters.trains(name))
     _, train, frozen, _ = nnx.split(network, filters, nnx.Param, ...)
     counted = workdir.counts(train, frozen)
     assert counted["trained"] == count
     assert counted["trained_with_head"] == count + 2
-    assert counted["backbone"] == tree.size(nnx.filter_state(state, nnx.Param))
+    assert counted["backbone"] == tree.size(nnx.filter_state(networks.bare(variant)[1], nnx.Param))
 
 
 # LoRA
@@ -1124,7 +1113,7 @@ def test_each_option_keeps_zero_effect_and_trains(given):
 
 
 def test_statistics_never_train():
-    network = nnx.eval_shape(backbones.of("point_mae", dim=24, depth=1, heads=2), nnx.Rngs(0))
+    network = nnx.eval_shape(lambda: backbones.of("point_mae", dim=24, depth=1, heads=2)(SameKey()))
     _, train, frozen = nnx.split(network, adapters.trainable((".*",)), ...)
     names = {"embed/norm1/mean", "embed/norm1/var", "embed/norm2/mean", "embed/norm2/var"}
     assert set(tree.leaves(frozen)) == names and "norm/scale" in tree.leaves(train)

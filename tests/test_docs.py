@@ -13,6 +13,7 @@ from flax import nnx
 from dynadapt import adapters, attach, backbones
 from dynadapt import config as configs
 from dynadapt.commands import config_file
+from dynadapt.layers import SameKey
 from dynadapt.main import main
 from tests import products
 
@@ -137,8 +138,8 @@ def test_a_line_changes_the_method(name, options):
 
     def adapted():
         variant = "point_mae_s" if name == "dapt" else "vit_mini"
-        backbone = backbones.create(variant, rngs=nnx.Rngs(0))
-        adapters.adapt(backbone, name, rngs=nnx.Rngs(1), **given)
+        backbone = backbones.create(variant, rngs=SameKey())
+        adapters.adapt(backbone, name, rngs=SameKey(), **given)
         return backbone
 
     assert attach.adapted(nnx.eval_shape(adapted))

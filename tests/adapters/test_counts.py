@@ -1,14 +1,13 @@
 """Exact counts of the published implementations, and of the dynamic task filter."""
 
-import functools
 import json
 
-import jax
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, backbones, tree
+from dynadapt import adapters, tree
 from dynadapt.adapters.iconformer import ICoN
+from tests import networks
 
 QKV = ("qkv",)
 ALL = ("qkv", "proj", "fc1", "fc2")
@@ -69,32 +68,6 @@ NOT_BUILT = {
 }
 
 
-class Keys:
-    """Keys for shapes alone: `nnx.Rngs` counts its draws, which is slow in a trace."""
-
-    def params(self):
-        return jax.random.key(0)
-
-
-@functools.cache
-def bare(variant):
-    return nnx.split(nnx.eval_shape(lambda: backbones.create(variant, rngs=Keys())))
-
-
-def count(variant, name, given):
-    """Trained parameters of a method without head, from shapes."""
-    graph, state = bare(variant)
-
-    def adapted(state):
-        network = nnx.merge(graph, state)
-        adapters.adapt(network, name, rngs=Keys(), **given)
-        return {"backbone": nnx.state(network)}
-
-    leaves = tree.leaves(jax.eval_shape(adapted, state))
-    pick = adapters.trainable(adapters.trains(name))
-    return tree.size([x for path, x in leaves.items() if pick(tuple(path.split("/")), x)])
-
-
 @pytest.fixture(scope="module")
 def published(oracles):
     return json.loads((oracles / "peft" / "trainable_counts.json").read_text())
@@ -111,14 +84,14 @@ def test_every_entry_is_ours_or_named(published):
 
 @pytest.mark.parametrize("entry", VIT)
 def test_published_counts_on_vit(entry, published):
-    assert count("vit_b16", *VIT[entry]) == published["vit_base_patch16_224"][entry]
+    assert networks.trained("vit_b16", *VIT[entry]) == published["vit_base_patch16_224"][entry]
 
 
 @pytest.mark.parametrize(
     "entry", [pytest.param(e, marks=() if "tiny" in e else pytest.mark.slow) for e in SWIN]
 )
 def test_published_counts_on_swin(entry, published):
-    assert count(*SWIN[entry]) == published["swin"][entry]
+    assert networks.trained(*SWIN[entry]) == published["swin"][entry]
 
 
 # Variants, the largest share in percent of a method's defaults, and who serves them not.
@@ -143,9 +116,9 @@ ALWAYS = ("vit_mini", "vit_s16", "swin_t", "point_mae_s")
 )
 def test_defaults_train_a_small_share_of_any_backbone(variant):
     most, refusing = SHARES[variant]
-    backbone = tree.size(bare(variant)[1])
+    backbone = tree.size(networks.bare(variant)[1])
     methods = [n for n in adapters.names() if n not in {"full", *refusing}]
-    shares = {name: 100 * count(variant, name, {}) / backbone for name in methods}
+    shares = {name: 100 * networks.trained(variant, name, {}) / backbone for name in methods}
     assert max(shares.values()) <= most, shares
     assert all(shares[name] > 0 for name in methods if name != "linear")
 
@@ -166,7 +139,7 @@ def test_defaults_train_a_small_share_of_any_backbone(variant):
     ],
 )
 def test_the_default_of_a_width(variant, name, wanted):
-    network = nnx.merge(*bare(variant))
+    network = nnx.merge(*networks.bare(variant))
     found = adapters.resolved(network, name)
     assert {k: found[k] for k in wanted} == wanted
     assert found.keys() == adapters.settings(name).keys()
@@ -176,7 +149,9 @@ def test_the_default_of_a_width(variant, name, wanted):
 def test_the_published_total(published):
     wanted = published["vit_base_patch16_224"]
     assert wanted["head_100"] == 769 * 100
-    assert count("vit_b16", "full", {}) + 769 * 100 == wanted["total_with_100_class_head"]
+    assert (
+        networks.trained("vit_b16", "full", {}) + 769 * 100 == wanted["total_with_100_class_head"]
+    )
 
 
 @pytest.mark.parametrize(("rank", "wanted"), [(16, 32_832), (32, 120_960), (64, 463_104)])

@@ -12,6 +12,7 @@ from dynadapt.backbones import point_mae
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from dynadapt.runs import product
+from tests import networks
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -181,11 +182,6 @@ def test_what_is_saved_gives_the_same_answer(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, features(other, points), features(network, points))
 
 
-@functools.cache
-def bare_shapes():
-    return nnx.split(nnx.eval_shape(lambda: backbones.create("point_mae_s", rngs=nnx.Rngs(0))))
-
-
 def published_head(tokens, classes):
     """Parameters of the classifier on so many pooled tokens: two batch norms, three layers."""
     widths = (tokens * 384, 256, 256, classes)
@@ -203,16 +199,7 @@ def published_head(tokens, classes):
     ],
 )
 def test_published_totals(method, given, tokens, classes, total):
-    graph, state = bare_shapes()
-
-    def adapted(state):
-        network = nnx.merge(graph, state)
-        adapters.adapt(network, method, rngs=nnx.Rngs(0), **given)
-        return {"backbone": nnx.state(network)}
-
-    pick = adapters.trainable(adapters.trains(method))
-    leaves = tree.leaves(jax.eval_shape(adapted, state))
-    count = tree.size([x for p, x in leaves.items() if pick(tuple(p.split("/")), x)])
+    count = networks.trained("point_mae_s", method, given)
     assert count + published_head(tokens, classes) == total
 
 

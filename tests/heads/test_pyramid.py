@@ -11,6 +11,7 @@ from dynadapt.backbones import Features
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from dynadapt.heads.pyramid import SimplePyramid
+from dynadapt.layers import SameKey
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -83,7 +84,7 @@ def test_levels_equal_numpy(size):
 
 
 def test_parameters_of_vitdet_base():
-    made = nnx.eval_shape(lambda: SimplePyramid(768, rngs=nnx.Rngs(0)))
+    made = nnx.eval_shape(lambda: SimplePyramid(768, rngs=SameKey()))
     ups = 2 * (768 * 4 * 384 + 384) + 2 * 384 + (384 * 4 * 192 + 192)
     outs = sum(d * 256 + 9 * 256 * 256 + 4 * 256 for d in (192, 384, 768, 768))
     assert tree.size(nnx.state(made)) == ups + outs

@@ -8,6 +8,7 @@ from sklearn import metrics
 from dynadapt import backbones, model, tasks
 from dynadapt.data import labelled
 from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.layers import SameKey
 from dynadapt.tasks.classification import Task
 from tests import infos
 
@@ -218,7 +219,7 @@ def like(**changes):
 
 @pytest.mark.parametrize("pool", ["cls", "mean", "max"])
 def test_head_fits_the_backbone(pool):
-    head = nnx.eval_shape(lambda: Task(info(), pool=pool).head(like(), rngs=nnx.Rngs(1)))
+    head = nnx.eval_shape(lambda: Task(info(), pool=pool).head(like(), rngs=SameKey()))
     assert head.pool == pool and head.linear.kernel.shape == (16, CLASSES)
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 from dynadapt import backbones, files, tree, weights
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, UnknownName
+from dynadapt.layers import SameKey
 from dynadapt.layers.resample import resample
 from dynadapt.main import main
 from dynadapt.weights import published, source
@@ -58,7 +59,7 @@ def made(name, prefix="", drop=(), seed=0, **changes):
     """The source's tensors of a case, and our values of the same."""
     publisher, family, fields, more = CASES[name]
     fields = fields | changes
-    network = nnx.eval_shape(lambda: backbones.of(family, **fields)(nnx.Rngs(0)))
+    network = nnx.eval_shape(lambda: backbones.of(family, **fields)(SameKey()))
     rng = np.random.default_rng(seed)
     values = {
         k: rng.normal(size=v.shape).astype(np.float32)
@@ -104,7 +105,7 @@ def test_family_publisher_sizes_and_values_are_found(name, tmp_path):
 def test_every_layout_has_a_case():
     seen = set()
     for publisher, family, fields, _ in CASES.values():
-        network = nnx.eval_shape(lambda f=family, c=fields: backbones.of(f, **c)(nnx.Rngs(0)))
+        network = nnx.eval_shape(lambda f=family, c=fields: backbones.of(f, **c)(SameKey()))
         seen.add(id(published.layout_for(publisher, family, network.config)))
     assert seen | {id(layout) for layout in LIVE.values()} == {id(layout) for layout in LAYOUTS}
 
@@ -298,7 +299,7 @@ def test_a_wide_grid_that_nothing_tells_is_refused(tmp_path):
             weights.from_checkpoint(file, **known)
     found = weights.read(file)
     square, wide = (
-        nnx.eval_shape(lambda g=g: backbones.of("vit", **VIT, grid=g)(nnx.Rngs(0)))
+        nnx.eval_shape(lambda g=g: backbones.of("vit", **VIT, grid=g)(SameKey()))
         for g in ((), (2, 6))
     )
     with pytest.raises(CheckpointError, match=wanted):
@@ -418,7 +419,7 @@ def test_known_goes_before_card_and_file(tmp_path):
 
 def test_heads_that_nothing_tells(tmp_path):
     given = dict(CASES["timm"][2], dim=48, heads=4)
-    network = nnx.eval_shape(lambda: backbones.of("vit", **given)(nnx.Rngs(0)))
+    network = nnx.eval_shape(lambda: backbones.of("vit", **given)(SameKey()))
     values = {k: np.zeros(v.shape, np.float32) for k, v in tree.leaves(nnx.state(network)).items()}
     layout = published.layout_for("timm", "vit", network.config)
     file = write(tmp_path, layout.to_source(values, "", 4))

@@ -15,7 +15,7 @@ SMALL = dict(dim=16, heads=2, depth=2, image_size=16)
 def make(**changes):
     """A small ViT of zeros."""
     given = SMALL | changes
-    network = nnx.eval_shape(lambda: backbones.create("vit_mini", rngs=nnx.Rngs(0), **given))
+    network = backbones.abstract("vit_mini", **given)
     graph, shapes = nnx.split(network)
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
