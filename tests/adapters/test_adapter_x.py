@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from dynadapt.errors import ConfigError, UnknownName
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
+PARTS = ("down", "down_bias", "up", "up_bias")
 SMALL = dict(dim=12, depth=3, heads=2, image_size=8)
 
 
@@ -29,6 +32,7 @@ def images(b=2, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(b, 8, 8, 3)), jnp.float32)
 
 
+@jax.jit
 def run(network, x):
     tape = {}
     return network(x, Context(tape=tape)), tape
@@ -40,21 +44,26 @@ def test_by_hand(form):
     """Every block: attention, MLP and mixture, then one prompt that later blocks see."""
     network, ctx = make(form=form, scale=0.7), Context(grid=(2, 2))
     found, tape = run(network, images())
-    shared = network.adapter.module
-    x = network.with_tokens(network.embed(images(), ctx), (2, 2))
-    for block in network.blocks:
-        x = x + type(block.attn).__call__(block.attn, x, ctx)
-        f = type(block.mlp).__call__(block.mlp, x, ctx)
-        seen = f if form == "sequential" else block.mlp.norm(x)
-        z = seen.reshape(*seen.shape[:2], 2, 6)
-        gate = mixture.top1(mixture.route(shared.router(z), shared.embeddings[...], 0.07))
-        parts = [shared.down, shared.down_bias, shared.up, shared.up_bias]
-        one = lambda z, g: mixture.experts_one(z, g, *(p[...] for p in parts))  # noqa: E731, B023
-        extra = 0.7 * jax.vmap(jax.vmap(jax.vmap(one)))(z, gate).reshape(seen.shape)
-        prompt = block.adapter.gamma[...][None] * extra.mean(1) + block.adapter.beta[...][None]
-        x = x + f + extra
-        x = jnp.concatenate([x[:, :-4], prompt[:, None], x[:, -4:]], axis=1)
-    x = network.norm(x)
+
+    @jax.jit
+    def by_hand(network):
+        shared = network.adapter.module
+        x = network.with_tokens(network.embed(images(), ctx), (2, 2))
+        for block in network.blocks:
+            x = x + type(block.attn).__call__(block.attn, x, ctx)
+            f = type(block.mlp).__call__(block.mlp, x, ctx)
+            seen = f if form == "sequential" else block.mlp.norm(x)
+            z = seen.reshape(*seen.shape[:2], 2, 6)
+            gate = mixture.top1(mixture.route(shared.router(z), shared.embeddings[...], 0.07))
+            parts = {name: getattr(shared, name)[...] for name in PARTS}
+            one = functools.partial(mixture.experts_one, **parts)
+            extra = 0.7 * jax.vmap(jax.vmap(jax.vmap(one)))(z, gate).reshape(seen.shape)
+            prompt = block.adapter.gamma[...][None] * extra.mean(1) + block.adapter.beta[...][None]
+            x = x + f + extra
+            x = jnp.concatenate([x[:, :-4], prompt[:, None], x[:, -4:]], axis=1)
+        return network.norm(x)
+
+    x = by_hand(network)
     np.testing.assert_allclose(found.tokens[:, 0], x[:, 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.maps[0].reshape(2, 4, 12), x[:, -4:], rtol=1e-4, atol=1e-5)
     assert tape["prompt"].shape == (3, 2, 12)
@@ -70,17 +79,23 @@ def test_on_points_the_positions_skip_the_prompts():
     shared.up[...] = jax.random.normal(jax.random.key(2), shared.up.shape)
     points = jnp.asarray(np.random.default_rng(3).normal(size=(2, 30, 3)), jnp.float32)
     found, _ = run(network, points)
-    ctx = Context(grid=(5, 1), prefix=1, shared={type(shared): shared})
-    centers, groups = jax.jit(jax.vmap(lambda p: point_mae.group(p, 5, 4)))(points)
-    x = network.embed(groups, ctx)
-    position = network.position(centers, ctx)
-    x = jnp.concatenate([jnp.tile(network.class_token[...], (2, 1, 1)), x], 1)
-    wanted = []
-    for block in network.blocks:
-        x = x.at[:, :1].add(network.class_position[...]).at[:, -5:].add(position)
-        x = block(x, ctx)
-        wanted.append(x[:, -5:])
-    x = network.norm(x)
+
+    @jax.jit
+    def by_hand(network):
+        shared = network.adapter.module
+        ctx = Context(grid=(5, 1), prefix=1, shared={type(shared): shared})
+        centers, groups = jax.vmap(lambda p: point_mae.group(p, 5, 4))(points)
+        x = network.embed(groups, ctx)
+        position = network.position(centers, ctx)
+        x = jnp.concatenate([jnp.tile(network.class_token[...], (2, 1, 1)), x], 1)
+        wanted = []
+        for block in network.blocks:
+            x = x.at[:, :1].add(network.class_position[...]).at[:, -5:].add(position)
+            x = block(x, ctx)
+            wanted.append(x[:, -5:])
+        return network.norm(x), wanted
+
+    x, wanted = by_hand(network)
     assert found.tokens.shape == (2, 1 + 3, 12)
     np.testing.assert_allclose(found.tokens, x[:, :4], rtol=1e-4, atol=1e-5)
     for level, value in zip(found.maps, (wanted[0], x[:, -5:]), strict=True):
@@ -132,6 +147,7 @@ class _Normed(nnx.Module):
 def test_the_router_learns_once_experts_differ():
     network = make()
 
+    @jax.jit
     @jax.grad
     def gradient(network):
         return jnp.sin(network(images(), Context()).tokens).sum()
