@@ -26,8 +26,7 @@ def reference(tmp_path_factory):
     return work
 
 
-# Together in one worker: they share the reference.
-pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.usefixtures("fast_compiling")]
+pytestmark = pytest.mark.usefixtures("fast_compiling")
 
 
 def start_two(work, *, options=(), each=((), ()), **given):

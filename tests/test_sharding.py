@@ -109,10 +109,6 @@ def stopped_run(folder):
         assert main(["train", f"--config={TINY}:method=lora", f"--workdir={folder}"]) == 143
 
 
-# Together in one worker: what they share is made in a process of eight devices.
-pytestmark = pytest.mark.xdist_group("sharding")
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A run on one device from start to end."""

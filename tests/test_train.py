@@ -395,7 +395,8 @@ def test_json_is_one_document(tmp_path, capsys):
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_killed_at_any_moment(kills, tmp_path):
     """Each kill -9 comes at a random moment; the last start ends as if nothing had happened."""
-    config = [f"--config={TINY}:steps=600,method=lora", *KILLED]
+    steps = 60 * kills
+    config = [f"--config={TINY}:steps={steps},method=lora", *KILLED]
 
     def command(work):
         return [sys.executable, "-m", "dynadapt", "train", *config, f"--workdir={work}"]
@@ -427,7 +428,7 @@ def test_killed_at_any_moment(kills, tmp_path):
         seen.append(progress(work))
         for line in (work / "metrics.jsonl").read_text().splitlines()[:-1]:
             json.loads(line)
-    assert len(set(seen)) > kills // 2 and max(seen) < 600, (
+    assert len(set(seen)) > kills // 2 and max(seen) < steps, (
         f"the kills did not fall into training: {seen}"
     )
     done = subprocess.run(command(work), cwd=ROOT, capture_output=True, text=True)
