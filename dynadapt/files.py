@@ -53,12 +53,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON; raises a CheckpointError if the file is missing or damaged."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; raises a CheckpointError if the file is missing or damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"cannot read {path}: it holds no JSON object")
+    return values
 
 
 def write_tensors(

@@ -98,14 +98,19 @@ def train_batches(config: Any, split: Split) -> loader.Batches:
 
 
 def eval_batches(config: Any, split: Split, mesh: Any) -> loader.Batches:
-    """This process's part of the evaluation batches, of a size that the devices share evenly."""
-    size = -(-config.input.eval_batch_size // mesh.size) * mesh.size
+    """This process's part of the evaluation batches."""
+    size = eval_batch_size(config.input.eval_batch_size, split.source, mesh)
     return loader.eval_batches(
         split.source,
         split.transform,
         batch_size=size // jax.process_count(),
         **_reading(config),
     )
+
+
+def eval_batch_size(asked: int, source: data.Source, mesh: Any) -> int:
+    """A batch size of `asked`, or of all examples if they are fewer, that devices share evenly."""
+    return -(-min(asked, len(source)) // mesh.size) * mesh.size
 
 
 def _reading(config: Any) -> dict[str, Any]:

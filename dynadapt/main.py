@@ -5,6 +5,7 @@ dynadapt train --config=configs/quickstart.py --workdir=runs/quickstart
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import traceback
@@ -21,6 +22,9 @@ ALLOCATION = ":".join(
     f"glibc.malloc.{setting}"
     for setting in ("hugetlb=1", "mmap_max=0", "trim_threshold=1099511627776")
 )
+
+# What a value of an option must be, by absl's names of types.
+VALUES = {"bool": "true or false", "int": "a whole number", "float": "a number"}
 
 
 def run() -> None:
@@ -59,6 +63,7 @@ def main(argv: list[str]) -> int:
         print(usage())
         return 0
     debug = "--debug" in argv
+    logging.basicConfig(format="dynadapt: %(message)s")
     try:
         return dispatch(argv)
     except DynadaptError as error:
@@ -163,5 +168,9 @@ def translated(options: flags.FlagValues) -> Any:
     """Turns absl's errors about options into one sentence."""
     try:
         yield
+    except flags.IllegalFlagValueError as error:
+        given = str(error).removeprefix("flag ").split(": ")[0]
+        kind = options[given.removeprefix("--").split("=")[0]].flag_type()
+        raise ConfigError(f"{given} must be {VALUES[kind]}") from error
     except flags.Error as error:
         raise ConfigError(str(error).splitlines()[0]) from error

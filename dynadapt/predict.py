@@ -143,7 +143,7 @@ def _answer(
     config, parts = trained.config, trained.parts
     transform = transforms.pipeline(config.input.eval)
     mesh = sharding.make_mesh()
-    size = -(-batch // mesh.size) * mesh.size
+    size = inputs.eval_batch_size(batch, source, mesh)
     kept = {"train": parts.train, "stats": parts.stats}
     kept = sharding.put_whole(kept, sharding.replicated(kept, mesh))
     frozen = sharding.put_whole(parts.frozen, sharding.frozen(parts.frozen, mesh))

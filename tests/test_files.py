@@ -46,7 +46,7 @@ def test_json_round_trip(tmp_path):
     assert files.read_json(tmp_path / "a.json") == values
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b""])
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe", b"", b"[1]", b"null", b"[" * 100_000])
 def test_broken_json_is_a_checkpoint_error(tmp_path, content):
     path = tmp_path / "a.json"
     if content is not None:

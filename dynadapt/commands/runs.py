@@ -162,8 +162,6 @@ def _predict(options: flags.FlagValues, overrides: list[str]) -> Answer:
     except Preempted:
         print("dynadapt: stopped and saved; the same command goes on", file=sys.stderr)
         return Answer({"stopped": True}, code=143)
-    for name, reason in result["skipped"].items():
-        print(f"dynadapt: skipped {name}: {reason}", file=sys.stderr)
     return Answer(result["records"], lambda: predict.show(result, out), lines=True)
 
 

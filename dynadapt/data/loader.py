@@ -339,7 +339,7 @@ class _Examples:
             new = name not in self.skipped
             self.skipped[name] = message
         if new:
-            logging.getLogger(__name__).warning("skipped %s", message)
+            logging.getLogger(__name__).warning("skipped %s: %s", name, message)
 
 
 def _check(batch_size: int, process: tuple[int, int]) -> tuple[int, int]:

@@ -34,8 +34,10 @@ def check(config: Any, folder: Path) -> None:
         raise ConfigError(f"nothing can be written in {above}; give another --workdir")
     if not (folder / "config.json").exists():
         return
-    old = files.read_json(folder / "config.json")
-    changed = configs.differences(old["config"], configs.plain(config))
+    old = files.read_json(folder / "config.json").get("config")
+    if not isinstance(old, dict):
+        raise CheckpointError(f"{folder / 'config.json'} holds no config; give another --workdir")
+    changed = configs.differences(old, configs.plain(config))
     if "optim.steps" in changed and len(changed) == 1:
         if problem := _longer(config, *changed["optim.steps"]):
             raise ConfigError(f"{folder} holds a run with {problem}; give another --workdir")

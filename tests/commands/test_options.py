@@ -18,6 +18,8 @@ from dynadapt.main import main
         (["vtab", "report", "--workdir=w", "--config.seed=1"], "vtab report takes no config"),
         (["vtab", "run", "--workdir=w", "--partial"], "vtab run takes no --partial"),
         (["data", "prepare", "vtab", "--form=tfds"], "data prepare takes no --form"),
+        (["predict", "--pictures=maybe"], "--pictures=maybe must be true or false"),
+        (["predict", "--batch=1.5"], "--batch=1.5 must be a whole number"),
         (["bench", "bank", "--topology=v5e:2x2"], "bench bank takes no --topology"),
         (["bench", "dynamic", "--methods=lora"], "bench dynamic takes no --methods"),
         (["bench", "step", "--backbone=vit_b16,swin_t"], "bench step is of one backbone"),

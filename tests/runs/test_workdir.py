@@ -10,7 +10,7 @@ import pytest
 
 from dynadapt import config, files
 from dynadapt.data import labelled
-from dynadapt.errors import ConfigError
+from dynadapt.errors import CheckpointError, ConfigError
 from dynadapt.runs import product, workdir
 
 # What an evaluation wrote, in folders below too.
@@ -64,6 +64,13 @@ def test_many_differences_are_cut(made):
     other = config.default(backbone="vit_b16", method="iconformer", data_set="folder")
     with pytest.raises(ConfigError, match="…"):
         workdir.check(other, work)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"config": 3}', "{"])
+def test_a_damaged_config_is_no_run_to_go_on_with(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="config.json"):
+        workdir.check(config.default(data_set="digits"), tmp_path)
 
 
 def test_a_file_is_no_folder(tmp_path):

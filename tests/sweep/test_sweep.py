@@ -516,7 +516,9 @@ def test_two_processes_share_a_folder(joined, few, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [pytest.param("tfds", marks=pytest.mark.exhaustive), "folder"])
-def test_all_tasks_from_end_to_end(form, request, tmp_path, monkeypatch, capsys):
+def test_all_tasks_from_end_to_end(
+    form, request, tmp_path, monkeypatch, capsys, compiled_as_for_users
+):
     path, work = request.getfixturevalue(f"vtab_{form}"), tmp_path / "sweep"
     more = dict(arg="steps=60,batch=32", tasks="all", methods="ssf")
     capsys.readouterr()  # what was said while the data were made
