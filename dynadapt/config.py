@@ -7,14 +7,13 @@ can be overridden on the command line as `--config.optim.lr=0.01`.
 import ast
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dynadapt import adapters, backbones, data, optim, tasks, tree, weights
+from dynadapt import adapters, backbones, data, optim, ranges, tasks, tree, weights
 from dynadapt.data import images, loader, transforms
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
@@ -22,8 +21,21 @@ DTYPES = ("float32", "bfloat16", "float16")
 # What may change between two runs of one work directory: it never touches the result.
 FREE = (
     *(r"mesh\..*", r"log\..*", "save_every", "eval_every", r"input\.(threads|eval_batch_size)"),
-    r"backbone\.(scan|remat)",
+    *(r"backbone\.(scan|remat)", r"optim\.bad_steps"),
 )
+# The numbers that a config may hold; none of them is infinite.
+RANGES = {
+    "seed": "[0, 4294967295]",
+    **dict.fromkeys(("input.batch_size", "input.eval_batch_size"), "[1, 1048576]"),
+    **dict.fromkeys(("save_every", "eval_every", "optim.steps"), "[0, 2147483647]"),
+    **dict.fromkeys(("log.every", "optim.accumulate", "optim.bad_steps"), "[1, 2147483647]"),
+    "input.threads": "[-1, 1024]",
+    "optim.lr": "(0, inf)",
+    **dict.fromkeys(("optim.epochs", "optim.weight_decay", "optim.clip_norm"), "[0, inf)"),
+    **dict.fromkeys(("optim.warmup", "optim.momentum", "optim.beta1", "optim.beta2"), "[0, 1)"),
+    **dict.fromkeys(("optim.ema", "optim.drop_path"), "[0, 1)"),
+    "optim.layer_decay": "(0, 1]",
+}
 # Sections that hold the settings of the module that they name.
 SETTINGS = ("adapter", "task", "data")
 
@@ -101,6 +113,8 @@ def default(
                 ema=0.0,
                 # Largest rate of dropped residual branches, linear in depth.
                 drop_path=0.0,
+                # A step whose loss, gradient or update is not finite is skipped; so many end a run.
+                bad_steps=5,
             ),
             compute=dict(
                 # Of activations. Norms, softmax, generated kernels and losses stay in float32.
@@ -254,52 +268,30 @@ def check(config: ConfigDict) -> None:
     ):
         need(value in choices, f"unknown {kind} {value!r}; {suggest(value, choices)}")
     i, o = config.input, config.optim
-    need(i.batch_size >= 1, f"input.batch_size must be at least 1, not {i.batch_size}")
-    need(
-        i.eval_batch_size >= 1, f"input.eval_batch_size must be at least 1, not {i.eval_batch_size}"
-    )
+    values = _flat(config.to_dict())
+    for name, interval in RANGES.items():
+        fits = ranges.inside(values[name], interval)
+        need(fits, f"{name} must be {ranges.words(interval)}, not {values[name]}")
     need(
         not config.log.tensorboard or find_spec("tensorboardX") is not None,
         "log.tensorboard needs tensorboardX: pip install 'dynadapt[track]'",
     )
-    need(config.seed >= 0, f"seed must be at least 0, not {config.seed}")
-    need(o.steps >= 0, f"optim.steps must be at least 0, not {o.steps}")
     for name, patterns in (("trainable", config.trainable), ("optim.no_decay", o.no_decay)):
-        problems.extend(_pattern_problems(name, patterns))
+        problems.extend(tree.pattern_problems(name, patterns))
     pairs = [p for p in o.lr_mults if isinstance(p, tuple | list) and len(p) == 2]
     need(
-        len(pairs) == len(o.lr_mults) and all(isinstance(f, int | float) for _, f in pairs),
+        len(pairs) == len(o.lr_mults) and all(ranges.inside(f, "[0, inf)") for _, f in pairs),
         f"optim.lr_mults must be pairs such as (('head/.*', 0.1),), not {o.lr_mults!r}",
     )
-    problems.extend(_pattern_problems("optim.lr_mults", [p for p, _ in pairs]))
-    need(o.lr > 0, f"optim.lr must be above 0, not {o.lr}")
-    need(o.steps > 0 or o.epochs > 0, "optim.epochs or optim.steps must be above 0")
-    need(0 <= o.warmup < 1, f"optim.warmup must be a part in [0, 1), not {o.warmup}")
-    need(o.weight_decay >= 0, f"optim.weight_decay must be at least 0, not {o.weight_decay}")
-    need(0 < o.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], not {o.layer_decay}")
-    need(0 <= o.ema < 1, f"optim.ema must be in [0, 1), not {o.ema}")
-    need(0 <= o.drop_path < 1, f"optim.drop_path must be in [0, 1), not {o.drop_path}")
-    need(o.accumulate >= 1, f"optim.accumulate must be at least 1, not {o.accumulate}")
-    need(config.log.every >= 1, f"log.every must be at least 1, not {config.log.every}")
-    need(config.save_every >= 0, f"save_every must be at least 0, not {config.save_every}")
-    if o.accumulate >= 1 and i.batch_size >= 1:
+    problems.extend(tree.pattern_problems("optim.lr_mults", [p for p, _ in pairs]))
+    need(o.steps != 0 or o.epochs != 0, "optim.epochs or optim.steps must be above 0")
+    if not problems:
         need(
             i.batch_size % o.accumulate == 0,
             f"input.batch_size {i.batch_size} is not divisible by optim.accumulate {o.accumulate}",
         )
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-
-
-def _pattern_problems(name: str, patterns: Iterable[Any]) -> list[str]:
-    """Patterns that are no regular expression."""
-    problems = []
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            problems.append(f"{name} has {pattern!r}, which is no regular expression: {error}")
-    return problems
 
 
 def _settings_problems(

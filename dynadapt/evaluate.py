@@ -10,7 +10,7 @@ from flax import nnx
 
 from dynadapt import inputs, model, processes, sharding
 from dynadapt.context import Context
-from dynadapt.errors import ConfigError, MissingSplit
+from dynadapt.errors import ConfigError, MissingSplit, TrainingError
 from dynadapt.runs import product
 from dynadapt.runs.predictions import Predictions
 
@@ -59,6 +59,9 @@ def evaluate(
         batches: this process's; every process has equally many.
         mesh: of the devices.
         record: gets the answer to each example of this process, and its row of the batch.
+
+    Raises:
+        TrainingError: for a metric that is not finite.
     """
     parts = []
     for batch in batches:
@@ -71,7 +74,11 @@ def evaluate(
                 one = {k: v[i] for k, v in answers.items()}
                 record(one, {k: v[i] for k, v in batch.items()})
     every = processes.gather_rows({k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
-    return task.value(in_order(every, every.pop("batch/index"), every.pop("batch/mask")))
+    found = task.value(in_order(every, every.pop("batch/index"), every.pop("batch/mask")))
+    for name, value in found.items():
+        if not np.isfinite(value):
+            raise TrainingError(f"the evaluation's {name} is not finite: the model is of no use")
+    return found
 
 
 def in_order(

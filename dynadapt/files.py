@@ -42,9 +42,9 @@ def sha256(path: str | Path) -> str:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes JSON values."""
+    """Writes JSON values; raises a ValueError for a number that is not finite."""
     with whole(path) as partial:
-        partial.write_text(json.dumps(values, indent=1) + "\n")
+        partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

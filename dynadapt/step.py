@@ -24,8 +24,10 @@ def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
 def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any) -> Any:
     """The function `step(state, frozen, batch, key, hyper=None) -> (state, logs)`.
 
-    Gradients are taken of the trained leaves alone. A step whose loss or gradient is not finite
-    leaves the state as it was and notes its number and its batch's indices in `state["bad"]`.
+    Gradients are taken of the trained leaves alone. A bad step, of which the loss, the gradient or
+    any value of the new state is not finite, leaves the state as it was; `state["bad"]` counts it
+    and notes its number and its batch's indices. After `config.optim.bad_steps` of them no step
+    changes anything.
 
     With `config.optim.accumulate` a batch is cut into parts, one after another, and the sum of
     their losses is divided once, by the weight of the whole batch. Where batch statistics are
@@ -102,16 +104,30 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
         new = {"train": optax.apply_updates(state["train"], updates), "stats": moved, "opt": opt}
         if "ema" in state:
             new["ema"] = optim.ema(state["ema"], new["train"], config.optim.ema, number)
-        fine = jnp.isfinite(logs["loss"]) & jnp.isfinite(norm) & (state["bad"]["step"] < 0)
-        new = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, {k: state[k] for k in new})
-        bad = {"step": number + 1, "index": index}
-        bad = jax.tree.map(
-            lambda a, b: jnp.where(fine | (state["bad"]["step"] >= 0), b, a), bad, state["bad"]
+        logs = {**logs, "gradient_norm": norm}
+        going, fine = state["bad"]["count"] < config.optim.bad_steps, finite((logs, new))
+        bad = {"count": state["bad"]["count"] + 1, "step": number + 1, "index": index}
+        state = sharding.settled(
+            {
+                **chosen(going & fine, new, {k: state[k] for k in new}),
+                "step": number + 1,
+                "bad": chosen(going & ~fine, bad, state["bad"]),
+            }
         )
-        state = sharding.settled({**new, "step": number + 1, "bad": bad})
-        return state, {**logs, "gradient_norm": norm}
+        return state, {**logs, "bad": (~fine).astype(jnp.float32)}
 
     return step
+
+
+def finite(values: Any) -> Array:
+    """Whether all floating-point values of a tree are finite."""
+    leaves = [x for x in jax.tree.leaves(values) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in leaves])
+
+
+def chosen(condition: Array, one: Any, other: Any) -> Any:
+    """One tree, or the other."""
+    return jax.tree.map(functools.partial(jnp.where, condition), one, other)
 
 
 def mean(total: Array, weight: Array) -> Array:
@@ -121,13 +137,14 @@ def mean(total: Array, weight: Array) -> Array:
 
 
 def initial_state(train: Any, stats: Any, tx: Any, config: Any) -> dict[str, Any]:
-    """What a step changes: trained leaves, statistics, optimizer, running mean, step, bad step."""
+    """What a step changes: trained leaves, statistics, optimizer, running mean, step, bad steps."""
     state = {
         "train": train,
         "stats": stats,
         "opt": tx.init(train),
         "step": jnp.zeros((), jnp.int32),
         "bad": {
+            "count": jnp.zeros((), jnp.int32),
             "step": jnp.full((), -1, jnp.int32),
             "index": jnp.zeros(config.input.batch_size, jnp.int32),
         },

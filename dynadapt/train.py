@@ -3,6 +3,7 @@
 import functools
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     ):
         origin = {"weights": product.weights_hash(config), "data": split.source.info.fingerprint}
         state, done, losses, laps = restore(saved, state, stream, origin)
-        speed = Speed(*laps)
+        speed, bad = Speed(*laps), int(state["bad"]["count"])
         with Journal(
             folder, steps, tensorboard=config.log.tensorboard, silent=not first, resumed=done
         ) as journal:
@@ -109,8 +110,13 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
 
             def save(position: Any) -> None:
                 kept = kept_of(state)
-                pending = [{k: float(v) for k, v in one.items()} for one in jax.device_get(losses)]
-                meta = {**origin, "losses": pending, "skipped": stream.skipped, "laps": speed.laps}
+                meta = {
+                    **origin,
+                    "losses": known_logs(losses),
+                    "bad": {k: int(state["bad"][k]) for k in ("count", "step")},
+                    "skipped": stream.skipped,
+                    "laps": speed.laps,
+                }
                 saved.save(done, kept, state["opt"], position, meta)
 
             # Loop.
@@ -129,7 +135,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                     saving = config.save_every and done % config.save_every == 0
                     stopping = asked(stop, shown or saving)
                     if shown or saving or stopping:
-                        check_finite(state)
+                        bad = check_bad(state, config, bad, journal.say)
                     if shown:
                         values = mean_logs(losses)
                         losses = []
@@ -143,11 +149,11 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                     if evaluation_due():
                         evaluate_now()
                         speed.pause()
-                check_finite(state)
+                bad = check_bad(state, config, bad, journal.say)
                 save(position)
                 values = evaluation(folder / "predictions")
             except Preempted:
-                check_finite(state)
+                check_bad(state, config, bad, journal.say)
                 save(position)
                 raise
 
@@ -194,8 +200,17 @@ def restore(
             )
     stream.set_state(position)
     stream.skipped.update(meta["skipped"])
-    number = jax.device_put(jnp.asarray(done, jnp.int32), state["step"].sharding)
-    return {**state, **kept, "opt": opt, "step": number}, done, meta["losses"], meta.get("laps", [])
+    numbers = {"step": done, "bad": {**state["bad"], **meta.get("bad", {})}}
+    numbers = {k: _placed(v, state[k]) for k, v in numbers.items()}
+    state = {**state, **kept, "opt": opt, **numbers}
+    return state, done, meta["losses"], meta.get("laps", [])
+
+
+def _placed(values: Any, like: Any) -> Any:
+    """Numbers as arrays that lie as others do."""
+    return jax.tree.map(
+        lambda v, x: jax.device_put(jnp.asarray(v, x.dtype), x.sharding), values, like
+    )
 
 
 def kept_of(state: dict[str, Any]) -> dict[str, Any]:
@@ -209,21 +224,43 @@ def training_steps(config: Any, examples: int) -> int:
     return config.optim.steps or max(round(config.optim.epochs * per_epoch), 1)
 
 
-def check_finite(state: dict[str, Any]) -> None:
-    """Raises a TrainingError that names the first step that was not finite."""
-    number = int(state["bad"]["step"])
-    if number >= 0:
-        index = processes.gather_rows({"index": sharding.local(state["bad"]["index"])})["index"]
+def check_bad(state: dict[str, Any], config: Any, told: int, say: Callable[[str], None]) -> int:
+    """How many steps were bad; names the last of them if there are more than `told`.
+
+    Raises:
+        TrainingError: if they are as many as end a run.
+    """
+    count, number = (int(state["bad"][k]) for k in ("count", "step"))
+    most = config.optim.bad_steps
+    if count <= told and count < most:
+        return count
+    index = processes.gather_rows({"index": sharding.local(state["bad"]["index"])})["index"]
+    more = f" and {len(index) - 16} more" if len(index) > 16 else ""
+    what = (
+        f"the loss, its gradient or the update is not finite at step {number}; the batch's "
+        f"examples are {index[:16].tolist()}{more}"
+    )
+    if count >= most:
         raise TrainingError(
-            f"the loss or its gradient is not finite at step {number}; the batch's examples are "
-            f"{index.tolist()}; the last checkpoint before it is kept"
+            f"{what}; it is bad step {count}, and optim.bad_steps={most} of them end a run; the "
+            "last checkpoint is kept"
         )
+    say(f"{what}; the step is skipped, as {count} of {most} that end the run")
+    return count
+
+
+def known_logs(logs: list[dict[str, Array]]) -> list[dict[str, float]]:
+    """What some steps logged, as numbers; of a bad step only that it was bad."""
+    fetched = [{k: float(v) for k, v in one.items()} for one in jax.device_get(logs)]
+    return [{"bad": 1.0} if one.get("bad") else one for one in fetched]
 
 
 def mean_logs(logs: list[dict[str, Array]]) -> dict[str, float]:
-    """Mean of each logged value over some steps."""
-    fetched = jax.device_get(logs)
-    return {k: float(np.mean([float(one[k]) for one in fetched])) for k in fetched[0]}
+    """Mean of each logged value over some steps that were not bad, and how many were."""
+    good = [one for one in known_logs(logs) if not one.pop("bad", 0.0)]
+    means = {k: float(np.mean([one[k] for one in good])) for one in good[:1] for k in one}
+    bad = len(logs) - len(good)
+    return {**means, "bad_steps": bad} if bad else means
 
 
 class Speed:

@@ -76,6 +76,17 @@ def assign(rules: Rules, paths: Iterable[str], *, what: str = "rule") -> dict[st
     return chosen
 
 
+def pattern_problems(name: str, patterns: Iterable[Any]) -> list[str]:
+    """Patterns that are no regular expression."""
+    problems = []
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            problems.append(f"{name} has {pattern!r}, which is no regular expression: {error}")
+    return problems
+
+
 def check_used(patterns: Iterable[str], paths: Iterable[str], *, what: str) -> None:
     """Raises a ConfigError that names the nearest paths for each pattern that matches none."""
     paths = list(paths)

@@ -119,7 +119,7 @@ def other(value):
     return value + "x" if isinstance(value, str) else (*value, "x")
 
 
-FREE = ("save_every", "eval_every", "input.threads", "input.eval_batch_size")
+FREE = ("save_every", "eval_every", "input.threads", "input.eval_batch_size", "optim.bad_steps")
 FREE += ("backbone.scan", "backbone.remat")
 
 
@@ -151,6 +151,26 @@ def test_check_lists_every_problem():
     assert len(caught.value.problems) == 4
     for part in ("optim.lr", "optim.warmup", "batch_size", "float64"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("optim.lr=inf", "optim.lr=nan", "optim.clip_norm=-1.0", "optim.beta2=2.0"),
+        *("optim.weight_decay=inf", "optim.momentum=1.0", "optim.bad_steps=0"),
+        *("seed=4294967296", "input.threads=-2", "eval_every=-1", "optim.steps=2147483648"),
+        *("input.batch_size=10000000", "input.eval_batch_size=10000000", "optim.epochs=inf"),
+    ],
+)
+def test_numbers_out_of_their_range(given):
+    name, value = given.split("=")
+    c = config.default(data_set="digits", backbone="vit_mini")
+    section, _, field = name.rpartition(".")
+    (c[section] if section else c)[field] = (
+        int(value) if value.lstrip("-").isdigit() else float(value)
+    )
+    with pytest.raises(ConfigError, match=f"^{name} must be .*, not {value}$"):
+        config.check(c)
 
 
 def test_check_finds_settings_of_another_module():

@@ -33,7 +33,7 @@ ROOMS = (
     {"attach", "context", "dynamic", "layers", "mixture"},
     {"data", "sharding", "optim"},
     {"processes"},
-    {"choices", "files", "tree"},
+    {"choices", "files", "ranges", "tree"},
     {"errors"},
     {"__init__"},
 )

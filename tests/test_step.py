@@ -12,7 +12,7 @@ from dynadapt.context import Context
 from dynadapt.data import images
 from dynadapt.errors import TrainingError
 from dynadapt.layers.batch_norm import BatchNorm
-from dynadapt.train import check_finite
+from dynadapt.train import check_bad
 from tests import infos
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
@@ -177,29 +177,53 @@ def test_the_running_mean():
 
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_step_that_is_not_finite_changes_nothing_and_is_named(accumulate):
-    c = settings(ema=0.5, accumulate=accumulate)
+def test_a_step_that_is_not_finite_is_skipped_and_named(accumulate):
+    c = settings(ema=0.5, accumulate=accumulate, bad_steps=2)
     _, _, frozen, _, state, run = ready(c)
-    key = jax.random.key(0)
+    key, said = jax.random.key(0), []
+
+    def kept(state):
+        return {f"{k}/{p}": x for k in ("train", "opt", "ema") for p, x in values(state[k]).items()}
+
     for number in range(2):
         state, _ = run(state, frozen, floats(batch(number)), key)
-    check_finite(state)
-    kept = {k: values(state[k]) for k in ("train", "opt", "ema")}
+    assert check_bad(state, c, 0, said.append) == 0 and not said
+    before = kept(state)
     broken = floats(batch(7))
     broken["image"][3, 2, 2, 1] = np.nan
     state, logs = run(state, frozen, broken, key)
-    assert not np.isfinite(logs["loss"])
+    assert not np.isfinite(logs["loss"]) and logs["bad"] == 1
+    for path, x in kept(state).items():
+        np.testing.assert_array_equal(x, before[path], err_msg=path)
+    assert check_bad(state, c, 0, said.append) == 1
+    assert "not finite at step 3;" in said[0] and str(broken["index"].tolist()) in said[0]
+    # It goes on, up to as many as end a run; from there on nothing moves.
     state, logs = run(state, frozen, floats(batch(8)), key)
-    assert np.isfinite(logs["loss"])
-    again = floats(batch(9))
-    again["image"][:] = np.nan
-    state, _ = run(state, frozen, again, key)
-    for part, before in kept.items():
-        for path, x in values(state[part]).items():
-            np.testing.assert_array_equal(x, before[path], err_msg=f"{part}/{path}")
-    with pytest.raises(TrainingError, match="not finite at step 3;") as caught:
-        check_finite(state)
-    assert str(broken["index"].tolist()) in str(caught.value)
+    assert logs["bad"] == 0
+    last = kept(state)
+    assert any((last[p] != x).any() for p, x in before.items())
+    for number in (9, 10):
+        again = floats(batch(number))
+        again["image"][:] = np.nan if number == 9 else 1.0
+        state, _ = run(state, frozen, again, key)
+    for path, x in kept(state).items():
+        np.testing.assert_array_equal(x, last[path], err_msg=path)
+    with pytest.raises(TrainingError, match="not finite at step 5;.*bad step 2"):
+        check_bad(state, c, 1, said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "given", [dict(lr=3e38), dict(lr=3e38, name="sgd"), dict(ema=0.5, lr=3e38)]
+)
+def test_an_update_that_is_not_finite_is_skipped(given):
+    """The loss and its gradient are finite, the step or the second one after it is not."""
+    c = settings(**given)
+    _, _, frozen, _, state, run = ready(c)
+    for number in range(4):
+        state, logs = run(state, frozen, batch(number), jax.random.key(0))
+        assert step.finite((state["train"], state["opt"], state.get("ema", ())))
+    assert logs["bad"] == 1 and state["bad"]["count"] >= 3
 
 
 def floats(examples):

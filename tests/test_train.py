@@ -345,8 +345,47 @@ def plant_nan(monkeypatch, step):
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_a_loss_that_is_not_finite_stops(every, tmp_path, monkeypatch, capsys):
-    options = ("--config.save_every=4", f"--config.log.every={every}")
+def test_a_bad_step_is_skipped_and_told(every, tmp_path, monkeypatch, capsys):
+    """Also where the run is stopped between the step and the next record."""
+    options = ("--config.save_every=7", f"--config.log.every={every}")
+    arg = "method=linear,steps=14"
+    reference, work = tmp_path / "reference", tmp_path / "run"
+    for folder, more in ((reference, ()), (work, (terminate,))):
+        with monkeypatch.context() as patch:
+            plant_nan(patch, 6)
+            for how in more:
+                stop_at(patch, 8, how)
+            assert start(folder, *options, arg=arg) == (143 if more else 0)
+    assert start(work, *options, arg=arg) == 0
+    said = [x for x in capsys.readouterr().err.splitlines() if "skipped" in x]
+    assert len(said) == 2 and said[0] == said[1] and "step 6" in said[0] and "1 of 5" in said[0]
+    numbers = json.loads(said[0][said[0].index("[") : said[0].index("]") + 1])
+    assert numbers == batch_numbers(6)
+    counted = [r.get("bad_steps", 0) for r in records(reference) if r["kind"] == "train"]
+    assert sum(counted) == 1 and len(counted) == -(-14 // every)
+    assert adapter(work) == adapter(reference)
+    assert_same_records(work, reference)
+
+
+@pytest.mark.parametrize("given", ["lr=3e38", "lr=1e18"])
+def test_nothing_that_is_not_finite_is_a_result(given, tmp_path, capsys):
+    """The very last update, and values that are finite but of which the loss is not."""
+    for steps in (1, 12):
+        work = tmp_path / str(steps)
+        options = (f"--config.optim.{given}", "--config.optim.warmup=0.0")
+        assert start(work, *options, arg=f"method=full,steps={steps}") == 2
+        assert "not finite" in capsys.readouterr().err.splitlines()[-1]
+        assert not (work / "adapter").exists() and not (work / "result.json").exists()
+        assert "NaN" not in (work / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_bad_steps_end_a_run(every, tmp_path, monkeypatch, capsys):
+    options = (
+        "--config.save_every=4",
+        f"--config.log.every={every}",
+        "--config.optim.bad_steps=1",
+    )
     arg = "method=linear,steps=14"
     reference, work = tmp_path / "reference", tmp_path / "run"
     assert start(reference, *options, arg=arg) == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -66,7 +67,7 @@ class Journal:
         """One line in `metrics.jsonl`, and the same to TensorBoard."""
         if self._file is not None:
             line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in values.items():
@@ -78,7 +79,8 @@ class Journal:
         now = time.monotonic()
         if self._first is None:
             self._first, self._started = step, now
-        text = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
+        loss, rate = values.get("loss", math.nan), values["images_per_second"]
+        text = f"loss {loss:.4f}  {rate:.0f} images/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
             return

@@ -3,25 +3,24 @@
 import hashlib
 import itertools
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dynadapt import adapters, backbones, tree
+from dynadapt import adapters, backbones, ranges, tree
 from dynadapt import config as configs
 from dynadapt.data import transforms
 from dynadapt.errors import ConfigError, UnknownName, suggest
 from dynadapt.plans import compare
 from dynadapt.sweep import suites
 
-HYPER: dict[str, tuple[str, Callable[[float], bool]]] = {  # of a grid, and what they must be
-    "lr": ("above 0", lambda v: 0 < v < math.inf),
-    "weight_decay": ("of at least 0", lambda v: 0 <= v < math.inf),
-    "drop_path": ("in [0, 1)", lambda v: 0 <= v < 1),
-    "scale": ("that are finite", math.isfinite),
+HYPER = {  # of a grid, and where they must lie
+    "lr": "(0, inf)",
+    "weight_decay": "[0, inf)",
+    "drop_path": "[0, 1)",
+    "scale": "(-inf, inf)",
 }
 SELECTIONS = ("val", "first")
 FIELDS = ("protocol", "grids", "settings", "eval_batch_size", "save_seconds", "compute")
@@ -139,13 +138,10 @@ def grid(config: ConfigDict, method: str, task: str) -> list[dict[str, float]]:
 
 def _check_values(value: str, given: Any, name: str) -> None:
     """Raises a ConfigError unless what a grid gives for a value is a row of fitting numbers."""
-    wanted, fits = HYPER[value]
     row = given if isinstance(given, tuple | list) else ()
-    numbers = [v for v in row if isinstance(v, int | float) and not isinstance(v, bool)]
-    if not numbers or len(numbers) < len(row) or not all(map(fits, numbers)):
-        raise ConfigError(
-            f"{value} in the grid of {name} must be a row of numbers {wanted}, not {given!r}"
-        )
+    if not row or not all(ranges.inside(v, HYPER[value]) for v in row):
+        wanted = f"a row of numbers, each {ranges.words(HYPER[value])}"
+        raise ConfigError(f"{value} in the grid of {name} must be {wanted}, not {given!r}")
 
 
 def has_scale(method: str, config: ConfigDict) -> bool:

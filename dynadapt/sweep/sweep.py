@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
@@ -258,10 +259,10 @@ class Runner:
                     "score": values[programs.task.headline],
                     "metric": programs.task.headline,
                     "better": programs.task.better,
-                    "loss": values["loss"],
+                    "loss": values["loss"] if math.isfinite(values["loss"]) else None,
                     "steps": length,
-                    # The first step whose loss was not finite, or null.
-                    "diverged": None if bad < 0 else int(bad),
+                    # The last step that was not finite, or null.
+                    "diverged": _diverged(int(bad), values["loss"], length),
                     "trained": counted["trained"],
                     "trained_with_head": counted["trained"] + head * classes // bucket(classes),
                     "backbone_parameters": counted["backbone"],
@@ -311,6 +312,11 @@ class Runner:
             if stopping:
                 raise Preempted
         return state
+
+
+def _diverged(bad: int, loss: float, length: int) -> int | None:
+    """The last step that was not finite, or that of the evaluation, or None."""
+    return bad if bad >= 0 else None if math.isfinite(loss) else length
 
 
 def run(sweep: Sweep, folder: Path) -> dict[str, Any]:
