@@ -42,11 +42,17 @@ def sweep(folder: Path, age: float = 0.0) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+# What a full disk asks for: nothing that is whole is written over.
+GO_ON = "what is whole is kept, and the same command goes on from it"
+
+
 @contextlib.contextmanager
-def writing(place: str | Path, then: str) -> Iterator[None]:
+def writing(place: str | Path, then: str = GO_ON) -> Iterator[None]:
     """Raises a MachineError that names the place, and what to do then, where it can't be written.
 
-    An error of the file system is one; libraries raise their own kinds for it.
+    Args:
+        place: the file or folder that is written.
+        then: what to do.
     """
     try:
         yield
