@@ -23,6 +23,7 @@ from dynadapt import files, tree
 from dynadapt.errors import CheckpointError, MachineError
 
 MANIFEST = "manifest.json"
+INTERRUPTED = "it was interrupted"
 
 
 class Checkpoints:
@@ -90,7 +91,7 @@ class Checkpoints:
                 break
             logging.warning("checkpoint %d is passed over: %s", step, fault)
             useless.append(step)
-            if (self.folder / str(step) / MANIFEST).exists():
+            if fault != INTERRUPTED:
                 damaged.append(f"{step} ({fault})")
         else:
             found = None
@@ -144,7 +145,7 @@ def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         if not (folder / MANIFEST).exists():
-            return "it was interrupted"
+            return INTERRUPTED
         expected, found = files.read_json(folder / MANIFEST), _hashes(folder)
     except CheckpointError as error:
         return str(error)
