@@ -35,8 +35,11 @@ def partial_name(path: Path) -> Path:
 
 
 def sweep(folder: Path, age: float = 0.0) -> None:
-    """Removes what killed processes left in a folder, where it is older than `age` seconds."""
-    for path in [p for pattern in STRAY for p in folder.rglob(pattern)]:
+    """Removes what killed processes left in a folder, where it is older than `age` seconds.
+
+    Folders in it may be of others, who live, and are left alone.
+    """
+    for path in [p for pattern in STRAY for p in folder.glob(pattern)]:
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime >= age:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

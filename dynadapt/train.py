@@ -71,7 +71,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     with (
         jax.set_mesh(mesh),
         stop_signal() as stop,
-        claims.owner(folder) as still_ours,
+        claims.owner(folder, workdir.PARTS) as still_ours,
         checkpoint.Checkpoints(folder / "checkpoints") as saved,
     ):
         origin = {"weights": product.weights_hash(config), "data": split.source.info.fingerprint}

@@ -173,11 +173,18 @@ def refuse(folder: Path, option: str = "--workdir") -> None:
 
 
 @contextlib.contextmanager
-def owner(folder: Path, option: str = "--workdir") -> Iterator[Callable[[], None]]:
+def owner(
+    folder: Path, parts: Iterable[str] = (), option: str = "--workdir"
+) -> Iterator[Callable[[], None]]:
     """Makes a folder this job's own until the end, however it ends; what dead jobs left there goes.
 
     The first of several processes takes it for all; all must ask. Yields a check that raises a
     MachineError when another job has it by now.
+
+    Args:
+        folder: made where it is not there.
+        parts: folders in it that are this job's, too.
+        option: which gives the folder.
 
     Raises:
         ConfigError: naming who has it, or why it can't be written.
@@ -188,7 +195,8 @@ def owner(folder: Path, option: str = "--workdir") -> Iterator[Callable[[], None
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 if stack.enter_context(claims).take(OWNER):
-                    files.sweep(folder)
+                    for place in (folder, *(folder / part for part in parts)):
+                        files.sweep(place)
                 else:
                     problem = _taken(claims, option) or f"{folder} is given up just now; try again"
             except OSError as error:

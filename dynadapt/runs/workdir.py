@@ -61,7 +61,7 @@ def check_name(folder: Path) -> None:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except PermissionError:  # in a folder that may not be entered
+    except OSError:  # in a folder that may not be entered
         return False
 
 
@@ -113,15 +113,16 @@ def _written(folder: Path) -> dict[str, Any] | None:
     """The plain config in `config.json`, None where there is none."""
     try:
         config = files.read_json(folder / "config.json").get("config")
+        configs.digest(config)
         return config if type(config["optim"]["steps"]) is int else None
-    except (CheckpointError, TypeError, KeyError):
+    except (CheckpointError, AttributeError, KeyError, RecursionError, TypeError):
         return None
 
 
-def _longer(config: Any, old: int, new: int) -> str:
+def _longer(config: Any, old: Any, new: int) -> str:
     """Why a run of `old` steps can't go on to `new` ones, "" where it can."""
     o = config.optim
-    if new < old or not old:
+    if type(old) is not int or new < old or not old:
         return f"optim.steps {old}, which can only be raised"
     if o.schedule != "constant" or o.warmup:
         rate = f"{o.schedule} schedule" + (f" with warmup {o.warmup}" if o.warmup else "")

@@ -48,6 +48,7 @@ class Store:
         try:
             for name in ("cells", "claims", "methods", "running"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
+                files.sweep(self.folder / name, STRAY)
             files.sweep(self.folder, STRAY)
             self._agree(dict(shared))
         except OSError as error:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from dynadapt import files
 from dynadapt.errors import ConfigError, MachineError
 from dynadapt.runs import claims
 from dynadapt.runs.claims import OWNER, STALE, Claims
@@ -140,5 +141,17 @@ def test_it_is_touched_only_while_it_is_ours(tmp_path, monkeypatch):
 def test_a_place_that_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="nothing can be written in .*give another --out"):
-        with claims.owner(tmp_path / "file" / "run", "--out"):
+        with claims.owner(tmp_path / "file" / "run", option="--out"):
             pass
+
+
+def test_what_killed_processes_left_goes(tmp_path):
+    """What lies in folders that are not ours may be of a process that lives."""
+    for part in ("", "mine", "other"):
+        (tmp_path / part / "7.orbax-checkpoint-tmp").mkdir(parents=True)
+        files.partial_name(tmp_path / part / "a.json").write_text("half")
+    with claims.owner(tmp_path, ["mine", "none"]):
+        left = {p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*")}
+        assert left == {OWNER, "mine", "other"}
+        assert len(list((tmp_path / "other").iterdir())) == 2
+        assert list((tmp_path / "mine").iterdir()) == []
