@@ -51,12 +51,14 @@ class SavedAdapter:
     @property
     def spec(self) -> model.Batch:
         """Shapes of a batch of one example."""
-        return loader.spec(self.info, transforms.pipeline(self.config.input.eval), 1)
+        with _usable(self.folder):
+            return loader.spec(self.info, transforms.pipeline(self.config.input.eval), 1)
 
     @property
     def task(self) -> Any:
         """What was trained."""
-        return tasks.from_config(self.config.task, self.info)
+        with _usable(self.folder):
+            return tasks.from_config(self.config.task, self.info)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +133,7 @@ def read(folder: Path) -> SavedAdapter:
         if found:
             raise CheckpointError(f"the adapter in {folder} is damaged: {'; '.join(found)}")
         leaves = files.read_tensors(folder / TENSORS)
-        adapter = _understood(folder, card, leaves)
-        _ = adapter.spec, adapter.task  # raises where the card says nonsense of them
-        return adapter
+        return _understood(folder, card, leaves)
 
 
 def _understood(folder: Path, card: dict[str, Any], leaves: dict[str, np.ndarray]) -> SavedAdapter:
