@@ -12,6 +12,8 @@ import contextlib
 import logging
 import os
 import re
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,7 +167,8 @@ def fault(folder: Path) -> str | None:
 def steps(folder: Path) -> list[int]:
     """The numbers of the checkpoints in a folder, the newest first."""
     with contextlib.suppress(OSError):
-        return sorted((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), reverse=True)
+        found = (p.name for p in folder.iterdir() if p.name.isdecimal())
+        return sorted((int(name) for name in found if str(int(name)) == name), reverse=True)
     return []
 
 
@@ -187,13 +190,17 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _untold() -> Iterator[None]:
-    """Keeps orbax from printing the traceback of an error that it raises, too."""
+    """Keeps orbax from printing tracebacks of an error that it raises, too."""
     logger = logging.getLogger("absl")
-    before, logger.disabled = logger.disabled, True
+    before = logger.disabled, sys.unraisablehook
+    logger.disabled, sys.unraisablehook = True, lambda _: None
     try:
         yield
+    except BaseException:
+        time.sleep(0.5)  # the other writes fail as well, in threads of their own
+        raise
     finally:
-        logger.disabled = before
+        logger.disabled, sys.unraisablehook = before
 
 
 def _key(path: str) -> str:

@@ -120,6 +120,10 @@ def test_every_damage_is_found(count, seed, whole, tmp_path, capsys):
         if count > 30:  # and with one whole checkpoint and the command line it goes on
             if number % 2:
                 unfinish(run)
+            faults = {row["part"]: row["fault"] for row in verify.run(run)}
+            if all(faults[f"checkpoints/{step}"] for step in (3, 6)):  # a swap between them
+                shutil.rmtree(run)
+                continue
             assert start(run) == 0, said
             for name in ("adapter/adapter.safetensors", "predictions/predictions.csv"):
                 assert (run / name).read_bytes() == (whole / name).read_bytes(), said
@@ -442,7 +446,7 @@ def test_cards_of_strangers(count, seed, run):
     for _ in range(count):
         mutated, path = changed(card, rng)
         write(folder, mutated)
-        began = time.monotonic()
+        began = time.process_time()
         try:
             product.read(folder)
             read += 1
@@ -453,9 +457,9 @@ def test_cards_of_strangers(count, seed, run):
             assert str(error).isprintable() or "problems" in str(error), path
         except Exception as error:
             raise AssertionError(f"{path}: {error!r}") from error
-        slowest = max(slowest, time.monotonic() - began)
+        slowest = max(slowest, time.process_time() - began)
     print(f"{count} cards, {read} read, {made} made, at most {slowest:.2f} s")
-    assert read
+    assert read and slowest < 2
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
