@@ -17,7 +17,7 @@ import pytest
 from dynadapt import files
 from dynadapt.errors import ConfigError, DataError, MachineError
 from dynadapt.runs import claims
-from dynadapt.sweep import results
+from dynadapt.sweep import results, store
 from dynadapt.sweep.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,6 +203,28 @@ def test_an_empty_claim_stands_until_it_is_stale(tmp_path):
         os.utime(path, times)
     with Store(tmp_path, SHARED) as own:
         assert own.claim(CELLS[1:3], 9) == [CELLS[2]]
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\0", b"{}", b"x 99999999999999999999", b"a " * 10**5])
+def test_garbage_in_a_claim_stands_until_it_is_stale(text, tmp_path):
+    for number, age in ((1, 0), (2, claims.STALE + 60), (3, -claims.STALE - 60)):
+        path = plant(tmp_path, number, age=age)
+        times = path.stat().st_atime, path.stat().st_mtime
+        path.write_bytes(text)
+        os.utime(path, times)
+    with Store(tmp_path, SHARED) as own:
+        assert own.claim(CELLS[1:4], 9) == CELLS[2:4]
+
+
+def test_half_written_files_of_dead_processes_go(tmp_path):
+    with Store(tmp_path, SHARED):
+        pass
+    for age in (0, 2 * store.STRAY):
+        left = files.partial_name(tmp_path / "running" / "a.safetensors")
+        left.write_text("half")
+        os.utime(left, (time.time() - age,) * 2)
+    Store(tmp_path, SHARED)
+    assert len(list((tmp_path / "running").iterdir())) == 1
 
 
 def test_a_claim_is_touched_while_its_process_lives(tmp_path, monkeypatch):
