@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import copy
 import ctypes
 import hashlib
 import json
@@ -18,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dynadapt import config as configs
 from dynadapt import files, train
+from dynadapt.commands import config_file
 from dynadapt.errors import CheckpointError, DynadaptError, TrainingError
 from dynadapt.main import main
 from dynadapt.runs import claims, product, verify, workdir
@@ -184,7 +187,7 @@ def test_checkpoints_of_another_run(unfinished, capsys):
     """The config file is that of the command, and the checkpoints lie in a strange folder."""
     values = files.read_json(unfinished / "config.json")
     values["config"]["seed"] = 4
-    values["digest"] = workdir.configs.digest(values["config"])
+    values["digest"] = configs.digest(values["config"])
     files.write_json(unfinished / "config.json", values)
     assert "seed: 0 -> 4" in sentence(capsys, start(unfinished, "--config.seed=4"))
 
@@ -412,7 +415,7 @@ def places(values, path=()):
 
 def changed(card, rng):
     """A card with one or two values of something else, or without them."""
-    card = json.loads(json.dumps(card))
+    card = copy.deepcopy(card)
     for _ in range(rng.choice((1, 1, 2))):
         # Each part is as likely as the others, however long it is.
         part = rng.choice(sorted(k for k in card if not k.endswith("sha256")) or ["format"])
@@ -423,7 +426,7 @@ def changed(card, rng):
         if rng.random() < 0.35:
             inner.pop(path[-1], None) if isinstance(inner, dict) else inner.pop(path[-1])
         else:
-            inner[path[-1]] = rng.choice(VALUES)
+            inner[path[-1]] = copy.deepcopy(rng.choice(VALUES))
     return card, path
 
 
@@ -460,6 +463,31 @@ def test_cards_of_strangers(count, seed, run):
         slowest = max(slowest, time.process_time() - began)
     print(f"{count} cards, {read} read, {made} made, at most {slowest:.2f} s")
     assert read and slowest < 2
+
+
+@pytest.mark.parametrize(
+    ("count", "seed"), [(100, 5), pytest.param(2000, 6, marks=pytest.mark.exhaustive)]
+)
+def test_configs_of_strangers(count, seed, unfinished):
+    """A config file of whatever values, and of the right hash, is compared or passed over."""
+    file, rng = unfinished / "config.json", random.Random(seed)
+    config = configs.resolve(config_file.load(OPTIONS[0].removeprefix("--config="), []))
+    whole, kinds = files.read_json(file), set()
+    for _ in range(count):
+        values, path = changed({"config": whole["config"]}, rng)
+        with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
+            values["digest"] = configs.digest(values["config"])
+        file.write_text(json.dumps(values))
+        try:
+            workdir.check(config, unfinished)
+            kinds.add("same")
+        except DynadaptError as error:
+            kinds.add("another")
+            assert "\n" not in str(error), path
+        except Exception as error:
+            raise AssertionError(f"{path}: {error!r}") from error
+        verify.run(unfinished)
+    assert kinds == {"same", "another"}
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
