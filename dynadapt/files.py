@@ -7,7 +7,10 @@ import math
 import os
 import platform
 import re
+import shutil
 import struct
+import time
+import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +20,60 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save_file
 
-from dynadapt.errors import CheckpointError
+from dynadapt.errors import CheckpointError, MachineError
+
+# What a process that was killed leaves: our own half-written files, and orbax's folders.
+STRAY = (".*.dynadapt-part", "*.orbax-checkpoint-tmp*")
+
+
+def partial_name(path: Path) -> Path:
+    """A name of its own beside a path, for what is not whole yet."""
+    # Threads, and processes of several machines, may write one file of a shared folder. Host names
+    # have 64 bytes at most, and all together must stay below 255.
+    own = f"{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    return path.with_name(f".{path.name[:30]}.{own}.dynadapt-part")
+
+
+def sweep(folder: Path, age: float = 0.0) -> None:
+    """Removes what killed processes left in a folder, where it is older than `age` seconds.
+
+    Folders in it may be of others, who live, and are left alone.
+    """
+    for path in [p for pattern in STRAY for p in folder.glob(pattern)]:
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime >= age:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+# What a full disk asks for: nothing that is whole is written over.
+GO_ON = "what is whole is kept, and the same command goes on from it"
+
+
+@contextlib.contextmanager
+def writing(place: str | Path, then: str = GO_ON) -> Iterator[None]:
+    """Raises a MachineError that names the place, and what to do then, where it can't be written.
+
+    Args:
+        place: the file or folder that is written.
+        then: what to do.
+    """
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise MachineError(f"cannot write {place}: {reason}; {then}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters; its kind where it says nothing."""
+    return re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
 
 
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """A path to write to; it gets the final name at the end, if nothing was raised."""
     path = Path(path)
-    # Processes of several machines may write one file of a shared folder.
-    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
+    partial = partial_name(path)
     try:
         yield partial
         with open(partial, "rb") as file:
@@ -53,14 +101,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises a CheckpointError if the file is missing or damaged."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Reads a JSON value of a kind; raises a CheckpointError for a missing or damaged file."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"cannot read {path}: it holds no JSON object")
+    if not isinstance(values, kind):
+        what = "JSON object" if kind is dict else kind.__name__
+        raise CheckpointError(f"cannot read {path}: it holds no {what}")
     return values
 
 
@@ -69,7 +118,10 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file, with metadata in its header."""
     with whole(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # as the umask has it; the library makes files of its own
         save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, partial, metadata)
+        partial.chmod(mode)
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -111,8 +163,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
                         arrays[name.removesuffix(".npy")] = _read_npy(stream, entry.file_size)
             return arrays
     except Exception as error:  # whatever a damaged file leads to
-        reason = re.sub(r"\s+", " ", str(error))[:200] or type(error).__name__
-        raise CheckpointError(f"cannot read weights {str(path)!r}: {reason}") from error
+        raise CheckpointError(f"cannot read weights {str(path)!r}: {first_line(error)}") from error
 
 
 def _read_npy(stream: BinaryIO, size: int) -> np.ndarray:

@@ -6,6 +6,7 @@ out/<name><suffix>       what the task writes of an image, such as a label map
 out/pictures/<name>.png  the image with its answer, where asked for
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -23,7 +24,7 @@ from dynadapt.data import Info, lists, loader, transforms
 from dynadapt.data.decode import decode, is_image
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, DataError, MachineError
-from dynadapt.runs import product
+from dynadapt.runs import claims, product
 from dynadapt.runs.predictions import TABLE, write_table
 from dynadapt.runs.stop import interruptible, stop_signal
 
@@ -123,7 +124,11 @@ def run(
         raise MachineError("predict is for one process; start it on one host alone")
     trained = product.load(adapter, weights)
     skipped: dict[str, str] = {}
-    with Log(out, trained.card["file_sha256"]) as log, stop_signal() as stop:
+    with (
+        claims.owner(out, option="--out"),
+        Log(out, trained.card["file_sha256"]) as log,
+        stop_signal() as stop,
+    ):
         size = trained.adapter.info.fields["image"].size
         left = Images(source.root, [n for n in source.names if n not in log.records], size)
         if len(left):
@@ -132,7 +137,8 @@ def run(
     if not records:
         why = next(iter(skipped.values()))
         raise DataError(f"none of the {len(source)} images can be read: {why}")
-    write_table(out / TABLE, records)
+    with files.writing(out):
+        write_table(out / TABLE, records)
     return {"records": records, "skipped": skipped}
 
 
@@ -219,26 +225,31 @@ class Log:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk was told of at the record
+            self._file.close()
 
     def write(self, name: str, values: dict[str, Any], content: dict[str, bytes]) -> None:
         """Writes the files of an image, by their paths in the folder, then its record."""
-        for path, data in content.items():
-            (self.out / path).parent.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(self.out / path, data)
+        with files.writing(self.out):
+            for path, data in content.items():
+                (self.out / path).parent.mkdir(parents=True, exist_ok=True)
+                files.write_bytes(self.out / path, data)
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
         self.records[name] = values
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
 
 
 def _whole_lines(path: Path) -> list[Any]:
-    """The JSON documents of a file's lines, up to the first that is cut short."""
+    """The records in a file's lines, up to the first that is cut short or damaged."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line.decode())
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or not isinstance(record.get("file"), str) and found:
+            break
+        found.append(record)
     return found
 
 

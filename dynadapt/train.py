@@ -15,7 +15,7 @@ from dynadapt import config as configs
 from dynadapt import evaluate, inputs, model, optim, processes, sharding, tasks
 from dynadapt.data import loader
 from dynadapt.errors import CheckpointError, TrainingError
-from dynadapt.runs import checkpoint, product, workdir
+from dynadapt.runs import checkpoint, claims, product, workdir
 from dynadapt.runs.journal import Journal
 from dynadapt.runs.predictions import Predictions
 from dynadapt.runs.stop import Preempted, asked, interruptible, stop_signal
@@ -46,6 +46,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     workdir.check(config, folder)
     if (result := workdir.result(config, folder)) is not None:
         return result
+    claims.refuse(folder)
 
     # Data and task.
     split = inputs.open_split(config, "train")
@@ -68,15 +69,16 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
 
     first = jax.process_index() == 0
-    if first:
-        workdir.start(config, folder)
     with (
         jax.set_mesh(mesh),
         stop_signal() as stop,
+        claims.owner(folder, workdir.PARTS) as still_ours,
         checkpoint.Checkpoints(folder / "checkpoints") as saved,
     ):
         origin = {"weights": product.weights_hash(config), "data": split.source.info.fingerprint}
-        state, done, losses, laps = restore(saved, state, stream, origin)
+        state, done, losses, laps = restore(saved, state, stream, origin, config)
+        if first:
+            workdir.start(config, folder)
         speed, bad = Speed(*laps), int(state["bad"]["count"])
         with Journal(
             folder, steps, tensorboard=config.log.tensorboard, silent=not first, resumed=done
@@ -112,11 +114,13 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 kept = kept_of(state)
                 meta = {
                     **origin,
+                    **workdir.known_by(config),
                     "losses": known_logs(losses),
                     "bad": {k: int(state["bad"][k]) for k in ("count", "step")},
                     "skipped": stream.skipped,
                     "laps": speed.laps,
                 }
+                still_ours()
                 saved.save(done, kept, state["opt"], position, meta)
 
             # Loop.
@@ -161,6 +165,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             journal.record("eval", done, values)
             if not first:
                 return {}
+            still_ours()
             card = product.card(named, split.source.info, counts, values)
             leaves = jax.device_get(product.leaves(best(state)))
             card = product.save(folder / "adapter", leaves, card)
@@ -180,18 +185,20 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
 
 
 def restore(
-    saved: Any, state: dict[str, Any], stream: Any, origin: dict[str, str]
+    saved: Any, state: dict[str, Any], stream: Any, origin: dict[str, str], config: Any
 ) -> tuple[dict[str, Any], int, list[Any], list[float]]:
     """State, step, unreported logs and laps of the newest checkpoint, or the state given and none.
 
     Raises:
         CheckpointError: if the run began with another `origin` (hashes of weights and data).
+        ConfigError: if it began with another config.
     """
     kept = kept_of(state)
     found = saved.restore(kept, state["opt"])
     if found is None:
         return state, 0, [], []
     done, kept, opt, position, meta = found
+    workdir.agree(meta.get("config"), config, saved.folder.parent)
     for what, own in origin.items():
         if meta[what] != own:
             raise CheckpointError(

@@ -5,9 +5,16 @@
 
 A checkpoint without a manifest was interrupted and is passed over. Neither orbax nor safetensors
 notice a flipped bit, so everything is hashed when it is written and compared when it is read.
+The manifest names the step, too, so that a checkpoint under another's name is none.
 """
 
+import contextlib
 import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +22,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from dynadapt import files, tree
-from dynadapt.errors import CheckpointError
+from dynadapt.errors import CheckpointError, MachineError
 
 MANIFEST = "manifest.json"
+INTERRUPTED = "it was interrupted"
 
 
 class Checkpoints:
@@ -26,6 +34,9 @@ class Checkpoints:
     Args:
         folder: where they lie.
         keep: how many of the newest stay.
+
+    Raises:
+        MachineError: if nothing can be read or written there.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
@@ -33,7 +44,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, create=True
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        with files.writing(self.folder, "give another --workdir"):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -42,7 +54,11 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, train: Any, opt_state: Any, data: Any, meta: Any) -> None:
-        """Writes the state after `step` steps; `data` and `meta` are JSON values."""
+        """Writes the state after `step` steps; `data` and `meta` are JSON values.
+
+        Raises:
+            MachineError: if the disk is full; the checkpoint before it stays whole.
+        """
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
@@ -51,11 +67,15 @@ class Checkpoints:
             data=ocp.args.JsonSave(data),
             meta=ocp.args.JsonSave({"given": meta, "leaves": _shapes(train, opt_state)}),
         )
-        self._manager.save(step, args=items)
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            here = self.folder / str(step)
-            files.write_json(here / MANIFEST, _hashes(here))
+        here = self.folder / str(step)
+        try:
+            with _untold():
+                self._manager.save(step, args=items)
+                self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                files.write_json(here / MANIFEST, {"step": str(step), **_hashes(here)})
+        except (OSError, ValueError, RuntimeError) as error:  # libraries tell of a disk by each
+            raise MachineError(f"cannot write {here}: {_reason(error)}; {files.GO_ON}") from error
 
     def restore(self, train: Any, opt_state: Any) -> tuple[int, Any, Any, Any, Any] | None:
         """The newest whole checkpoint as `(step, train, opt_state, data, meta)`, or None.
@@ -73,7 +93,7 @@ class Checkpoints:
                 break
             logging.warning("checkpoint %d is passed over: %s", step, fault)
             useless.append(step)
-            if (self.folder / str(step) / MANIFEST).exists():
+            if fault != INTERRUPTED:
                 damaged.append(f"{step} ({fault})")
         else:
             found = None
@@ -84,8 +104,18 @@ class Checkpoints:
             )
         # They go only now: where nothing is whole, the next start must not find an empty folder.
         for step in useless:
-            self._manager.delete(step)
+            self._delete(step)
         return found
+
+    def _delete(self, step: int) -> None:
+        """Removes a checkpoint, or its name where it may not be removed."""
+        here = self.folder / str(step)
+        try:
+            self._manager.delete(step)
+        except OSError:
+            if jax.process_index() == 0:
+                here.rename(files.partial_name(here))
+            self._manager.reload()
 
     def _restore(self, step: int, train: Any, opt_state: Any) -> tuple[int, Any, Any, Any, Any]:
         plain = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
@@ -115,19 +145,62 @@ class Checkpoints:
 
 def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
-    if not (folder / MANIFEST).exists():
-        return "it was interrupted"
     try:
-        expected = files.read_json(folder / MANIFEST)
+        if not (folder / MANIFEST).exists():
+            return INTERRUPTED
+        expected, found = files.read_json(folder / MANIFEST), _hashes(folder)
     except CheckpointError as error:
         return str(error)
-    found = _hashes(folder)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    step = expected.pop("step", folder.name)  # earlier versions did not write it
+    if step != folder.name:
+        return f"it is of step {step}"
     for name in sorted({*expected, *found}):
         if name not in found:
             return f"{name} is missing"
         if expected.get(name) != found[name]:
             return f"{name} is damaged"
     return None
+
+
+def steps(folder: Path) -> list[int]:
+    """The numbers of the checkpoints in a folder, the newest first."""
+    with contextlib.suppress(OSError):
+        found = (p.name for p in folder.iterdir() if p.name.isdecimal())
+        return sorted((int(name) for name in found if str(int(name)) == name), reverse=True)
+    return []
+
+
+def newest_meta(folder: Path) -> Any:
+    """The `meta` of the newest whole checkpoint in a folder; None where there is none."""
+    for step in steps(folder):
+        if fault(folder / str(step)) is None:
+            path = folder.absolute() / str(step) / "meta"
+            return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path)["given"]
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be written, which tensorstore says at the end of much else."""
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(found[1]))
+    return getattr(error, "strerror", None) or files.first_line(error)
+
+
+@contextlib.contextmanager
+def _untold() -> Iterator[None]:
+    """Keeps orbax from printing tracebacks of an error that it raises, too."""
+    logger = logging.getLogger("absl")
+    before = logger.disabled, sys.unraisablehook
+    logger.disabled, sys.unraisablehook = True, lambda _: None
+    try:
+        yield
+    except BaseException:
+        time.sleep(0.5)  # the other writes fail as well, in threads of their own
+        raise
+    finally:
+        logger.disabled, sys.unraisablehook = before
 
 
 def _key(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import sys
 import time
@@ -14,6 +15,8 @@ from rich.table import Table
 
 from dynadapt import files
 from dynadapt.errors import MachineError
+
+FILE = "metrics.jsonl"
 
 
 class Journal:
@@ -40,7 +43,8 @@ class Journal:
         self.steps, self.silent = steps, silent
         self.console = Console(stderr=True)
         self._board = _board(workdir) if tensorboard and not silent else None
-        self._file = None if silent else _opened(workdir / "metrics.jsonl", resumed)
+        self._path = workdir / FILE
+        self._file = None if silent else _opened(self._path, resumed)
         self._bar = None
         self._started = time.monotonic()
         self._first: int | None = None
@@ -55,8 +59,9 @@ class Journal:
 
     def __exit__(self, *_: Any) -> None:
         for part, close in ((self._bar, "stop"), (self._file, "close"), (self._board, "close")):
-            if part is not None:
-                getattr(part, close)()
+            with contextlib.suppress(OSError):  # a full disk was told of at the record
+                if part is not None:
+                    getattr(part, close)()
 
     def say(self, text: str) -> None:
         """A line for the eye."""
@@ -67,8 +72,9 @@ class Journal:
         """One line in `metrics.jsonl`, and the same to TensorBoard."""
         if self._file is not None:
             line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
+            with files.writing(self._path):
+                self._file.write(json.dumps(line, allow_nan=False) + "\n")
+                self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
@@ -90,17 +96,56 @@ class Journal:
 
 
 def _opened(path: Path, resumed: int) -> Any:
-    """The file of records, open for more; whole records of what is not done again stay."""
-    kept = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                if record["step"] + (record["kind"] != "train") <= resumed:
-                    kept.append(line + "\n")
-    with files.whole(path) as partial:
-        partial.write_text("".join(kept))
-    return open(path, "a")
+    """The file of records, open for more; whole records of what is not done again stay.
+
+    A file with anything else in it than records is set aside.
+    """
+    lines, whole = read(path)
+    records = map(json.loads, lines)
+    kept = [
+        line + "\n"
+        for line, record in zip(lines, records, strict=True)
+        if record["step"] + (record["kind"] != "train") <= resumed
+    ]
+    with files.writing(path):
+        if not whole:
+            aside = _aside(path)
+            path.rename(aside)
+            logging.warning("%s is damaged: it is kept as %s, without it goes on", path, aside.name)
+        with files.whole(path) as partial:
+            partial.write_text("".join(kept))
+        return open(path, "a")
+
+
+def _aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")).exists():
+        number += 1
+    return aside
+
+
+def read(path: Path) -> tuple[list[str], bool]:
+    """The lines of a file that are records, and whether there is nothing else in it.
+
+    The last line may be cut, as a process leaves it that is killed.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], True
+    except OSError:
+        return [], False
+    records = [line.decode() for line in lines if _is_record(line)]
+    return records, all(map(_is_record, lines[:-1]))
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return False
+    kinds = {"step": int, "kind": str}
+    return isinstance(record, dict) and all(isinstance(record.get(k), t) for k, t in kinds.items())
 
 
 def _board(workdir: Path) -> Any:

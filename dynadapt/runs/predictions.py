@@ -47,8 +47,9 @@ class Predictions:
             stem = f"{stem}-{index}"
         self._stems.add(stem)
         for suffix, content in found.items():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(self.folder / f"{stem}{suffix}", content)
+            with files.writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                files.write_bytes(self.folder / f"{stem}{suffix}", content)
         self._rows[index] = values
         if index < PICTURES:
             self._answers[index] = answer
@@ -59,11 +60,12 @@ class Predictions:
         if jax.process_index():
             return
         rows = {int(k): v for part in every for k, v in json.loads(part).items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_table(self.folder / TABLE, [rows[index] for index in sorted(rows)])
         drawn = [self._drawn(index) for index in sorted(self._answers)]
-        if drawn:
-            pictures.write(self.folder / SHEET, pictures.sheet(drawn))
+        with files.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_table(self.folder / TABLE, [rows[index] for index in sorted(rows)])
+            if drawn:
+                pictures.write(self.folder / SHEET, pictures.sheet(drawn))
 
     def _drawn(self, index: int) -> np.ndarray:
         given = self.source[index]

@@ -22,7 +22,8 @@ import numpy as np
 from dynadapt import backbones, files, model, tasks, tree, weights
 from dynadapt import config as configs
 from dynadapt.data import Info, fields, labelled, loader, transforms
-from dynadapt.errors import CheckpointError
+from dynadapt.errors import CheckpointError, DynadaptError, TrainingError
+from dynadapt.runs import cards
 
 FORMAT = 2
 PACKAGES = ("dynadapt", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -50,12 +51,14 @@ class SavedAdapter:
     @property
     def spec(self) -> model.Batch:
         """Shapes of a batch of one example."""
-        return loader.spec(self.info, transforms.pipeline(self.config.input.eval), 1)
+        with _usable(self.folder):
+            return loader.spec(self.info, transforms.pipeline(self.config.input.eval), 1)
 
     @property
     def task(self) -> Any:
         """What was trained."""
-        return tasks.from_config(self.config.task, self.info)
+        with _usable(self.folder):
+            return tasks.from_config(self.config.task, self.info)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +94,29 @@ def load(folder: Path, backbone: str = "") -> Product:
     adapter = read(folder)
     if backbone:
         adapter.config.backbone.weights = backbone
-    configs.check(adapter.config)
-    check_backbone(adapter)
-    task = adapter.task
-    parts = model.split(model.build(adapter.config, task, adapter.spec), adapter.config)
-    parts = parts._replace(**fill(parts._asdict(), adapter))
-    return Product(adapter, adapter.config, task, parts, adapter.card)
+    with _usable(folder):
+        configs.check(adapter.config)
+        check_backbone(adapter)
+        task, config = adapter.task, adapter.config
+        if not config.backbone.weights:  # nothing but the card says how large the backbone is
+            fit(model.split(model.abstract(config, task, adapter.spec), config)._asdict(), adapter)
+        parts = model.split(model.build(config, task, adapter.spec), config)
+        parts = parts._replace(**fill(parts._asdict(), adapter))
+    return Product(adapter, config, task, parts, adapter.card)
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turns whatever a card's values lead to into one sentence."""
+    try:
+        yield
+    except DynadaptError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot read the adapter in {folder}: {error.strerror}") from error
+    except Exception as error:
+        reason = files.first_line(error)
+        raise CheckpointError(f"no model can be made of {folder / CARD}: {reason}") from error
 
 
 def read(folder: Path) -> SavedAdapter:
@@ -105,21 +125,38 @@ def read(folder: Path) -> SavedAdapter:
     Raises:
         CheckpointError: naming what is missing, damaged, or of a later version.
     """
-    if not (folder / CARD).is_file():
-        raise CheckpointError(f"there is no {folder / CARD}; give the folder of a finished run")
-    card = files.read_json(folder / CARD)
-    found = list(faults(folder, card))
-    if found:
-        raise CheckpointError(f"the adapter in {folder} is damaged: {'; '.join(found)}")
-    if card.get("format", 1) > FORMAT:
-        raise CheckpointError(
-            f"the adapter in {folder} is of format {card['format']}, and this version reads "
-            f"formats up to {FORMAT}; it was written by dynadapt {card['versions']['dynadapt']}"
-        )
-    config = configs.completed(card["config"])
-    return SavedAdapter(
-        folder, config, _info(card, config), files.read_tensors(folder / TENSORS), card
-    )
+    with _usable(folder):
+        if not (folder / CARD).is_file():
+            raise CheckpointError(f"there is no {folder / CARD}; give the folder of a finished run")
+        card = files.read_json(folder / CARD)
+        found = list(faults(folder, card))
+        if found:
+            raise CheckpointError(f"the adapter in {folder} is damaged: {'; '.join(found)}")
+        leaves = files.read_tensors(folder / TENSORS)
+        return _understood(folder, card, leaves)
+
+
+def _understood(folder: Path, card: dict[str, Any], leaves: dict[str, np.ndarray]) -> SavedAdapter:
+    try:
+        cards.number(card, FORMAT)
+        wrong = [*cards.problems(card), *bad_values(leaves)]
+        if wrong:
+            raise CheckpointError("; ".join(wrong[:3]) + ("; …" if len(wrong) > 3 else ""))
+        config = cards.config(card["config"])
+        return SavedAdapter(folder, config, _info(card, config), leaves, card)
+    except CheckpointError as error:
+        raise CheckpointError(f"the adapter in {folder} can't be used: {error}") from error
+
+
+def bad_values(leaves: Mapping[str, np.ndarray]) -> list[str]:
+    """Leaves that are no finite float32 numbers, which all that trains or moves is."""
+    found = []
+    for path, x in leaves.items():
+        if x.dtype != np.float32:
+            found.append(f"tensor {path} is of {x.dtype}, not of float32")
+        elif not np.isfinite(x).all():
+            found.append(f"tensor {path} has values that are not finite")
+    return found
 
 
 def _info(card: Mapping[str, Any], config: Any) -> Info:
@@ -137,6 +174,13 @@ def fill(kept: Mapping[str, Any], adapter: SavedAdapter) -> dict[str, Any]:
     Raises:
         CheckpointError: naming all leaves that don't fit.
     """
+    fit(kept, adapter)
+    values = {k: jnp.asarray(v) for k, v in adapter.leaves.items()}
+    return {name: tree.replace(kept[name], values) for name in ("train", "stats")}
+
+
+def fit(kept: Mapping[str, Any], adapter: SavedAdapter) -> None:
+    """Raises a CheckpointError that names all leaves of an adapter that its model doesn't have."""
     own, given = leaves(kept), adapter.leaves
     wrong = [k for k in {*own, *given} if k not in own or k not in given]
     wrong += [k for k in own if k in given and own[k].shape != given[k].shape]
@@ -144,8 +188,6 @@ def fill(kept: Mapping[str, Any], adapter: SavedAdapter) -> dict[str, Any]:
         raise CheckpointError(
             f"the adapter in {adapter.folder} does not fit its model at {sorted(wrong)}"
         )
-    values = {k: jnp.asarray(v) for k, v in given.items()}
-    return {name: tree.replace(kept[name], values) for name in ("train", "stats")}
 
 
 def check_backbone(adapter: SavedAdapter) -> None:
@@ -210,9 +252,22 @@ def save(folder: Path, leaves: Mapping[str, Any], card: Mapping[str, Any]) -> di
 
     Returns:
         The card as it was written.
+
+    Raises:
+        TrainingError: for values that are not finite; nothing is written then.
+        MachineError: if the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {path: np.asarray(x) for path, x in leaves.items()}
+    if wrong := bad_values(tensors):
+        raise TrainingError(f"no adapter is written: {'; '.join(wrong[:3])}")
+    with files.writing(folder):
+        return _written(folder, tensors, card)
+
+
+def _written(
+    folder: Path, tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]
+) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / TENSORS
     (folder / CARD).unlink(missing_ok=True)
     files.write_tensors(file, tensors)
@@ -244,7 +299,9 @@ def faults(folder: Path, card: Mapping[str, Any]) -> Iterator[str]:
         return
     yield f"{TENSORS} was changed"
     with contextlib.suppress(CheckpointError):
-        expected = card.get("tensor_sha256", {})
+        expected = card.get("tensor_sha256")
+        if not isinstance(expected, dict):
+            return
         found = files.read_tensors(file)
         for name in sorted({*expected, *found}):
             value = found.get(name)

@@ -1,12 +1,12 @@
 """Compares all that a run wrote, and the backbone that it stands on, with their hashes."""
 
+import os
 from pathlib import Path
 
-from dynadapt import config as configs
-from dynadapt import files
 from dynadapt.errors import CheckpointError
 from dynadapt.runs import checkpoint, product, workdir
-from dynadapt.runs.journal import show_table
+from dynadapt.runs.journal import FILE as LOG
+from dynadapt.runs.journal import read, show_table
 
 
 def run(folder: Path) -> list[dict[str, str]]:
@@ -15,7 +15,8 @@ def run(folder: Path) -> list[dict[str, str]]:
     Raises:
         CheckpointError: if there is no run in the folder.
     """
-    if not (folder / "config.json").exists() and not (folder / "adapter").exists():
+    workdir.check_name(folder)
+    if not os.path.lexists(folder / "config.json") and not os.path.lexists(folder / "adapter"):
         raise CheckpointError(f"there is no run in {folder}")
     rows: list[dict[str, str]] = []
 
@@ -25,27 +26,19 @@ def run(folder: Path) -> list[dict[str, str]]:
     complete = workdir.faults(folder)
     for part, fault in complete.items():
         add(part, fault)
-    if not complete and (folder / "config.json").exists():
-        add("config.json", _config_fault(folder))
+    if not complete and os.path.lexists(folder / "config.json"):
+        add("config.json", workdir.config_fault(folder))
+    if LOG not in complete and not read(folder / LOG)[1]:
+        add(LOG, f"{LOG} is damaged")
     try:
         adapter = product.read(folder / "adapter")
         add("adapter", None)
         add("backbone weights", _backbone_fault(adapter))
     except CheckpointError as error:
         add("adapter", str(error))
-    steps = [p for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
-    for step in sorted(steps, key=lambda p: int(p.name)):
-        add(f"checkpoints/{step.name}", checkpoint.fault(step))
+    for step in reversed(checkpoint.steps(folder / "checkpoints")):
+        add(f"checkpoints/{step}", checkpoint.fault(folder / "checkpoints" / str(step)))
     return rows
-
-
-def _config_fault(folder: Path) -> str | None:
-    try:
-        values = files.read_json(folder / "config.json")
-        whole = configs.digest(values["config"]) == values["digest"]
-    except (CheckpointError, KeyError) as error:
-        return str(error)
-    return None if whole else "config.json was changed"
 
 
 def _backbone_fault(adapter: product.SavedAdapter) -> str | None:

@@ -7,18 +7,14 @@ claims/<cell>        a cell that a process works on; touched while it lives
 results.jsonl        all finished cells, one a line: written anew, whole, after each
 running/             states of what is being trained, to go on from
 
-Nothing is locked: a claim is a file that only one process can make, so several processes, on
-several machines that share the folder, do no cell twice. A claim of a dead process is given up: at
-once on the same machine, and on another one when it hasn't been touched for `STALE` seconds.
+Nothing is locked: several processes, on several machines that share the folder, do no cell twice,
+as a claim is a file that only one of them can make (`runs.claims`).
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import platform
-import threading
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +24,10 @@ import numpy as np
 
 from dynadapt import files, tree
 from dynadapt.errors import CheckpointError, ConfigError, DataError, MachineError
+from dynadapt.runs.claims import Claims, link
 from dynadapt.sweep.results import FILE, with_score
 
-STALE = 180.0
-TOUCH = 20.0
+STRAY = 3600.0  # seconds after which a half-written file is a dead process's
 
 
 class Store:
@@ -44,9 +40,7 @@ class Store:
     def __init__(self, folder: Path, shared: dict[str, Any]):
         self.folder = Path(folder)
         self._done: dict[str, dict[str, Any]] = {}
-        self._claims: set[str] = set()
-        self._token = f"{platform.node()} {os.getpid()} {uuid.uuid4().hex}"
-        self._over = threading.Event()
+        self._claims = Claims(self.folder / "claims")
         if (self.folder / FILE).exists() and not (self.folder / "sweep.json").exists():
             raise ConfigError(
                 f"{folder} holds a {FILE} that no sweep wrote there; give another --workdir"
@@ -54,6 +48,8 @@ class Store:
         try:
             for name in ("cells", "claims", "methods", "running"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
+                files.sweep(self.folder / name, STRAY)
+            files.sweep(self.folder, STRAY)
             self._agree(dict(shared))
         except OSError as error:
             raise ConfigError(
@@ -81,10 +77,10 @@ class Store:
         """The values in a file that the first of all processes writes."""
         path = self.folder / name
         if not path.exists():
-            own = self.folder / f".{uuid.uuid4().hex}"
+            own = files.partial_name(path)
             files.write_json(own, value)
-            _link(own, path)
-        return files.read_json(path)
+            link(own, path)
+        return files.read_json(path, type(value))
 
     def check_data(self, fingerprints: Mapping[str, str]) -> None:
         """Raises a DataError where a task's results are of other data than are there now."""
@@ -98,22 +94,11 @@ class Store:
                 )
 
     def __enter__(self) -> "Store":
-        self._thread = threading.Thread(target=self._touch, daemon=True)
-        self._thread.start()
+        self._claims.__enter__()
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._over.set()
-        self._thread.join()
-        self.release(list(self._claims))
-
-    def _touch(self) -> None:
-        while not self._over.wait(TOUCH):
-            for cell in list(self._claims):
-                try:
-                    os.utime(self._claim_path(cell))
-                except OSError:
-                    continue
+    def __exit__(self, *given: Any) -> None:
+        self._claims.__exit__(*given)
 
     def done(self) -> dict[str, dict[str, Any]]:
         """The finished cells, by name."""
@@ -141,78 +126,14 @@ class Store:
 
     def release(self, cells: Sequence[str]) -> None:
         """Gives claims up."""
-        for name in cells:
-            self._claims.discard(name)
-            # A process that slept may have lost its claim to another one.
-            if self._read(self._claim_path(name)) == self._token:
-                self._claim_path(name).unlink(missing_ok=True)
+        self._claims.release(cells)
+
+    def _take(self, cell: str) -> bool:
+        with self._writing():
+            return self._claims.take(cell)
 
     def _cell_path(self, cell: str) -> Path:
         return self.folder / "cells" / f"{cell}.json"
-
-    def _claim_path(self, cell: str) -> Path:
-        return self.folder / "claims" / cell
-
-    def _take(self, cell: str) -> bool:
-        path = self._claim_path(cell)
-        if not self._make(path):
-            found = self._read(path)
-            if found is None or not self._stale(path, found) or not self._clear(path, found):
-                return False
-            if not self._make(path):
-                return False
-        self._claims.add(cell)
-        return True
-
-    def _make(self, path: Path) -> bool:
-        """Makes a claim, whole from the start; false where there is one."""
-        own = self.folder / "claims" / f".{uuid.uuid4().hex}"
-        with self._writing():
-            own.write_text(self._token)
-            return _link(own, path)
-
-    def _read(self, path: Path) -> str | None:
-        try:
-            return path.read_text()
-        except OSError:
-            return None
-
-    def _stale(self, path: Path, token: str) -> bool:
-        # After a power cut a claim may be empty.
-        host, process, *_ = [*token.split(), "", ""]
-        if host == platform.node():
-            try:
-                os.kill(int(process), 0)
-            except ProcessLookupError:
-                return True
-            except PermissionError:
-                pass
-        # The clock is that of the file system, which all share.
-        now = self.folder / "claims" / f".{uuid.uuid4().hex}"
-        now.touch()
-        try:
-            return now.stat().st_mtime - path.stat().st_mtime > STALE
-        except OSError:
-            return False
-        finally:
-            now.unlink()
-
-    def _clear(self, path: Path, token: str) -> bool:
-        """Removes a dead process's claim; false if it is another's by now."""
-        aside = path.with_name(f".{uuid.uuid4().hex}")
-        try:
-            os.rename(path, aside)
-        except OSError:
-            return False
-        try:
-            if aside.read_text() == token:
-                return True
-            os.link(aside, path)
-            return False
-        except FileExistsError:
-            return False
-        finally:
-            aside.unlink()
 
     def finish(self, lines: Sequence[dict[str, Any]]) -> None:
         """Writes finished cells, gives their claims up and writes `results.jsonl` anew.
@@ -242,7 +163,7 @@ class Store:
         while True:
             done = self.done()
             text = "".join(json.dumps(done[c], sort_keys=True) + "\n" for c in sorted(done))
-            if self._read(path) == text:
+            if path.exists() and path.read_text() == text:
                 return
             with files.whole(path) as partial:
                 partial.write_text(text)
@@ -288,17 +209,6 @@ class Store:
 
     def _running(self, name: str) -> Path:
         return self.folder / "running" / f"{name}.safetensors"
-
-
-def _link(own: Path, path: Path) -> bool:
-    """Gives a file its name, if no other has it; the file's own name goes."""
-    try:
-        os.link(own, path)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        own.unlink()
 
 
 def _hash(tensors: Mapping[str, np.ndarray]) -> str:

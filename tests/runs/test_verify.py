@@ -55,6 +55,8 @@ def test_a_whole_run(run, capsys):
     assert parts == [
         "config.json",
         "result.json",
+        "metrics.jsonl",
+        "adapter/adapter.json",
         "predictions/pictures.png",
         "predictions/predictions.csv",
         "adapter",
@@ -70,9 +72,8 @@ def test_a_whole_run(run, capsys):
 
 
 def written(folder):
-    """The files of a run that have a hash; `metrics.jsonl` is a log and has none."""
-    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "metrics.jsonl")
-    return [str(p.relative_to(folder)) for p in found]
+    """The files of a run, all of which have a hash."""
+    return [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
 
 
 @pytest.mark.slow

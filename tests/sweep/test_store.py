@@ -16,6 +16,7 @@ import pytest
 
 from dynadapt import files
 from dynadapt.errors import ConfigError, DataError, MachineError
+from dynadapt.runs import claims
 from dynadapt.sweep import results, store
 from dynadapt.sweep.store import Store
 
@@ -37,7 +38,7 @@ def line(number, **more):
 CELLS = [cell(n) for n in range(6)]
 
 
-def claims(folder):
+def claimed(folder):
     return sorted(p.name for p in (folder / "claims").iterdir())
 
 
@@ -83,7 +84,7 @@ def test_results_are_sorted_whole_lines(tmp_path):
             found = [one["cell"] for one in lines(tmp_path / "a")]
             assert found == sorted(kept.done())
     assert found == [c["cell"] for c in CELLS[:5]]
-    assert not claims(tmp_path / "a")
+    assert not claimed(tmp_path / "a")
 
 
 def test_the_next_process_knows_what_is_done(tmp_path):
@@ -151,24 +152,24 @@ def test_a_cell_is_claimed_once(tmp_path):
         assert one.claim(CELLS, 9) == [CELLS[3]]
         one.finish([line(3)])
         assert other.claim(CELLS, 9) == []
-    assert claims(tmp_path) == []
+    assert claimed(tmp_path) == []
 
 
 def test_claims_are_given_up_at_the_end(tmp_path):
     with pytest.raises(ValueError, match="planted"):
         with Store(tmp_path, SHARED) as one:
             one.claim(CELLS, 2)
-            assert claims(tmp_path) == [c["cell"] for c in CELLS[:2]]
+            assert claimed(tmp_path) == [c["cell"] for c in CELLS[:2]]
             raise ValueError("planted")
-    assert claims(tmp_path) == []
+    assert claimed(tmp_path) == []
 
 
 def test_the_claim_of_a_living_process_stands(tmp_path, living):
     plant(tmp_path, 1, process=living)
-    plant(tmp_path, 2, process=living, age=store.STALE / 2)
+    plant(tmp_path, 2, process=living, age=claims.STALE / 2)
     with Store(tmp_path, SHARED) as own:
         assert own.claim(CELLS[:4], 9) == [CELLS[0], CELLS[3]]
-    assert claims(tmp_path) == [CELLS[1]["cell"], CELLS[2]["cell"]]
+    assert claimed(tmp_path) == [CELLS[1]["cell"], CELLS[2]["cell"]]
 
 
 def test_the_claim_of_a_dead_process_is_taken_over(tmp_path, dead):
@@ -177,25 +178,25 @@ def test_the_claim_of_a_dead_process_is_taken_over(tmp_path, dead):
         assert own.claim(CELLS[1:2], 1) == CELLS[1:2]
         assert path.read_text().split()[1] == str(os.getpid())
         assert other.claim(CELLS[1:2], 1) == []
-    assert claims(tmp_path) == []
+    assert claimed(tmp_path) == []
 
 
 def test_the_claim_of_another_machine_stands_until_it_is_stale(tmp_path, dead):
     """The number of its process tells nothing here."""
-    plant(tmp_path, 1, host="elsewhere", process=dead, age=store.STALE / 2)
-    plant(tmp_path, 2, host="elsewhere", process=dead, age=store.STALE + 60)
+    plant(tmp_path, 1, host="elsewhere", process=dead, age=claims.STALE / 2)
+    plant(tmp_path, 2, host="elsewhere", process=dead, age=claims.STALE + 60)
     with Store(tmp_path, SHARED) as own:
         assert own.claim(CELLS[:3], 9) == [CELLS[0], CELLS[2]]
 
 
 def test_a_number_that_another_process_has_by_now(tmp_path, living):
-    plant(tmp_path, 1, process=living, age=store.STALE + 60)
+    plant(tmp_path, 1, process=living, age=claims.STALE + 60)
     with Store(tmp_path, SHARED) as own:
         assert own.claim(CELLS[1:2], 1) == CELLS[1:2]
 
 
 def test_an_empty_claim_stands_until_it_is_stale(tmp_path):
-    for number, age in ((1, 0), (2, store.STALE + 60)):
+    for number, age in ((1, 0), (2, claims.STALE + 60)):
         path = plant(tmp_path, number, age=age)
         times = path.stat().st_atime, path.stat().st_mtime
         path.write_text("")
@@ -204,8 +205,30 @@ def test_an_empty_claim_stands_until_it_is_stale(tmp_path):
         assert own.claim(CELLS[1:3], 9) == [CELLS[2]]
 
 
+@pytest.mark.parametrize("text", [b"\xff\xfe\0", b"{}", b"x 99999999999999999999", b"a " * 10**5])
+def test_garbage_in_a_claim_stands_until_it_is_stale(text, tmp_path):
+    for number, age in ((1, 0), (2, claims.STALE + 60), (3, -claims.STALE - 60)):
+        path = plant(tmp_path, number, age=age)
+        times = path.stat().st_atime, path.stat().st_mtime
+        path.write_bytes(text)
+        os.utime(path, times)
+    with Store(tmp_path, SHARED) as own:
+        assert own.claim(CELLS[1:4], 9) == CELLS[2:4]
+
+
+def test_half_written_files_of_dead_processes_go(tmp_path):
+    with Store(tmp_path, SHARED):
+        pass
+    for age in (0, 2 * store.STRAY):
+        left = files.partial_name(tmp_path / "running" / "a.safetensors")
+        left.write_text("half")
+        os.utime(left, (time.time() - age,) * 2)
+    Store(tmp_path, SHARED)
+    assert len(list((tmp_path / "running").iterdir())) == 1
+
+
 def test_a_claim_is_touched_while_its_process_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "TOUCH", 0.02)
+    monkeypatch.setattr(claims, "TOUCH", 0.02)
     with Store(tmp_path, SHARED) as own:
         own.claim(CELLS, 1)
         path = tmp_path / "claims" / CELLS[0]["cell"]
@@ -242,7 +265,7 @@ def test_a_dead_claim_that_another_one_took_first(tmp_path, dead, living, monkey
 def test_a_claim_that_is_gone_when_it_is_looked_at(tmp_path, dead, monkeypatch):
     path = plant(tmp_path, 1, process=dead)
     with Store(tmp_path, SHARED) as own:
-        monkeypatch.setattr(own, "_read", lambda path: None)
+        monkeypatch.setattr(claims, "read", lambda path: None)
         assert own.claim(CELLS[1:2], 1) == []
     assert path.exists()
 
@@ -252,7 +275,7 @@ def test_a_process_that_slept_leaves_the_claim_of_who_took_over(tmp_path, living
         own.claim(CELLS, 1)
         theirs = f"{platform.node()} {living} {9:032x}"
         (tmp_path / "claims" / CELLS[0]["cell"]).write_text(theirs)
-    assert claims(tmp_path) == [CELLS[0]["cell"]]
+    assert claimed(tmp_path) == [CELLS[0]["cell"]]
 
 
 def test_a_cell_that_is_finished_between_look_and_claim(tmp_path, monkeypatch):
@@ -265,7 +288,7 @@ def test_a_cell_that_is_finished_between_look_and_claim(tmp_path, monkeypatch):
 
         monkeypatch.setattr(own, "_take", take)
         assert own.claim(CELLS[:1], 1) == []
-        assert claims(tmp_path) == []
+        assert claimed(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -400,7 +423,7 @@ def test_a_full_disk_loses_nothing(where, tmp_path, monkeypatch):
                 own.finish([line(int(c["cell"], 16)) for c in mine])
     assert "No space left on device" in str(error.value) and "\n" not in str(error.value)
     assert "start the same command again" in str(error.value)
-    assert lines(tmp_path) == before and claims(tmp_path) == []
+    assert lines(tmp_path) == before and claimed(tmp_path) == []
     assert not [p for p in tmp_path.rglob(".*")]  # nor is there a half-written file
     with Store(tmp_path, SHARED) as own:
         left = own.claim(CELLS, 9)
