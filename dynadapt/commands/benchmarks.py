@@ -43,7 +43,6 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         raise UnknownName("part of vtab", str(what), ("run", "report"))
     only(options, "vtab run", *(name for name in options if name not in ("partial", "out")))
     from dynadapt.commands import config_file
-    from dynadapt.runs.stop import Preempted
     from dynadapt.sweep import estimate, protocol, suites, sweep
 
     config = config_file.load(options.config, overrides, problems=protocol.field_problems)
@@ -66,11 +65,7 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         result = estimate.run(given)
         return Answer(result, lambda: estimate.show(result))
     folder = need(options, "workdir")
-    try:
-        result = sweep.run(given, folder)
-    except Preempted:
-        print("dynadapt: stopped and saved; the same command goes on", file=sys.stderr)
-        return Answer({"stopped": True}, code=143)
+    result = sweep.run(given, folder)
     return Answer(result, lambda: sweep.show(result))
 
 
