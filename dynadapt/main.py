@@ -158,6 +158,9 @@ def dispatch(argv: list[str]) -> int:
             print(f"dynadapt {name}: {command.help}\n\n  {command.example}\n")
             print("\n".join(f"  --{f}: {options[f].help}" for f in sorted(options) if len(f) > 1))
         return 0
+    for argument in argv:  # what absl takes beside the options of a command
+        if argument.lstrip("-").split("=")[0] in ("flagfile", "undefok") and argument[:1] == "-":
+            raise ConfigError(f"unknown option {argument!r} of {name}")
     with translated(options):
         rest = options(argv, known_only=True)[1:]
     overrides = [a for a in rest if a.startswith("--config.")]
