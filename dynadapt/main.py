@@ -163,6 +163,9 @@ def dispatch(argv: list[str]) -> int:
             raise ConfigError(f"unknown option {argument!r} of {name}")
     with translated(options):
         rest = options(argv, known_only=True)[1:]
+    for option in options:
+        if options[option].present and options[option].value in ("", []):
+            raise ConfigError(f"--{option}= is empty; give it a value, or leave it out")
     overrides = [a for a in rest if a.startswith("--config.")]
     plain = [a for a in rest if not a.startswith("-")]
     for argument, value in zip(command.arguments, plain, strict=False):

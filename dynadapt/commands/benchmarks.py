@@ -4,7 +4,7 @@ import sys
 
 from absl import flags
 
-from dynadapt.commands.base import Answer, Command, need, only, out_file
+from dynadapt.commands.base import Answer, Command, counts, need, only, out_file
 from dynadapt.errors import ConfigError, UnknownName
 
 
@@ -41,6 +41,7 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         return _report(options)
     if what != "run":
         raise UnknownName("part of vtab", str(what), ("run", "report"))
+    counts(options, "population")
     only(options, "vtab run", *(name for name in options if name not in ("partial", "out")))
     from dynadapt.commands import config_file
     from dynadapt.sweep import estimate, protocol, suites, sweep
@@ -144,13 +145,20 @@ BENCHMARKS = {
 
 
 def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt import bench
+    from dynadapt import backbones, bench
     from dynadapt.bench import bank, dynamic, forward, population, step
 
     what, names = options["what"].value, options.backbone
     if what not in BENCHMARKS:
         raise UnknownName("benchmark", str(what), BENCHMARKS)
     only(options, f"bench {what}", *BENCHMARKS[what])
+    counts(options, "batch", "rounds")
+    for option in ("backbone", "methods"):
+        if not options[option].value:
+            raise ConfigError(f"give --{option}=…")
+    for name in names:
+        if name not in backbones.names():
+            raise UnknownName("backbone", name, backbones.names())
     if what != "forward" and options["backbone"].present and len(names) > 1:
         raise ConfigError(f"bench {what} is of one backbone, not of {', '.join(names)}")
     given = names[0], options.methods, options.batch

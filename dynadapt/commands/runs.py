@@ -12,6 +12,7 @@ from dynadapt.commands.base import (
     Command,
     config_of,
     config_options,
+    counts,
     need,
     out_folder,
     workdir_options,
@@ -145,6 +146,7 @@ def _predict_options(options: flags.FlagValues) -> None:
 def _predict(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import predict
 
+    counts(options, "batch")
     adapter, source = need(options, "workdir") / "adapter", predict.find(need(options, "images"))
     out = out_folder(options)
     result = predict.run(
@@ -171,6 +173,7 @@ def _compare(options: flags.FlagValues, overrides: list[str]) -> Answer:
     given = [f"--{name}" for name in ("config", "topology") if options[name].value]
     for other in given + overrides:
         raise ConfigError(f"--methods compares default settings; it takes no {other}")
+    counts(options, "classes")
     classes = 10 if options.classes is None else options.classes
     result = compare.run(options.backbone or "vit_b16", options.methods, classes)
     return Answer(result, lambda: compare.show(result))
