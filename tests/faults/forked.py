@@ -38,7 +38,8 @@ class Forker:
     def __enter__(self) -> "Forker":
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         call = [sys.executable, "-m", "tests.faults.forked"]
-        self.process = subprocess.Popen(call, cwd=ROOT, **pipes)
+        env = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        self.process = subprocess.Popen(call, cwd=ROOT, env=env, **pipes)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -54,6 +55,9 @@ class Forker:
 
     def code(self) -> int:
         """Waits for its end: the exit code, or less than 0 where a signal ended it."""
+        self.process.stdout.readline()
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
 
@@ -103,17 +107,20 @@ def child(argv: list[str], phase: str, number: int, folder: str) -> None:
 def serve() -> None:
     """Forks for each line that is read."""
     import jax  # noqa: F401
+    import sklearn.datasets  # noqa: F401
 
     from dynadapt import evaluate, predict, train  # noqa: F401
     from dynadapt.plans import plan  # noqa: F401
 
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         given = json.loads(line)
         if not (pid := os.fork()):
             child(*given)
         print(pid, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        print("over", flush=True)  # its number is its own until the next line is read
+        sys.stdin.readline()
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":

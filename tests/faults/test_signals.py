@@ -12,10 +12,7 @@ import pytest
 from dynadapt import ending
 from tests.faults.forked import PHASES, Forker
 
-pytestmark = [
-    pytest.mark.usefixtures("fast_compiling"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.usefixtures("fast_compiling")
 
 TINY = str(Path(__file__).parents[1] / "configs_tiny.py")
 OPTIONS = (
@@ -43,12 +40,12 @@ def forker():
 
 @pytest.fixture(scope="module")
 def reference(forker, tmp_path_factory):
-    """A run that nothing stopped, and the seconds that it took."""
+    """A run that nothing stopped, and about the seconds that it takes when all is compiled."""
     folder = tmp_path_factory.mktemp("reference")
     begun = time.monotonic()
     forker.start(train(folder), folder)
     assert forker.code() == 0, said(folder)
-    return folder, time.monotonic() - begun
+    return folder, (time.monotonic() - begun) / 2
 
 
 def train(folder):
@@ -94,7 +91,7 @@ def assert_goes_on(forker, folder, reference):
 @pytest.mark.parametrize(
     "stops",
     [
-        pytest.param({"compilation": 15, "saving": KILL, "evaluation": 2, "product": KILL}, id="4"),
+        pytest.param({"compilation": 15, "saving": KILL, "evaluation": 2}, id="few"),
         pytest.param(
             dict(zip(ORDER, (15, 2, KILL, 15, 2, KILL, 15, KILL, KILL, 2), strict=True)),
             id="all", marks=pytest.mark.exhaustive,
@@ -129,7 +126,6 @@ def test_a_plan_is_stopped(number, forker, tmp_path):
         pytest.param(NUMBERS[1:], id="few"),
         pytest.param(50 * (KILL,), id="kills", marks=pytest.mark.exhaustive),
         pytest.param(20 * NUMBERS[:2], id="asked", marks=pytest.mark.exhaustive),
-        pytest.param(30 * NUMBERS, id="mixed", marks=pytest.mark.exhaustive),
     ],
 )
 def test_stopped_at_random_moments(numbers, forker, reference, tmp_path):
@@ -141,7 +137,7 @@ def test_stopped_at_random_moments(numbers, forker, reference, tmp_path):
         pid = forker.start(train(folder), folder)
         time.sleep(rng.uniform(0, reference[1]))
         sent = time.monotonic()
-        os.kill(pid, number)  # until `code` is read its number is its own
+        os.kill(pid, number)
         codes.append(forker.code())
         slowest = max(slowest, time.monotonic() - sent)
         if codes[-1]:
