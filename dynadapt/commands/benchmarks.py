@@ -1,5 +1,6 @@
 """Tables of many runs, their data, and speed."""
 
+import shutil
 import sys
 
 from absl import flags
@@ -156,6 +157,8 @@ def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
     for option in ("backbone", "methods"):
         if not options[option].value:
             raise ConfigError(f"give --{option}=…")
+    if options.reference and not shutil.which(options.reference):
+        raise ConfigError(f"cannot run {options.reference!r}: there is no such program")
     for name in names:
         if name not in backbones.names():
             raise UnknownName("backbone", name, backbones.names())
