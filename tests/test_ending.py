@@ -23,7 +23,7 @@ if {saving}:
     with ending.left_to(ending.Stop()) as _: time.sleep(60)
 {work}
 """
-WORK = {"sleep": "time.sleep(60)", "compute": "sum(range(10**11))"}
+WORK = {"sleep": "time.sleep(60)", "compute": "while True: pass"}
 
 
 def hearing(work="sleep", saving=False):
@@ -44,6 +44,18 @@ def test_a_signal_ends_a_process_with_a_line(work, number):
     _, err = process.communicate("go\n", timeout=10)
     assert process.returncode == 128 + number
     assert err == "dynadapt: stopped; go on with: dynadapt train '--workdir=a b'\n"
+
+
+def test_a_signal_is_kept_while_a_process_starts_anew():
+    again = "from dynadapt import ending; import time; ending.listen(); time.sleep(60)"
+    code = "import os, sys\nfrom dynadapt import ending\nending.hold()\nprint('held', flush=True)\n"
+    code += f"sys.stdin.readline()\nos.execv(sys.executable, [sys.executable, '-c', {again!r}])"
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], **pipes)
+    assert process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate("go\n", timeout=20)
+    assert process.returncode == 130 and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("first", ending.SIGNALS)
