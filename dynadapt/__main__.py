@@ -1,6 +1,9 @@
 """`python -m dynadapt`: the same as the command `dynadapt`."""
 
-from dynadapt.main import run
+from dynadapt import ending
 
 if __name__ == "__main__":
+    ending.hold()  # until all else is imported
+    from dynadapt.main import run
+
     run()

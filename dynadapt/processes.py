@@ -1,17 +1,28 @@
 """The processes of one job: how they meet, and what they tell each other."""
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import re
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from dynadapt import ending
 from dynadapt.errors import MachineError
+
+# Seconds without a sign of life after which a process is lost; less where waiting is shorter.
+SILENCE = 30
+# What one may give: how many processes there are at most, and how long they wait for each other.
+MOST, LONGEST = 100_000, 86_400
+# Seconds for who connects to say its number, and how many of those that are missing are named.
+HELLO, NAMED = 5, 100
 
 
 def start() -> None:
@@ -20,7 +31,8 @@ def start() -> None:
 
     `DYNADAPT_DISTRIBUTED=1` lets JAX find the others (TPU pods, Slurm, Kubernetes);
     `DYNADAPT_DISTRIBUTED=host:port,count,number` names them. `DYNADAPT_TIMEOUT` is how long one
-    waits for the others, in seconds (300).
+    waits for the others, in seconds (300). From then on each is watched: a process that is lost
+    ends the others (`ending.Watch`).
 
     Raises:
         MachineError: if not all processes report in time.
@@ -28,31 +40,80 @@ def start() -> None:
     text = os.environ.get("DYNADAPT_DISTRIBUTED", "")
     if text in ("", "0") or jax.distributed.is_initialized():
         return
-    timeout = os.environ.get("DYNADAPT_TIMEOUT", "300")
-    if not timeout.isdecimal():
-        raise MachineError(f"DYNADAPT_TIMEOUT must be whole seconds, not {timeout!r}")
+    timeout = _timeout()
     given: dict[str, Any] = {}
     if text != "1":
-        found = re.fullmatch(r"(\S+:\d+),(\d+),(\d+)", text)
-        if not found:
-            raise MachineError(
-                f"DYNADAPT_DISTRIBUTED must be 1 or host:port,count,number, not {text!r}"
-            )
-        given = dict(
-            coordinator_address=found[1],
-            num_processes=int(found[2]),
-            process_id=int(found[3]),
-        )
-        meet(found[1], int(found[2]), int(found[3]), int(timeout))
+        address, count, number = _named(text)
+        given = dict(coordinator_address=address, num_processes=count, process_id=number)
+        meet(address, count, number, timeout)
     # Without it, the processes of CPU machines can't talk to each other.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # signals are answered in `ending`
     try:
-        jax.distributed.initialize(initialization_timeout=int(timeout), **given)
+        with _answering_for_jax():
+            jax.distributed.initialize(initialization_timeout=timeout, **given)
     except Exception as error:
         raise MachineError(
             f"not all hosts reported within {timeout} s; start the same command on every one "
             f"(--worker=all): {str(error).splitlines()[0]}"
         ) from error
+    from jax._src.distributed import global_state as job
+
+    if job.num_processes > 1:
+        silence = min(timeout, SILENCE)
+        ending.watch(job.client, job.process_id, job.num_processes, silence)
+
+
+def _timeout() -> int:
+    """Seconds that one waits for the others."""
+    text = os.environ.get("DYNADAPT_TIMEOUT", "300")
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= LONGEST:
+        raise MachineError(
+            f"DYNADAPT_TIMEOUT must be whole seconds from 1 to {LONGEST}, not {text!r}"
+        )
+    return int(text)
+
+
+def _named(text: str) -> tuple[str, int, int]:
+    """Address, count and number of `host:port,count,number`."""
+    found = re.fullmatch(r"(\S+:([0-9]+)),([0-9]+),([0-9]+)", text)
+    if not found:
+        raise MachineError(
+            f"DYNADAPT_DISTRIBUTED must be 1 or host:port,count,number, not {text!r}"
+        )
+    port, count, number = (int(digits[:12]) for digits in found.groups()[1:])
+    for wrong, what in (
+        (not 0 < port < 1 << 16, f"no port is {port}; they are 1 to 65535"),
+        (not 0 < count <= MOST, f"there may be 1 to {MOST} processes, not {count}"),
+        (number >= count, f"there is no process {number} of {count}; they count from 0"),
+    ):
+        if wrong:
+            raise MachineError(f"DYNADAPT_DISTRIBUTED={text}: {what}")
+    return found[1], count, number
+
+
+_kept: list[Any] = []  # what C++ may call at any time
+
+
+@contextlib.contextmanager
+def _answering_for_jax() -> Iterator[None]:
+    """Has what JAX makes here call `ending.first_gone` where it would abort this process.
+
+    The call fails in C++, which can't tell Python the status that belongs to it; C++ then asks its
+    handler of termination, which is ours too.
+    """
+    from jax._src.lib import _jax
+
+    make = _jax.get_distributed_runtime_client
+    answer = ending.first_gone
+    _jax.get_distributed_runtime_client = functools.partial(make, missed_heartbeat_callback=answer)
+    _kept.append(ctypes.CFUNCTYPE(None)(answer))
+    with contextlib.suppress(OSError, AttributeError):  # another library of C++
+        ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE(_kept[-1])
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_client = make
 
 
 def meet(address: str, count: int, number: int, timeout: int) -> None:
@@ -79,20 +140,21 @@ def meet(address: str, count: int, number: int, timeout: int) -> None:
 
 def _receive(port: int, count: int, deadline: float) -> list[int]:
     """Process 0: collects the others, and tells them and the caller which are missing."""
-    guests: dict[int, socket.socket] = {}
+    missing, guests = {*range(1, count)}, []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("", port)))
-        while len(guests) < count - 1 and (left := deadline - time.monotonic()) > 0:
+        while missing and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
-            with contextlib.suppress(TimeoutError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # a stranger, or none in time
                 guest = stack.enter_context(server.accept()[0])
-                guest.settimeout(left)
-                guests[int(guest.recv(16))] = guest
-        missing = sorted({*range(1, count)} - {*guests})
-        for guest in guests.values():
-            guest.sendall(json.dumps(missing).encode())
-            guest.recv(1)  # the guest closes first, so that this port is free at once
-    return missing
+                guest.settimeout(min(left, HELLO))
+                missing.discard(int(guest.recv(16)))
+                guests.append(guest)
+        for guest in guests:
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                guest.sendall(json.dumps(sorted(missing)[:NAMED]).encode())
+                guest.recv(1)  # the guest closes first, so that this port is free at once
+    return sorted(missing)[:NAMED]
 
 
 def _report(host: str, port: int, number: int, deadline: float, timeout: int) -> list[int]:

@@ -43,6 +43,7 @@ def several(
             "DYNADAPT_DISTRIBUTED": f"localhost:{port},{len(commands)},{number}",
             "DYNADAPT_TIMEOUT": str(timeout),
         }
+        env.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which JAX set in this process
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         processes.append(subprocess.Popen(commands[number], env=env, cwd=ROOT, **pipes))
     return processes

@@ -33,7 +33,7 @@ ROOMS = (
     {"attach", "context", "dynamic", "layers", "mixture"},
     {"data", "sharding", "optim"},
     {"processes"},
-    {"choices", "files", "ranges", "tree"},
+    {"choices", "ending", "files", "ranges", "tree"},
     {"errors"},
     {"__init__"},
 )

@@ -291,6 +291,24 @@ def test_an_output_that_cannot_be_written(json_too):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize(
+    "closed, code", [(">&-", 2), ("2>&-", 0), ("<&-", 0), ("<&- 2>&-", 0), ("<&- >&- 2>&-", 2)]
+)
+def test_streams_that_are_closed(closed, code):
+    """No file that is opened later takes the number of a stream that a library writes to."""
+    call = f'exec "$0" -m dynadapt data --help {closed}'
+    done = subprocess.run(["sh", "-c", call, sys.executable], cwd=ROOT, capture_output=True)
+    assert done.returncode == code and bool(done.stdout) == (code == 0)
+    assert done.stderr.count(b"\n") == (closed == ">&-")
+
+
+def test_an_output_of_few_letters_gets_the_others_escaped():
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    call = [sys.executable, "-m", "dynadapt", "convert", "--help"]
+    done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "\\u2026" in done.stdout
+
+
 # How a process starts.
 
 

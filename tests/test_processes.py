@@ -2,7 +2,9 @@
 
 import json
 import signal
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -107,6 +109,85 @@ def test_a_process_that_waits_in_vain_says_so(present, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
+def test_of_three_the_one_that_is_missing_is_named(tmp_path):
+    command = [sys.executable, "-m", "dynadapt", "train", f"--config={TINY}:", "--workdir=none"]
+    for missing in range(3):
+        present = [number for number in range(3) if number != missing]
+        begun = time.monotonic()
+        some = devices.several(3 * [command], present=present, timeout=6)
+        codes, _, errs = devices.finish(some, limit=120)
+        assert codes == [2, 2] and time.monotonic() - begun < 60
+        assert all(f"processes [{missing}] did not report within 6 s" in err for err in errs)
+
+
+LOST = [
+    *((2, victim, how) for victim in (0, 1) for how in (signal.SIGKILL, signal.SIGSTOP)),
+    *((3, victim, how) for victim in (0, 1, 2) for how in (signal.SIGKILL, signal.SIGSTOP)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "victim", "how"),
+    [pytest.param(*c, marks=() if i in (0, 3) else pytest.mark.exhaustive)
+     for i, c in enumerate(LOST)],
+)  # fmt: skip
+def test_a_process_that_is_lost_is_named_by_the_others(count, victim, how, tmp_path):
+    """Killed or stopped in training: one line, exit code 3, within the bound of docs/launch.md."""
+    work = tmp_path / "run"
+    processes = started_training(work, count)
+    begun = time.monotonic()
+    processes[victim].send_signal(how)
+    others = [p for p in processes if p is not processes[victim]]
+    try:
+        codes, _, errs = devices.finish(others, limit=60)
+    finally:
+        processes[victim].kill()
+        processes[victim].communicate()
+    assert codes == [3] * len(others), errs
+    assert time.monotonic() - begun < WAITED + 10
+    for err in errs:
+        [line] = [row for row in err.splitlines() if row.startswith("dynadapt: ")]
+        assert f"process {victim} gave no sign of life" in line
+        assert f"go on with: dynadapt train --config={TINY}" in line
+        assert "Traceback" not in err and "coordination" not in err and "terminate" not in err
+    for manifest in (work / "checkpoints").glob("[1-9]*/manifest.json"):
+        json.loads(manifest.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_a_process_that_pauses_is_waited_for(victim, tmp_path):
+    both = started_training(tmp_path / "run", 2)
+    both[victim].send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    both[victim].send_signal(signal.SIGCONT)
+    time.sleep(1)
+    assert all(p.poll() is None for p in both)
+    both[1].send_signal(signal.SIGTERM)
+    codes, _, errs = devices.finish(both)
+    assert codes == [143, 143], errs
+
+
+WAITED = 8  # seconds that these processes wait for each other
+
+
+def started_training(work, count):
+    """The processes of a long training that has saved its first state."""
+    command = [
+        *(sys.executable, "-m", "dynadapt", "train", f"--config={TINY}:method=lora,steps=100000"),
+        *(f"--workdir={work}", "--config.input.batch_size=12", "--config.save_every=10"),
+        "--config.log.every=10",
+    ]
+    processes = devices.several(count * [command], timeout=WAITED)
+    while not list((work / "checkpoints").glob("[1-9]*/manifest.json")):
+        assert all(p.poll() is None for p in processes), devices.finish(processes)
+        time.sleep(0.05)
+    return processes
+
+
+@pytest.mark.slow
 def test_what_processes_tell_each_other():
     command = [sys.executable, str(Path(__file__).with_name("gathering.py"))]
     codes, outs, errs = devices.finish(devices.several([command, command]))
@@ -128,11 +209,58 @@ def test_malformed_addresses(text, monkeypatch):
         processes.start()
 
 
-def test_malformed_timeouts(monkeypatch):
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("localhost:1,2,2", "no process 2 of 2"),
+        ("localhost:1,2,5", "no process 5 of 2"),
+        ("localhost:99999,2,0", "no port is 99999"),
+        ("localhost:0,2,0", "no port is 0"),
+        ("localhost:1,0,0", "1 to 100000 processes, not 0"),
+        ("localhost:1,100000000000,0", "1 to 100000 processes"),
+        ("localhost:1," + 5000 * "9" + ",0", "1 to 100000 processes"),
+        ("localhost:1,2,-1", "host:port,count,number"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused_at_once(text, part, monkeypatch):
+    monkeypatch.setenv("DYNADAPT_DISTRIBUTED", text)
+    begun = time.monotonic()
+    with pytest.raises(MachineError, match=part):
+        processes.start()
+    assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "1.5", "", "99999999999", "\uff11"])
+def test_malformed_timeouts(text, monkeypatch):
     monkeypatch.setenv("DYNADAPT_DISTRIBUTED", "localhost:1,2,0")
-    monkeypatch.setenv("DYNADAPT_TIMEOUT", "soon")
+    monkeypatch.setenv("DYNADAPT_TIMEOUT", text)
     with pytest.raises(MachineError, match="DYNADAPT_TIMEOUT"):
         processes.start()
+
+
+def test_strangers_and_doubles_do_not_keep_processes_from_meeting():
+    """Who says no number, one that isn't there, or one twice is no process that is missing."""
+    port = devices.free_port()
+    found = {}
+
+    def meet(name, number, count=3):
+        try:
+            processes.meet(f"localhost:{port}", count, number, 4)
+            found[name] = ""
+        except MachineError as error:
+            found[name] = str(error)
+
+    names = {"first": 0, "second": 1, "double": 1, "stranger": 7}
+    threads = [threading.Thread(target=meet, args=item) for item in names.items()]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    with socket.create_connection(("localhost", port)) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n")
+    for thread in threads:
+        thread.join(20)
+    assert {*found} == {*names}
+    assert all("processes [2] did not report within 4 s" in text for text in found.values())
 
 
 def test_alone_nothing_is_started_and_nothing_is_asked(monkeypatch):

@@ -16,7 +16,8 @@ from dynadapt.errors import ConfigError, MachineError
 
 # What every worker does: a first call, then one timed call for each line that it reads.
 _WORKER = """
-import json, sys, time
+import json, signal, sys, time
+signal.pthread_sigmask(signal.SIG_SETMASK, ())  # its parent hears signals in a thread
 def answer(call):
     call(); call()
     print(json.dumps("ready"), flush=True)

@@ -9,6 +9,9 @@ from absl import flags
 
 from dynadapt.errors import ConfigError, suggest
 
+# Of images, readings, classes, cells or heads that one may ask for.
+MOST = 1_000_000
+
 
 class Answer:
     """What a command came to: JSON values, how to show them, and the exit code.
@@ -71,6 +74,14 @@ def only(options: flags.FlagValues, what: str, *used: str) -> None:
     for name in options:
         if options[name].present and name not in (*used, *general):
             raise ConfigError(f"{what} takes no --{name}; {suggest(name, used)}")
+
+
+def counts(options: flags.FlagValues, *names: str) -> None:
+    """Raises a ConfigError for an option that counts something and is no count of it."""
+    for name in names:
+        value = options[name].value
+        if value is not None and not 1 <= value <= MOST:
+            raise ConfigError(f"--{name} must be from 1 to {MOST}, not {value}")
 
 
 def need(options: flags.FlagValues, name: str) -> Path:

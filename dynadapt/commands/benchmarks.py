@@ -1,10 +1,11 @@
 """Tables of many runs, their data, and speed."""
 
+import shutil
 import sys
 
 from absl import flags
 
-from dynadapt.commands.base import Answer, Command, need, only, out_file
+from dynadapt.commands.base import Answer, Command, counts, need, only, out_file
 from dynadapt.errors import ConfigError, UnknownName
 
 
@@ -41,9 +42,9 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         return _report(options)
     if what != "run":
         raise UnknownName("part of vtab", str(what), ("run", "report"))
+    counts(options, "population")
     only(options, "vtab run", *(name for name in options if name not in ("partial", "out")))
     from dynadapt.commands import config_file
-    from dynadapt.runs.stop import Preempted
     from dynadapt.sweep import estimate, protocol, suites, sweep
 
     config = config_file.load(options.config, overrides, problems=protocol.field_problems)
@@ -66,11 +67,7 @@ def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
         result = estimate.run(given)
         return Answer(result, lambda: estimate.show(result))
     folder = need(options, "workdir")
-    try:
-        result = sweep.run(given, folder)
-    except Preempted:
-        print("dynadapt: stopped and saved; the same command goes on", file=sys.stderr)
-        return Answer({"stopped": True}, code=143)
+    result = sweep.run(given, folder)
     return Answer(result, lambda: sweep.show(result))
 
 
@@ -149,13 +146,22 @@ BENCHMARKS = {
 
 
 def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
-    from dynadapt import bench
+    from dynadapt import backbones, bench
     from dynadapt.bench import bank, dynamic, forward, population, step
 
     what, names = options["what"].value, options.backbone
     if what not in BENCHMARKS:
         raise UnknownName("benchmark", str(what), BENCHMARKS)
     only(options, f"bench {what}", *BENCHMARKS[what])
+    counts(options, "batch", "rounds")
+    for option in ("backbone", "methods"):
+        if not options[option].value:
+            raise ConfigError(f"give --{option}=…")
+    if options.reference and not shutil.which(options.reference):
+        raise ConfigError(f"cannot run {options.reference!r}: there is no such program")
+    for name in names:
+        if name not in backbones.names():
+            raise UnknownName("backbone", name, backbones.names())
     if what != "forward" and options["backbone"].present and len(names) > 1:
         raise ConfigError(f"bench {what} is of one backbone, not of {', '.join(names)}")
     given = names[0], options.methods, options.batch

@@ -1,13 +1,17 @@
 """Config files with the overrides of a command line."""
 
+import functools
+import json
+import operator
+import re
 import runpy
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_flags import config_flags
 
 from dynadapt import config as configs
@@ -23,6 +27,14 @@ ALIASES = {
     **dict.fromkeys(("grad_clip", "clip_grad", "max_grad_norm"), "clip_norm"),
     **dict.fromkeys(("grad_accum", "gradient_accumulation_steps"), "accumulate"),
     **dict.fromkeys(("checkpoint", "pretrained", "init_checkpoint"), "weights"),
+}
+
+
+# What a value must be, by the type of the field, and the form of its text.
+FORMS = {
+    bool: ("true or false", "true|false|t|f|1|0"),
+    int: ("a whole number of at most 18 digits", "[+-]?[0-9]{1,18}"),
+    float: ("a number", r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?inf|nan"),
 }
 
 
@@ -50,11 +62,7 @@ def load(
     config = read_config(path, text)
     if found := problems(config):
         raise ConfigError(*found)
-    known = configs.fields(config)
-    for override in overrides:
-        field = override.removeprefix("--config.").split("=", 1)[0]
-        if field not in known:
-            raise ConfigError(f"unknown config field {field!r}; {_suggest_field(field, known)}")
+    check_overrides(config, overrides)
     values = flags.FlagValues()
     argv = ["dynadapt", *overrides]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -65,6 +73,22 @@ def load(
     return values.config
 
 
+def check_overrides(config: ConfigDict, overrides: list[str]) -> None:
+    """Raises a ConfigError for an unknown field, and for a value that is of another type."""
+    known = configs.fields(config)
+    for override in overrides:
+        field, given, text = override.removeprefix("--config.").partition("=")
+        if field not in known:
+            raise ConfigError(f"unknown config field {field!r}; {_suggest_field(field, known)}")
+        value = functools.reduce(operator.getitem, field.split("."), config)
+        if isinstance(value, ConfigDict):
+            inner = next((k for k in known if k.startswith(f"{field}.")), f"{field}.…")
+            raise ConfigError(f"{field!r} is no field but a section, with fields such as {inner!r}")
+        kind, form = FORMS.get(type(value), ("", ""))
+        if given and kind and not re.fullmatch(form, text, re.ASCII | re.IGNORECASE):
+            raise ConfigError(f"cannot set the config: --config.{field}={text} must be {kind}")
+
+
 def read_config(path: str, arg: str) -> Any:
     """What `get_config(arg)` of a file returns; a fault of the file is named with its line."""
     try:
@@ -72,18 +96,47 @@ def read_config(path: str, arg: str) -> Any:
         if get_config is None:
             raise ConfigError(f"the config file {path} has no function get_config(arg)")
         config = get_config(arg) if arg else get_config()
-    except DynadaptError:
+    except (DynadaptError, KeyboardInterrupt):
         raise
     except SyntaxError as error:
-        raise ConfigError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
+        line = f", line {error.lineno}" if error.lineno else ""
+        raise ConfigError(f"{error.filename or path}{line}: {error.msg}") from error
+    except BaseException as error:  # a file that ends the process is at fault, too
         frames = traceback.extract_tb(error.__traceback__)
-        line = next((f.lineno for f in reversed(frames) if f.filename == path), 0)
-        text = str(error).splitlines()[0] if str(error) else ""
-        raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {text}") from error
+        line = next((f", line {f.lineno}" for f in reversed(frames) if f.filename == path), "")
+        raise ConfigError(f"{path}{line}: {_said(error)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"get_config in {path} must return what config.default(…) made")
-    return config
+    return plain(config, path)
+
+
+def plain(config: ConfigDict, path: str) -> ConfigDict:
+    """The config, changeable; raises a ConfigError for values that `config.json` couldn't hold."""
+    try:
+        strange = list(_strange(config))
+    except Exception as error:  # it holds itself, or what is still to be given
+        raise ConfigError(f"get_config in {path}: {_said(error)}") from error
+    if strange:
+        raise ConfigError(f"{strange[0]} in {path} is neither number, text nor list of these")
+    return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
+
+
+def _strange(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Names of fields whose values JSON has no form for."""
+    for key, value in values.items():
+        if hasattr(value, "items"):
+            yield from _strange(value, f"{prefix}{key}.")
+            continue
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            yield f"{prefix}{key}"
+
+
+def _said(error: BaseException) -> str:
+    """The kind of an error, and the first line of what it says."""
+    lines = traceback.format_exception_only(error)[-1].splitlines()
+    return lines[0].removeprefix("builtins.")
 
 
 def _without_method(arg: str) -> str:

@@ -12,6 +12,7 @@ from dynadapt.commands.base import (
     Command,
     config_of,
     config_options,
+    counts,
     need,
     out_folder,
     workdir_options,
@@ -57,29 +58,23 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
     from dynadapt import train
     from dynadapt.runs import report
-    from dynadapt.runs.stop import Preempted
 
     folder, spec = need(options, "workdir"), options.config
-    try:
-        if options.methods is None:
-            result = train.run(config_of(options, overrides), folder)
-            if jax.process_index():
-                return Answer(None)
-            others = comparison(spec, overrides, folder)
-            return Answer(result, lambda: report.show([result], folder, others))
-        runs = runs_of(options.methods, spec, overrides)
-        report.check_all(list(runs.values()))
-        results = []
-        for method, config in runs.items():
-            print(f"method {method}", file=sys.stderr)
-            results.append(train.run(config, folder / method))
+    if options.methods is None:
+        result = train.run(config_of(options, overrides), folder)
         if jax.process_index():
             return Answer(None)
-        return Answer(results, lambda: report.show(results, folder))
-    except Preempted:
-        again = shlex.join([report.command(), *sys.argv[1:]])
-        print(f"dynadapt: stopped and saved; go on with: {again}", file=sys.stderr)
-        return Answer({"stopped": True}, code=143)
+        others = comparison(spec, overrides, folder)
+        return Answer(result, lambda: report.show([result], folder, others))
+    runs = runs_of(options.methods, spec, overrides)
+    report.check_all(list(runs.values()))
+    results = []
+    for method, config in runs.items():
+        print(f"method {method}", file=sys.stderr)
+        results.append(train.run(config, folder / method))
+    if jax.process_index():
+        return Answer(None)
+    return Answer(results, lambda: report.show(results, folder))
 
 
 def runs_of(methods: list[str], spec: str, overrides: list[str]) -> dict[str, Any]:
@@ -150,18 +145,13 @@ def _predict_options(options: flags.FlagValues) -> None:
 
 def _predict(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import predict
-    from dynadapt.runs.stop import Preempted
 
+    counts(options, "batch")
     adapter, source = need(options, "workdir") / "adapter", predict.find(need(options, "images"))
     out = out_folder(options)
-    try:
-        result = predict.run(
-            adapter, source, out, batch=options.batch, draw=options.pictures,
-            weights=options.weights,
-        )  # fmt: skip
-    except Preempted:
-        print("dynadapt: stopped and saved; the same command goes on", file=sys.stderr)
-        return Answer({"stopped": True}, code=143)
+    result = predict.run(
+        adapter, source, out, batch=options.batch, draw=options.pictures, weights=options.weights
+    )
     return Answer(result["records"], lambda: predict.show(result, out), lines=True)
 
 
@@ -183,6 +173,7 @@ def _compare(options: flags.FlagValues, overrides: list[str]) -> Answer:
     given = [f"--{name}" for name in ("config", "topology") if options[name].value]
     for other in given + overrides:
         raise ConfigError(f"--methods compares default settings; it takes no {other}")
+    counts(options, "classes")
     classes = 10 if options.classes is None else options.classes
     result = compare.run(options.backbone or "vit_b16", options.methods, classes)
     return Answer(result, lambda: compare.show(result))

@@ -4,7 +4,7 @@ import sys
 
 from absl import flags
 
-from dynadapt.commands.base import Answer, Command, need, out_file, out_folder
+from dynadapt.commands.base import Answer, Command, counts, need, out_file, out_folder
 from dynadapt.errors import ConfigError
 
 
@@ -26,9 +26,10 @@ def _convert_options(options: flags.FlagValues) -> None:
 def _convert(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import convert
 
+    counts(options, "heads", "image_size")
     folder = convert.is_folder(options.to, need(options, "out"))
     out = out_folder(options) if folder else out_file(options)
-    known = {k: options[k].value for k in ("heads", "image_size") if options[k].value}
+    known = {k: options[k].value for k in ("heads", "image_size") if options[k].present}
     result = convert.run(need(options, "in"), out, options.to, options.base, options.dtype, **known)
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)

@@ -27,6 +27,31 @@ BROKEN_FILES = {
         "broken.py, line 6", "lr",
     ),
     "other value": ("def get_config(arg=None):\n    return dict(a=1)\n", "get_config"),
+    "end": ("import sys\nsys.exit(0)\n", "broken.py, line 2", "SystemExit: 0"),
+    "end in get_config": (
+        "def get_config(arg=None):\n    raise SystemExit('bye')\n", "line 2", "bye",
+    ),
+    "error that says nothing": (
+        "class E(Exception):\n    def __str__(self):\n        return 1 / 0\nraise E\n", "line 4",
+    ),
+    "no function": ("get_config = 5\n", "broken.py", "not callable"),
+    "bytes": ("x = 1\0\n", "broken.py", "null bytes"),
+    "value of no form": (
+        "from dynadapt import config\n\n\ndef get_config(arg=None):\n"
+        "    c = config.default()\n    c.trainable = (b'norm',)\n    return c\n",
+        "trainable in", "neither number, text nor list",
+    ),
+    "config in itself": (
+        "from dynadapt import config\n\n\ndef get_config(arg=None):\n    c = config.default()\n"
+        "    with c.unlocked():\n        c.optim = c\n    return c\n",
+        "get_config in", "recursion",
+    ),
+    "value to come": (
+        "from dynadapt import config\nfrom ml_collections import config_dict\n\n\n"
+        "def get_config(arg=None):\n    c = config.default()\n    with c.unlocked():\n"
+        "        c.seed = config_dict.required_placeholder(int)\n    return c\n",
+        "get_config in",
+    ),
     "incomplete": (
         "from ml_collections import ConfigDict\n\n\ndef get_config(arg=None):\n"
         "    return ConfigDict(dict(seed=1))\n",
@@ -63,6 +88,20 @@ def test_overrides_change_the_values_of_their_types():
     assert plain.optim.lr != 0.5 and not plain.backbone.scan
 
 
+def test_a_config_that_cannot_change_is_changed(tmp_path):
+    file = tmp_path / "frozen.py"
+    file.write_text(
+        "from ml_collections import FrozenConfigDict\nfrom dynadapt import config\n\n\n"
+        "def get_config(arg=None):\n    return FrozenConfigDict(config.default())\n"
+    )
+    assert config_file.load(str(file), ["--config.seed=5"]).seed == 5
+
+
+@pytest.mark.parametrize("text, value", [("1e-3", 1e-3), (".5", 0.5), ("+3.", 3.0), ("7", 7.0)])
+def test_forms_of_numbers(text, value):
+    assert config_file.load(TINY, [f"--config.optim.lr={text}"]).optim.lr == value
+
+
 def test_the_last_of_two_overrides_holds():
     assert config_file.load(TINY, ["--config.seed=1", "--config.seed=2"]).seed == 2
 
@@ -84,7 +123,16 @@ def test_a_given_method_replaces_the_files():
         (TINY, ["--config.adapter.rnk=4"], "'adapter.rnk'"),
         (TINY, ["--config.lr=4"], "did you mean 'optim.lr'"),
         (TINY, ["--config.seed=many"], "cannot set the config: .*seed"),
-        (TINY, ["--config.optim=4"], "optim"),
+        (TINY, ["--config.optim=4"], "'optim' is no field but a section"),
+        (TINY, ["--config.optim=4", "--config.optim.steps=3"], "is no field but a section"),
+        (TINY, ["--config.optim.steps=3", "--config.optim=4"], "is no field but a section"),
+        (TINY, ["--config.optim.steps=1e30"], "steps=1e30 must be a whole number"),
+        (TINY, ["--config.optim.steps="], "steps= must be a whole number"),
+        (TINY, ["--config.optim.steps=" + 20 * "9"], "whole number of at most 18 digits"),
+        (TINY, ["--config.optim.steps=1_0"], "must be a whole number"),
+        (TINY, ["--config.optim.steps=\uff11"], "must be a whole number"),
+        (TINY, ["--config.optim.lr=0x1"], "lr=0x1 must be a number"),
+        (TINY, ["--config.backbone.scan=perhaps"], "must be true or false"),
         (TINY, ["--config.=4"], "unknown config field ''"),
     ],
 )

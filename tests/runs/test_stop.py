@@ -14,12 +14,13 @@ def test_a_signal_sets_the_event_and_the_next_one_acts(number):
     heard = []
     before = signal.signal(number, lambda *_: heard.append(number))
     try:
-        with stop_signal() as stop:
+        with pytest.raises(Preempted) as stopped, stop_signal() as stop:
             assert not asked(stop, True)
             os.kill(os.getpid(), number)
             assert asked(stop, False) and heard == []
             os.kill(os.getpid(), number)
             assert heard == [number]
+        assert stopped.value.code == 128 + number  # also where nothing else answered it
         os.kill(os.getpid(), number)
         assert heard == [number, number]  # what was there before is there again
     finally:

@@ -277,7 +277,7 @@ def test_asked_to_stop_it_goes_on_inside_a_cell(number, whole, few, tmp_path, mo
     with monkeypatch.context() as patch:
         stop_at(patch, number, terminate)
         assert start(work, few) == 143
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "stopped and saved; go on with: " in capsys.readouterr().err
     assert len(list((work / "cells").iterdir())) == 2 * (number // 4)
     assert not list((work / "claims").iterdir())
     assert len(list((work / "running").iterdir())) == 1
