@@ -1,12 +1,15 @@
 """Files that are whole or not there: atomic writes, hashes, JSON and safetensors."""
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import math
 import os
 import platform
 import re
+import stat
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +21,8 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 from dynadapt.errors import CheckpointError
+
+MAX_JSON = 64 << 20  # bytes; an index of a thousand parts has fewer
 
 
 @contextlib.contextmanager
@@ -41,6 +46,19 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def regular(path: str | Path, most: float = math.inf) -> None:
+    """Raises an OSError for what can't be read to its end: a pipe, a device, a folder; or for a
+    file of more than so many bytes."""
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if found.st_size > most:
+        reason = f"it has {found.st_size:,} bytes, more than the {most:,} that are read"
+        raise OSError(errno.EFBIG, reason, str(path))
+
+
 def write_json(path: Path, values: Any) -> None:
     """Writes JSON values."""
     with whole(path) as partial:
@@ -56,6 +74,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; raises a CheckpointError if the file is missing or damaged."""
     try:
+        regular(path, MAX_JSON)
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
@@ -79,15 +98,25 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         CheckpointError: if the file is missing, truncated or not of that format.
     """
     try:
+        regular(path)
         return load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read weights {str(path)!r}: {error}") from error
+    except Exception as error:  # of a dtype that numpy lacks, the library raises anything
+        reason = _reason(error)
+        if not isinstance(error, safetensors.SafetensorError | OSError):
+            reason = f"it has values of a dtype that is not read ({reason})"
+        raise CheckpointError(f"cannot read weights {str(path)!r}: {reason}") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata in the header of a safetensors file that `read_tensors` can read."""
     with safetensors.safe_open(path, "numpy") as file:
         return dict(file.metadata() or {})
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line of printable characters."""
+    text = re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
@@ -98,6 +127,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             than it says.
     """
     try:
+        regular(path)
         with open(path, "rb") as file:
             entries, arrays = zip_entries(file), {}
             packed, size = os.fstat(file.fileno()).st_size, 0
@@ -111,25 +141,33 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
                         arrays[name.removesuffix(".npy")] = _read_npy(stream, entry.file_size)
             return arrays
     except Exception as error:  # whatever a damaged file leads to
-        reason = re.sub(r"\s+", " ", str(error))[:200] or type(error).__name__
-        raise CheckpointError(f"cannot read weights {str(path)!r}: {reason}") from error
+        raise CheckpointError(f"cannot read weights {str(path)!r}: {_reason(error)}") from error
 
 
 def _read_npy(stream: BinaryIO, size: int) -> np.ndarray:
     """Reads an array of an entry of `size` bytes, to the end, where its checksum is verified."""
-    version = np.lib.format.read_magic(stream)
+    content = bytearray()
+    # In pieces: asked for everything at once, zipfile unpacks more than the entry says.
+    while chunk := stream.read(1 << 20):
+        content += chunk
+    head = io.BytesIO(content[:_HEAD])
+    version = np.lib.format.read_magic(head)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"it has an array in version {version} of the format")
     header = np.lib.format.read_array_header_1_0 if version[0] == 1 else _HEADER_2
-    shape, fortran, dtype = header(stream)
+    shape, fortran, dtype = header(head)
     if dtype.hasobject:
         raise ValueError("it has an array of objects")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - stream.tell():
+    if dtype.names or dtype.kind not in "biufcV":
+        raise ValueError(f"it has an array of {dtype}, which are no numbers")
+    start = head.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - start:
         raise ValueError(f"an array of shape {shape} does not fit its {size} bytes")
-    array = np.frombuffer(bytearray(stream.read()), dtype)
+    array = np.require(np.frombuffer(content, dtype, offset=start), requirements="A")
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
+_HEAD = 1 << 16  # bytes in which an array's header lies
 _HEADER_2 = np.lib.format.read_array_header_2_0
 
 
@@ -138,12 +176,12 @@ def zip_entries(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
 
     Raises:
         ValueError: for a name that leads out of the archive or stands twice, a link, an entry
-            that is encrypted, or a list of entries of more than 4 MiB.
+            that is encrypted or packed in an unusual way, or a list of entries of more than 4 MiB.
     """
     file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16) - 200))
     tail = file.read()
     end = tail.rfind(b"PK\5\6")
-    if end < 0:
+    if end < 0 or end + 22 > len(tail):
         raise ValueError("it is cut short, or no zip file")
     listed = struct.unpack_from("<I", tail, end + 12)[0]
     if tail[max(0, end - 20) : end].startswith(b"PK\6\7"):  # large files say it with 64 bits
@@ -162,5 +200,7 @@ def zip_entries(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
             raise ValueError(f"its entry {name[:80]!r} is there twice")
         if entry.external_attr >> 28 == 0o12 or entry.flag_bits & 1:
             raise ValueError(f"its entry {name[:80]!r} is a link or encrypted")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"its entry {name[:80]!r} is packed in an unusual way")
         entries[name] = entry
     return entries

@@ -25,6 +25,7 @@ from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
 
 # Modules of this package that are not data sets.
 _PIPELINE = ("decode", "fields", "frames", "images", "lists", "loader", "scenes", "transforms")
+MAX_CLASSES = 1_000_000  # of a set; each has a name, and a row in a head
 _PART = re.compile(r"([\w.\-]+)(?:\[(-?\d+)?:(-?\d+)?\])?")
 
 

@@ -21,12 +21,14 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from dynadapt import files
 from dynadapt.data.decode import is_image, suffixes
 from dynadapt.errors import DataError, suggest
 
 Line = tuple[int, str, tuple[str, ...]]  # its number in the file, the path, the labels
 Row = tuple[str, tuple[int, ...]]  # the path, the numbers of its classes
 
+MAX_BYTES = 1 << 30  # of a text; a line of an image has less than 100
 ENDS = (".txt", ".csv", ".tsv")
 _HEADING = re.compile(
     r'"?(path|file|image|img|name|filename|file_name|filepath|file_path|image_path)s?"?'
@@ -45,6 +47,7 @@ def nfc(text: str) -> str:
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file; raises DataError for one that cannot be read as UTF-8."""
     try:
+        files.regular(file, MAX_BYTES)
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None

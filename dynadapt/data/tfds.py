@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynadapt.data import Info, Rows, labelled, parse
+from dynadapt.data import MAX_CLASSES, Info, Rows, labelled, parse
 from dynadapt.errors import DataError, DynadaptError, suggest
 
 OBTAIN = (
@@ -80,7 +80,7 @@ def source(
             )
     info = labelled(
         name=name,
-        classes=tuple(features[label_key].names),
+        classes=classes_of(made, label_key),
         counts=counts(made),
         obtain=obtain,
         fingerprint=fingerprint(made),
@@ -124,6 +124,18 @@ def features_of(made: Any) -> dict[str, Any]:
     """The features of a builder by name; raises DataError where its metadata have none."""
     with _reading(made.info.full_name, made.data_dir):
         return dict(made.info.features.items())
+
+
+def classes_of(made: Any, key: str) -> tuple[str, ...]:
+    """The classes of a builder's feature; raises DataError for more than `MAX_CLASSES`."""
+    with _reading(made.info.full_name, made.data_dir):
+        feature = made.info.features[key]
+        if not 1 <= feature.num_classes <= MAX_CLASSES:
+            raise DataError(
+                f"{made.info.full_name} in {made.data_dir} has {feature.num_classes:,} classes, "
+                f"where 1 to {MAX_CLASSES:,} are served"
+            )
+        return tuple(feature.names)
 
 
 def tables(made: Any, split: str) -> dict[str, Any]:

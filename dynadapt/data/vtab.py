@@ -270,7 +270,7 @@ def _from_tfds(split: str, task: VtabTask, path: str) -> tfds.Tfds:
     made = tfds.prepared(task.builder, path, how, ELSEWHERE.format(task=task.name))
     counts = tfds.counts(made)
     texts = splits(task, counts)
-    names = task.names or tuple(tfds.features_of(made)[task.feature].names)
+    names = task.names or tfds.classes_of(made, task.feature)
     if len(names) != task.classes:
         raise DataError(
             f"{made.info.full_name} has {len(names)} classes where VTAB-1K has {task.classes}; "

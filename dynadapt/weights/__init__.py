@@ -213,6 +213,7 @@ def digest(path: Path) -> str:
 def _stamp(file: Path) -> tuple[int, int, int]:
     """What changes where a file's content does: its size, its time and its inode."""
     try:
+        files.regular(file)
         found = file.stat()
     except OSError as error:
         raise CheckpointError(f"cannot read weights {str(file)!r}: {error.strerror}") from error

@@ -1,7 +1,6 @@
 """Reads files of weights in every format that publishers use, without torch and without pickle."""
 
 import dataclasses
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,21 +64,31 @@ def parts(path: Path) -> list[Path]:
         return [path]
     held = [path / name for name in IN_FOLDER if (path / name).is_file()]
     if not held:
-        held = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".npz"))
+        held = sorted(p for p in _listed(path) if p.suffix in (".safetensors", ".pth", ".npz"))
         if len(held) != 1:
             raise CheckpointError(f"the folder {str(path)!r} holds {len(held)} files of weights")
     if held[0].suffix != ".json":
         return held[:1]
-    names = sorted(set(files.read_json(held[0]).get("weight_map", {}).values()))
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{held[0]} names a part outside its folder: {name!r}")
-    return [path / name for name in names]
+    names = files.read_json(held[0]).get("weight_map")
+    if not names or not isinstance(names, dict):
+        raise CheckpointError(f"{held[0]} has no weight_map, which names the parts of tensors")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise CheckpointError(f"{held[0]} names a part outside its folder: {name!r:.80}")
+    return [path / name for name in sorted(set(names.values()))]
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"cannot read weights {str(folder)!r}: {error.strerror}") from error
 
 
 def _read(path: Path, found: SourceFile) -> None:
     """Adds what a file holds."""
     try:
+        files.regular(path)
         with open(path, "rb") as file:
             start = file.read(16)
     except OSError as error:
@@ -97,9 +106,9 @@ def _read(path: Path, found: SourceFile) -> None:
 
 def _has_arrays(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".npy") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
+        with open(path, "rb") as file:
+            return any(name.endswith(".npy") for name in files.zip_entries(file))
+    except Exception:  # a damaged file, of which the reader says more
         return False
 
 
