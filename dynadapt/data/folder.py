@@ -84,7 +84,7 @@ def source(split: str, path: str = "", list: str = "", classes: tuple[str, ...] 
     Raises:
         DataError: for what isn't there, and for a class that is none of the known ones.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not path or not root.is_dir():
         raise DataError(f"there is no folder {path!r}; {OBTAIN}")
     splits = [*dict.fromkeys(name for name, _ in parse(split))]

@@ -35,8 +35,10 @@ def source(split: str, size: int = 16384, image_size: int = 32, seed: int = 0) -
             f"{size:,} generated images of {image_size} x {image_size} can't be held; size and "
             f"image_size must be at least 1, and all together have at most {MAX_BYTES:,} bytes"
         )
-    if seed < 0:
-        raise DataError(f"the seed of generated images is {seed} and cannot be negative")
+    if not 0 <= seed < 1 << 32:
+        raise DataError(
+            f"the seed of generated images is {seed}, not one from 0 to {(1 << 32) - 1}"
+        )
     counts = {"train": size, "test": CHUNK}
     info = labelled("generated", ("generated",), counts, OBTAIN, size=(image_size, image_size))
     images, labels = {}, {}

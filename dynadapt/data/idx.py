@@ -28,7 +28,7 @@ def source(split: str, path: str = "") -> Arrays:
 
     The files may be gzipped or plain; DataError for one that is missing, cut short or not IDX.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not path or not folder.is_dir():
         raise DataError(f"there is no folder {path!r} of IDX files; {OBTAIN}")
     wanted = {name for name, _ in parse(split)}

@@ -33,7 +33,17 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from dynadapt.data import Benchmark, Info, check_split, decode, digits, find_task, labelled, scenes
+from dynadapt.data import (
+    Benchmark,
+    Info,
+    check_split,
+    decode,
+    digits,
+    find_task,
+    labelled,
+    reading,
+    scenes,
+)
 from dynadapt.errors import DataError, DynadaptError
 
 TITLE = "offline suite"
@@ -135,14 +145,15 @@ def obtain(task: str) -> str:
 def folder(path: str = "") -> Path:
     """The folder that holds the sets."""
     beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    return Path(path or os.environ.get("DYNADAPT_DATA") or beside).expanduser()
+    return Path(os.path.expanduser(path or os.environ.get("DYNADAPT_DATA") or beside))
 
 
 @contextlib.contextmanager
 def _reading(task: str, path: str) -> Iterator[None]:
     """Turns what damaged files lead to, which is anything, into a DataError."""
     try:
-        yield
+        with reading(task):
+            yield
     except DynadaptError:
         raise
     except Exception as error:

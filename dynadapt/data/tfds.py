@@ -6,6 +6,7 @@ TensorFlow is needed once, to prepare a set; reading never imports it.
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -192,7 +193,7 @@ def make(name: str, data_dir: str, **settings: Any) -> Any:
     if "://" in data_dir:
         raise DataError(f"the data folder {data_dir!r} is not on this machine; name one that is")
     stem = re.split("[/:]", name)[0]
-    _check_classes(Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / stem)
+    _check_classes(Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)) / stem)
     try:
         return tfds.builder(name, data_dir=data_dir or None, **settings)
     except tfds.core.DatasetNotFoundError:
