@@ -71,15 +71,16 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises a CheckpointError if the file is missing or damaged."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Reads a JSON value of a kind; raises a CheckpointError for a missing or damaged file."""
     try:
         regular(path, MAX_JSON)
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"cannot read {path}: it holds no JSON object")
+    if not isinstance(values, kind):
+        what = "JSON object" if kind is dict else kind.__name__
+        raise CheckpointError(f"cannot read {path}: it holds no {what}")
     return values
 
 

@@ -187,11 +187,13 @@ def make(name: str, data_dir: str, **settings: Any) -> Any:
         raise DataError("the setting builder is empty; name a TFDS builder, such as cifar100")
     if not _NAME.fullmatch(name):
         raise DataError(
-            f"TFDS cannot make the builder {name!r} here; name one of its own, such as cifar100, "
-            "eurosat/rgb or kitti:3.3.0"
+            f"TFDS cannot make the builder {name!r:.200} here; name one of its own, such as "
+            "cifar100, eurosat/rgb or kitti:3.3.0"
         )
     if "://" in data_dir:
-        raise DataError(f"the data folder {data_dir!r} is not on this machine; name one that is")
+        raise DataError(
+            f"the data folder {data_dir!r:.200} is not on this machine; name one that is"
+        )
     stem = re.split("[/:]", name)[0]
     _check_classes(Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)) / stem)
     try:

@@ -84,7 +84,7 @@ class Store:
             own = self.folder / f".{uuid.uuid4().hex}"
             files.write_json(own, value)
             _link(own, path)
-        return files.read_json(path)
+        return files.read_json(path, type(value))
 
     def check_data(self, fingerprints: Mapping[str, str]) -> None:
         """Raises a DataError where a task's results are of other data than are there now."""

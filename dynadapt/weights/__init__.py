@@ -44,13 +44,10 @@ def locate(name: str) -> Path:
     if name in shipped():
         return ASSETS / f"{name}.safetensors"
     path = Path(os.path.expanduser(name))
-    try:
+    with source.reading(path):
         there = path.exists()
         if there and not path.is_dir():
             files.regular(path)
-    except (OSError, ValueError) as error:  # a folder that is closed, a name that can't be one
-        reason = getattr(error, "strerror", error)
-        raise CheckpointError(f"cannot read weights {name!r:.300}: {reason}") from error
     if not there:
         raise CheckpointError(f"no weights at {name!r:.300}; {_nearby(path)}")
     return path
@@ -223,12 +220,9 @@ def digest(path: Path) -> str:
 
 
 def _hash(file: Path) -> str:
-    try:
+    with source.reading(file):
         files.regular(file)
         return _sha256(file, *_stamp(file))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", error)
-        raise CheckpointError(f"cannot read weights {str(file)!r:.300}: {reason}") from error
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:

@@ -1,7 +1,8 @@
 """Reads files of weights in every format that publishers use, without torch and without pickle."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +51,36 @@ def read(path: Path) -> SourceFile:
         CheckpointError: for what is missing, damaged or no weights.
         UnsafeCheckpointError: for a pickle that asks for more than weights need.
     """
-    card = path / "config.json" if path.is_dir() else path.with_name("config.json")
-    values = files.read_json(card) if card.is_file() else {}
-    found = SourceFile(path, {}, values if isinstance(values, dict) else {})
+    with reading(path):
+        card = path / "config.json" if path.is_dir() else path.with_name("config.json")
+        found = SourceFile(path, {}, files.read_json(card) if card.is_file() else {})
     for file in parts(path):
         _read(file, found)
     return found
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses, such as a closed folder, into a CheckpointError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a ValueError for a path that can't be one
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot read weights {str(path)!r:.300}: {reason}") from error
+
+
 def parts(path: Path) -> list[Path]:
     """The files of weights at a path: itself, or those in the folder."""
+    with reading(path):
+        return _parts(path)
+
+
+def _parts(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     held = [path / name for name in IN_FOLDER if (path / name).is_file()]
     if not held:
-        held = sorted(p for p in _listed(path) if p.suffix in (".safetensors", ".pth", ".npz"))
+        held = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth", ".npz"))
         if len(held) != 1:
             raise CheckpointError(f"the folder {str(path)!r} holds {len(held)} files of weights")
     if held[0].suffix != ".json":
@@ -78,21 +94,12 @@ def parts(path: Path) -> list[Path]:
     return [path / name for name in sorted(set(names.values()))]
 
 
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise CheckpointError(f"cannot read weights {str(folder)!r}: {error.strerror}") from error
-
-
 def _read(path: Path, found: SourceFile) -> None:
     """Adds what a file holds."""
-    try:
+    with reading(path):
         files.regular(path)
         with open(path, "rb") as file:
             start = file.read(16)
-    except OSError as error:
-        raise CheckpointError(f"cannot read weights {str(path)!r}: {error.strerror}") from error
     if start[8:9] == b"{":
         found.tensors |= files.read_tensors(path)
         found.metadata |= files.read_metadata(path)
