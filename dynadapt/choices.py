@@ -1,7 +1,11 @@
-"""Every choice by name is a module's name, and its settings are a signature's keywords."""
+"""What a value may be: the name of a module, a keyword of its signature, a number of an interval.
+
+An interval is written `[0, 1)`; an infinite bound never belongs to it.
+"""
 
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
@@ -38,3 +42,31 @@ def check_settings(kind: str, given: Iterable[str], known: Mapping[str, Any]) ->
     for key in given:
         if key not in known:
             raise UnknownName(f"setting of {kind}", key, known)
+
+
+def _number(value: Any) -> bool:
+    """Whether a value is a number, which truth values are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def inside(value: Any, interval: str) -> bool:
+    """Whether a value is a number of the interval."""
+    low, high = _bounds(interval)
+    if not _number(value) or not low <= value <= high:
+        return False
+    return (value != low or interval[0] == "[") and (value != high or interval[-1] == "]")
+
+
+def words(interval: str) -> str:
+    """The interval in words: `above 0`, `at least 1`, `in [0, 1)`, `finite`."""
+    low, high = _bounds(interval)
+    if math.isfinite(high):
+        return f"in {interval}"
+    if math.isinf(low):
+        return "finite"
+    return f"{'above' if interval[0] == '(' else 'at least'} {low:g}"
+
+
+def _bounds(interval: str) -> tuple[float, float]:
+    low, high = map(float, interval[1:-1].split(", "))
+    return low, high

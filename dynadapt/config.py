@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dynadapt import adapters, backbones, data, optim, ranges, tasks, tree, weights
+from dynadapt import adapters, backbones, data, optim, tasks, tree, weights
 from dynadapt.data import images, loader, transforms
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
@@ -257,7 +257,7 @@ def check(config: ConfigDict) -> None:
         steady is None or not steady.random,
         f"input.eval {config.input.eval!r} draws at random, which an evaluation must not",
     )
-    for value, choices, kind in (
+    for value, known, kind in (
         (config.input.normalise, images.NORMALISATIONS, "normalisation"),
         (config.input.on_error, ("stop", "skip"), "input.on_error"),
         (config.data.get("balance", ""), loader.BALANCES, "data.balance"),
@@ -266,12 +266,12 @@ def check(config: ConfigDict) -> None:
         (config.compute.dtype, DTYPES, "compute.dtype"),
         (config.compute.frozen_dtype, DTYPES, "compute.frozen_dtype"),
     ):
-        need(value in choices, f"unknown {kind} {value!r}; {suggest(value, choices)}")
+        need(value in known, f"unknown {kind} {value!r}; {suggest(value, known)}")
     i, o = config.input, config.optim
     values = _flat(config.to_dict())
     for name, interval in RANGES.items():
-        fits = ranges.inside(values[name], interval)
-        need(fits, f"{name} must be {ranges.words(interval)}, not {values[name]}")
+        fits = choices.inside(values[name], interval)
+        need(fits, f"{name} must be {choices.words(interval)}, not {values[name]}")
     need(
         not config.log.tensorboard or find_spec("tensorboardX") is not None,
         "log.tensorboard needs tensorboardX: pip install 'dynadapt[track]'",
@@ -280,7 +280,7 @@ def check(config: ConfigDict) -> None:
         problems.extend(tree.pattern_problems(name, patterns))
     pairs = [p for p in o.lr_mults if isinstance(p, tuple | list) and len(p) == 2]
     need(
-        len(pairs) == len(o.lr_mults) and all(ranges.inside(f, "[0, inf)") for _, f in pairs),
+        len(pairs) == len(o.lr_mults) and all(choices.inside(f, "[0, inf)") for _, f in pairs),
         f"optim.lr_mults must be pairs such as (('head/.*', 0.1),), not {o.lr_mults!r}",
     )
     problems.extend(tree.pattern_problems("optim.lr_mults", [p for p, _ in pairs]))

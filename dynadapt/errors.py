@@ -24,7 +24,7 @@ class UnknownName(ConfigError):
     """A name that is not among the valid choices of its kind."""
 
     def __init__(self, kind: str, name: str, choices: Iterable[str]):
-        super().__init__(f"unknown {kind} {name!r}; {suggest(name, choices)}")
+        super().__init__(f"unknown {kind} {name!r:.200}; {suggest(name, choices)}")
 
 
 class AttachError(ConfigError):

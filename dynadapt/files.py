@@ -1,13 +1,16 @@
 """Files that are whole or not there: atomic writes, hashes, JSON and safetensors."""
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import math
 import os
 import platform
 import re
 import shutil
+import stat
 import struct
 import time
 import uuid
@@ -65,8 +68,12 @@ def writing(place: str | Path, then: str = GO_ON) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters; its kind where it says nothing."""
-    return re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
+    """What an error says, in 200 printable characters at most; its kind where it says nothing."""
+    text = re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+MAX_JSON = 64 << 20  # bytes; an index of a thousand parts has fewer
 
 
 @contextlib.contextmanager
@@ -89,6 +96,19 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def regular(path: str | Path, most: float = math.inf) -> None:
+    """Raises an OSError for what can't be read to its end: a pipe, a device, a folder; or for a
+    file of more than so many bytes."""
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if found.st_size > most:
+        reason = f"it has {found.st_size:,} bytes, more than the {most:,} that are read"
+        raise OSError(errno.EFBIG, reason, str(path))
+
+
 def write_json(path: Path, values: Any) -> None:
     """Writes JSON values; raises a ValueError for a number that is not finite."""
     with whole(path) as partial:
@@ -104,6 +124,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def read_json(path: Path, kind: type = dict) -> Any:
     """Reads a JSON value of a kind; raises a CheckpointError for a missing or damaged file."""
     try:
+        regular(path, MAX_JSON)
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
@@ -131,9 +152,13 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         CheckpointError: if the file is missing, truncated or not of that format.
     """
     try:
+        regular(path)
         return load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read weights {str(path)!r}: {error}") from error
+    except Exception as error:  # of a dtype that numpy lacks, the library raises anything
+        reason = first_line(error)
+        if not isinstance(error, safetensors.SafetensorError | OSError):
+            reason = f"it has values of a dtype that is not read ({reason})"
+        raise CheckpointError(f"cannot read weights {str(path)!r}: {reason}") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -150,6 +175,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             than it says.
     """
     try:
+        regular(path)
         with open(path, "rb") as file:
             entries, arrays = zip_entries(file), {}
             packed, size = os.fstat(file.fileno()).st_size, 0
@@ -168,19 +194,28 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
 
 def _read_npy(stream: BinaryIO, size: int) -> np.ndarray:
     """Reads an array of an entry of `size` bytes, to the end, where its checksum is verified."""
-    version = np.lib.format.read_magic(stream)
+    content = bytearray()
+    # In pieces: asked for everything at once, zipfile unpacks more than the entry says.
+    while chunk := stream.read(1 << 20):
+        content += chunk
+    head = io.BytesIO(content[:_HEAD])
+    version = np.lib.format.read_magic(head)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"it has an array in version {version} of the format")
     header = np.lib.format.read_array_header_1_0 if version[0] == 1 else _HEADER_2
-    shape, fortran, dtype = header(stream)
+    shape, fortran, dtype = header(head)
     if dtype.hasobject:
         raise ValueError("it has an array of objects")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - stream.tell():
+    if dtype.names or dtype.kind not in "biufcV":
+        raise ValueError(f"it has an array of {dtype}, which are no numbers")
+    start = head.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - start:
         raise ValueError(f"an array of shape {shape} does not fit its {size} bytes")
-    array = np.frombuffer(bytearray(stream.read()), dtype)
+    array = np.require(np.frombuffer(content, dtype, offset=start), requirements="A")
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
+_HEAD = 1 << 16  # bytes in which an array's header lies
 _HEADER_2 = np.lib.format.read_array_header_2_0
 
 
@@ -189,12 +224,12 @@ def zip_entries(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
 
     Raises:
         ValueError: for a name that leads out of the archive or stands twice, a link, an entry
-            that is encrypted, or a list of entries of more than 4 MiB.
+            that is encrypted or packed in an unusual way, or a list of entries of more than 4 MiB.
     """
     file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16) - 200))
     tail = file.read()
     end = tail.rfind(b"PK\5\6")
-    if end < 0:
+    if end < 0 or end + 22 > len(tail):
         raise ValueError("it is cut short, or no zip file")
     listed = struct.unpack_from("<I", tail, end + 12)[0]
     if tail[max(0, end - 20) : end].startswith(b"PK\6\7"):  # large files say it with 64 bits
@@ -213,5 +248,7 @@ def zip_entries(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
             raise ValueError(f"its entry {name[:80]!r} is there twice")
         if entry.external_attr >> 28 == 0o12 or entry.flag_bits & 1:
             raise ValueError(f"its entry {name[:80]!r} is a link or encrypted")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"its entry {name[:80]!r} is packed in an unusual way")
         entries[name] = entry
     return entries

@@ -1,5 +1,6 @@
 import json
 import json.encoder
+import math
 
 import pytest
 
@@ -39,3 +40,19 @@ def test_settings_are_checked():
     choices.check_settings("method 'x'", ["rank"], {"rank": 8})
     with pytest.raises(UnknownName, match="setting of method 'x' 'rnak'; did you .* 'rank'"):
         choices.check_settings("method 'x'", ["rank", "rnak"], {"rank": 8})
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside", "words"),
+    [
+        ("(0, inf)", (1e-9, 3, 1e300), (0, -1, math.inf, math.nan), "above 0"),
+        ("[1, inf)", (1, 2.5), (0, 0.99, math.inf), "at least 1"),
+        ("[0, 1)", (0, 0.5), (-1e-9, 1, math.nan), "in [0, 1)"),
+        ("(0, 1]", (1, 0.5), (0, 1.01), "in (0, 1]"),
+        ("(-inf, inf)", (-1e300, 0, 1e300), (math.inf, -math.inf, math.nan), "finite"),
+    ],
+)
+def test_intervals(interval, inside, outside, words):
+    assert all(choices.inside(v, interval) for v in inside)
+    assert not any(choices.inside(v, interval) for v in (*outside, "0.5", None, True, (1,)))
+    assert choices.words(interval) == words

@@ -33,7 +33,7 @@ ROOMS = (
     {"attach", "context", "dynamic", "layers", "mixture"},
     {"data", "sharding", "optim"},
     {"processes"},
-    {"choices", "ending", "files", "ranges", "tree"},
+    {"choices", "ending", "files", "tree"},
     {"errors"},
     {"__init__"},
 )

@@ -4,12 +4,13 @@ A split is written `name`, `name[a:b]` or a sum of these: `train[:800]+validatio
 count from 0, negative ones from the end; a slice that runs past the end is an error.
 """
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +26,8 @@ from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
 
 # Modules of this package that are not data sets.
 _PIPELINE = ("decode", "fields", "frames", "images", "lists", "loader", "scenes", "transforms")
-_PART = re.compile(r"([\w.\-]+)(?:\[(-?\d+)?:(-?\d+)?\])?")
+MAX_CLASSES = 1_000_000  # of a set; each has a name, and a row in a head
+_PART = re.compile(r"([\w.\-]+)(?:\[(-?\d{1,18})?:(-?\d{1,18})?\])?")
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,16 @@ def read_classes(folder: Path) -> tuple[str, ...]:
     return classes
 
 
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns what the file system refuses, such as a closed folder, into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or name
+        raise DataError(f"cannot read {str(where)[:300]}: {error.strerror or error}") from error
+
+
 def find_task(tasks: Mapping[str, Benchmark], name: str) -> Benchmark:
     """The suite's task of that name; raises UnknownName, naming the nearest."""
     if name not in tasks:
@@ -243,8 +255,9 @@ def from_config(section: Any, split: str, classes: tuple[str, ...] = ()) -> Sour
     given.pop("balance", "")  # of the training batches
     read = module(name).source
     if classes and "classes" in inspect.signature(read).parameters:
-        return read(split, classes=classes, **given)
-    source = read(split, **given)
+        given["classes"] = classes
+    with reading(name):
+        source = read(split, **given)
     if classes and source.info.classes != classes:
         strange = [c for c in source.info.classes if c not in classes] or source.info.classes
         raise DataError(

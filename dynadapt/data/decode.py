@@ -4,6 +4,8 @@ import functools
 import io
 import os
 import re
+import struct
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -15,6 +17,8 @@ FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000"),
     *("PPM", "TGA", "SGI", "PCX", "SUN", "QOI", "XBM", "XPM", "ICO", "DDS", "PSD"),
 )
+MAX_PIXELS = 64_000_000  # of a picture; a small file may say that it has any number
+MAX_BYTES = 1 << 30  # of its file
 _TURNS = {  # by the orientation of EXIF (CIPA DC-008, tag 274)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,16 +63,22 @@ def decode(image: bytes | np.ndarray, name: str = "an image", orient: bool = Fal
             malformed block turns nothing.
 
     Raises:
-        DataError: for what cannot be decoded.
+        DataError: for what cannot be decoded, ends early, or has more than `MAX_PIXELS`.
     """
     if isinstance(image, bytes):
         try:
+            _check_sizes(_png_sizes(image))
             with Image.open(io.BytesIO(image), formats=formats()) as opened:
+                _check_sizes([opened.size])
+                if opened.format == "PNG" and not _ends(image):
+                    raise ValueError("the file is cut short: it has no end")
                 opened.load()
                 return _rgb(_turned(opened) if orient else opened)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise DataError(f"cannot decode {name}: {_TOO_LARGE}") from error
         except Exception as error:  # Pillow's readers raise a dozen different classes
             reason = re.sub(r" ?<_io\.BytesIO[^>]*>", "", str(error)) or type(error).__name__
-            raise DataError(f"cannot decode {name}: {reason}") from error
+            raise DataError(f"cannot decode {name}: {' '.join(reason.split())[:300]}") from error
     image = np.asarray(image)
     if image.ndim == 2:
         image = image[..., None]
@@ -78,6 +88,34 @@ def decode(image: bytes | np.ndarray, name: str = "an image", orient: bool = Fal
             f"{name} is {image.dtype} with shape {image.shape} and must be uint8 `h w 3`"
         )
     return np.repeat(image, 3, axis=-1) if channels == 1 else image[..., :3]
+
+
+_TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _check_sizes(sizes: Iterable[tuple[int, int]]) -> None:
+    if any(w * h > MAX_PIXELS for w, h in sizes):
+        raise ValueError(_TOO_LARGE)
+
+
+def _png_sizes(data: bytes) -> list[tuple[int, int]]:
+    """(w, h) of a PNG file, or of those in an ICO file, which Pillow decodes when it opens it."""
+    if not data.startswith((_PNG, b"\0\0\1\0")):
+        return []
+    found = re.finditer(re.escape(_PNG) + b"....IHDR(.{8})", data, re.DOTALL)
+    return [struct.unpack(">II", png[1]) for png in found]
+
+
+def _ends(data: bytes) -> bool:
+    """Whether the chunks of a PNG file lead to a whole last one."""
+    place = len(_PNG)
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        place += 12 + length
+        if kind == b"IEND":
+            return place <= len(data)
+    return False
 
 
 def _turned(image: Image.Image) -> Image.Image:

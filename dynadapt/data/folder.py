@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from dynadapt.data import Info, Rows, labelled, lists, parse, read_classes
-from dynadapt.data.decode import is_image
+from dynadapt.data.decode import MAX_BYTES, is_image
 from dynadapt.data.fields import Field
 from dynadapt.data.lists import Row, nfc
 from dynadapt.errors import DataError, MissingSplit, suggest
+from dynadapt.files import regular
 
 OBTAIN = (
     "put images in path/<split>/<class>/, or in path/<class>/ for the one split train, or list "
@@ -24,6 +25,7 @@ OBTAIN = (
 )
 # What operating systems and programs leave behind, beside everything whose name starts with a dot.
 LEFTOVERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__pycache__")
+MAX_DEPTH = 100  # folders in each other
 _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval)\d*", re.IGNORECASE)
 
 
@@ -53,6 +55,7 @@ class Folder:
         relative, labels = self._files[split][position]
         file = self._path / relative
         try:
+            regular(file, MAX_BYTES)
             image = file.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read the image {file}: {error.strerror}") from None
@@ -81,7 +84,7 @@ def source(split: str, path: str = "", list: str = "", classes: tuple[str, ...] 
     Raises:
         DataError: for what isn't there, and for a class that is none of the known ones.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not path or not root.is_dir():
         raise DataError(f"there is no folder {path!r}; {OBTAIN}")
     splits = [*dict.fromkeys(name for name, _ in parse(split))]
@@ -244,10 +247,15 @@ def _list(path: str | Path) -> tuple[list[str], list[str], list[str]]:
 
 def _walk(path: str, above: frozenset = frozenset()) -> Iterator[tuple[str, bool]]:
     """Each file below `path`, and whether it is an image; links back to a folder above end."""
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {path}: {error.strerror}") from None
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
+    if len(above) == MAX_DEPTH:
+        raise DataError(f"{path[:300]}… is nested deeper than {MAX_DEPTH} folders")
     folders, images, others = _list(path)
     yield from ((name, True) for name in images)
     yield from ((name, False) for name in others)

@@ -14,19 +14,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynadapt.data import Arrays, labelled, parse
+from dynadapt.errors import DataError
 
 Array = jax.Array
 
 STROKES, POINTS = 5, 9
 CHUNK = 512
+MAX_BYTES = 4 << 30
 OBTAIN = "nothing to obtain: the images are drawn when they are asked for"
 
 
 def source(split: str, size: int = 16384, image_size: int = 32, seed: int = 0) -> Arrays:
     """`size` images uint8 `image_size image_size 3` of one class, drawn into memory; split "train".
 
-    The split "test" holds `CHUNK` other images of the same kind.
+    The split "test" holds `CHUNK` other images of the same kind. Raises DataError for images of no
+    size, or of more than `MAX_BYTES` together.
     """
+    if min(size, image_size) < 1 or 3 * size * image_size**2 > MAX_BYTES:
+        raise DataError(
+            f"{size:,} generated images of {image_size} x {image_size} can't be held; size and "
+            f"image_size must be at least 1, and all together have at most {MAX_BYTES:,} bytes"
+        )
+    if not 0 <= seed < 1 << 32:
+        raise DataError(
+            f"the seed of generated images is {seed}, not one from 0 to {(1 << 32) - 1}"
+        )
     counts = {"train": size, "test": CHUNK}
     info = labelled("generated", ("generated",), counts, OBTAIN, size=(image_size, image_size))
     images, labels = {}, {}

@@ -3,8 +3,11 @@
 import gzip
 import hashlib
 import math
+import os
+import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,7 +28,7 @@ def source(split: str, path: str = "") -> Arrays:
 
     The files may be gzipped or plain; DataError for one that is missing, cut short or not IDX.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not path or not folder.is_dir():
         raise DataError(f"there is no folder {path!r} of IDX files; {OBTAIN}")
     wanted = {name for name, _ in parse(split)}
@@ -62,30 +65,50 @@ def source(split: str, path: str = "") -> Arrays:
 
 
 def read(path: Path, ndim: int) -> np.ndarray:
-    """The uint8 array with `ndim` axes in an IDX file, gzipped or plain; raises DataError."""
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} is damaged or cut short: {error}") from None
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UBYTE or data[3] != ndim:
+    """The uint8 array with `ndim` axes in an IDX file, gzipped or plain.
+
+    No more is unpacked than the header says, and at most a hundred times what the file has.
+
+    Raises:
+        DataError: for a file that cannot be read, is damaged, or would unpack to more.
+    """
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            most = max(64 << 20, 100 * os.fstat(file.fileno()).st_size)
+            return _read(path, gzip.GzipFile(fileobj=file) if packed else file, ndim, most)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged or cut short: {error}") from None
+
+
+def _read(path: Path, file: BinaryIO, ndim: int, most: int) -> np.ndarray:
+    head = file.read(4)
+    if head != bytes([0, 0, _UBYTE, ndim]):
         raise DataError(
             f"{path} is not an IDX file of unsigned bytes with {ndim} axes: it starts with "
-            f"{data[:4].hex()} instead of {bytes([0, 0, _UBYTE, ndim]).hex()}"
+            f"{head.hex()} instead of {bytes([0, 0, _UBYTE, ndim]).hex()}"
         )
-    header = 4 + 4 * ndim
-    if len(data) < header:
+    sizes = file.read(4 * ndim)
+    if len(sizes) < 4 * ndim:
         raise DataError(f"{path} is cut short: it ends within its header")
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", ndim, offset=4))
-    if len(data) - header != math.prod(shape):
+    shape = struct.unpack(f">{ndim}I", sizes)
+    size = math.prod(shape)
+    if size > most:
         raise DataError(
-            f"{path} announces {math.prod(shape)} bytes for shape {shape} and holds "
-            f"{len(data) - header}: it is cut short or damaged"
+            f"{path} announces {size:,} bytes for shape {shape}, more than the {most:,} that a "
+            "file of its size may unpack to"
         )
-    if 0 in shape:
+    data = file.read(size)
+    if len(data) < size or file.read(1):
+        held = f"{len(data)}" if len(data) < size else "more"
+        raise DataError(
+            f"{path} announces {size} bytes for shape {shape} and holds {held}: it is cut short "
+            "or damaged"
+        )
+    if not size:
         raise DataError(f"{path} is empty: its shape is {shape}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _find(folder: Path, stem: str, ndim: int, missing_ok: bool = False) -> Path | None:

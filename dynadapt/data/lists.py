@@ -21,12 +21,15 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from dynadapt import files
 from dynadapt.data.decode import is_image, suffixes
 from dynadapt.errors import DataError, suggest
 
 Line = tuple[int, str, tuple[str, ...]]  # its number in the file, the path, the labels
 Row = tuple[str, tuple[int, ...]]  # the path, the numbers of its classes
 
+MAX_BYTES = 1 << 30  # of a text; a line of an image has less than 100
+MAX_WORDS = 100  # of a class whose name is told from the path by blanks alone
 ENDS = (".txt", ".csv", ".tsv")
 _HEADING = re.compile(
     r'"?(path|file|image|img|name|filename|file_name|filepath|file_path|image_path)s?"?'
@@ -45,6 +48,7 @@ def nfc(text: str) -> str:
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file; raises DataError for one that cannot be read as UTF-8."""
     try:
+        files.regular(file, MAX_BYTES)
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
@@ -160,7 +164,7 @@ def _columns(text: str, commas: bool, known: Collection[str]) -> list[str]:
         return words
     if found := _ends_like_an_image().fullmatch(text):
         return [found[1], found[2]]
-    for count in range(len(words) - 1, 0, -1):
+    for count in range(min(len(words) - 1, MAX_WORDS), 0, -1):
         if nfc(" ".join(words[-count:])) in known:
             return [text.rsplit(None, count)[0], " ".join(words[-count:])]
     return text.rsplit(None, 1)

@@ -19,6 +19,7 @@ count once. None of the sets had to be cut below 800 + 200. Left out are the set
 and depth, which have fewer than 400 images.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -32,8 +33,18 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from dynadapt.data import Benchmark, Info, check_split, digits, find_task, labelled, scenes
-from dynadapt.errors import DataError
+from dynadapt.data import (
+    Benchmark,
+    Info,
+    check_split,
+    decode,
+    digits,
+    find_task,
+    labelled,
+    reading,
+    scenes,
+)
+from dynadapt.errors import DataError, DynadaptError
 
 TITLE = "offline suite"
 FORMS = ("offline",)
@@ -105,12 +116,14 @@ def source(split: str, task: str = "", path: str = "") -> Crops:
     chosen = find_task(TASKS, task)
     check_split(split)
     start, stop = ROWS.get(split, (1000, 1000 + chosen.test))
-    rows = list(itertools.islice(_examples(task, path), start, stop))
+    with _reading(task, path):
+        rows = list(itertools.islice(_examples(task, path), start, stop))
     if not rows or split in ROWS and len(rows) < stop - start:
         raise DataError(f"{task} has only {len(rows)} examples of the {stop - start} of {split}")
     images, digest = [], hashlib.sha256()
     for _, label, read in rows:
-        images.append(read())
+        with _reading(task, path):
+            images.append(read())
         data = images[-1] if isinstance(images[-1], bytes) else np.asarray(images[-1]).tobytes()
         digest.update(b"%d %d " % (label, len(data)) + data)
     info = labelled(task, CLASSES[task], {split: len(rows)}, obtain(task), digest.hexdigest())
@@ -120,7 +133,8 @@ def source(split: str, task: str = "", path: str = "") -> Crops:
 def count_test(task: str, path: str = "") -> int:
     """Images of the test split, which are counted without being read."""
     chosen = find_task(TASKS, task)
-    return len(list(itertools.islice(_examples(task, path), 1000, 1000 + chosen.test)))
+    with _reading(task, path):
+        return len(list(itertools.islice(_examples(task, path), 1000, 1000 + chosen.test)))
 
 
 def obtain(task: str) -> str:
@@ -131,7 +145,22 @@ def obtain(task: str) -> str:
 def folder(path: str = "") -> Path:
     """The folder that holds the sets."""
     beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    return Path(path or os.environ.get("DYNADAPT_DATA") or beside).expanduser()
+    return Path(os.path.expanduser(path or os.environ.get("DYNADAPT_DATA") or beside))
+
+
+@contextlib.contextmanager
+def _reading(task: str, path: str) -> Iterator[None]:
+    """Turns what damaged files lead to, which is anything, into a DataError."""
+    try:
+        with reading(task):
+            yield
+    except DynadaptError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(
+            f"the files of {task} in {folder(path) / task} are damaged: {what}"
+        ) from error
 
 
 def _examples(task: str, path: str) -> Iterator[Example]:
@@ -193,8 +222,7 @@ def _omniglot(root: Path) -> Iterator[Example]:
 
 @functools.lru_cache(maxsize=4)
 def _pixels(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+    return decode.decode(file.read_bytes(), str(file))
 
 
 def _square(file: Path, y: float, x: float, side: int) -> np.ndarray:
@@ -236,7 +264,9 @@ def _nuclei(root: Path) -> Iterator[Example]:
     """Crops around a point, as wide as three nuclei of the image."""
     files = {file.stem: file for file in root.glob("*/images/*.jpg")}
     for name in _order(files):
-        with Image.open(files[name].parents[1] / "instances" / f"{name}.png") as image:
+        file = files[name].parents[1] / "instances" / f"{name}.png"
+        decode.decode(file.read_bytes(), str(file))  # raises where it is damaged
+        with Image.open(file) as image:
             instances = np.asarray(image).astype(int)
         for point, (label, y, x, side) in _points(name, instances).items():
             yield point, label, functools.partial(_square, files[name], y, x, side)

@@ -3,18 +3,27 @@
 TensorFlow is needed once, to prepare a set; reading never imports it.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from dynadapt.data import Info, Rows, labelled, parse
-from dynadapt.errors import DataError, suggest
+from dynadapt.data import MAX_CLASSES, Info, Rows, labelled, parse
+from dynadapt.errors import DataError, DynadaptError, suggest
 
 OBTAIN = (
     "prepare it once, with the extra dynadapt[data], by "
     'python -c "import tensorflow_datasets as tfds; '
     "tfds.builder({}, file_format='array_record').download_and_prepare()\""
 )
+# A builder's name, its config and its version. All else that TFDS takes for a name, such as
+# `huggingface:mnist`, it would fetch from elsewhere.
+_NAME = re.compile(r"\w{1,99}(/[\w.\-]{1,99})?(:[\d.*]{1,99})?", re.ASCII)
+_CLASSES = ("pythonClassName", "python_class_name", "type")  # where features.json names classes
 
 
 class Tfds:
@@ -63,7 +72,7 @@ def source(
     obtain = OBTAIN.format(repr(builder) + (f", data_dir={data_dir!r}" if data_dir else ""))
     elsewhere = OBTAIN.format(f"{builder!r}, data_dir='ANOTHER_FOLDER'")
     made = prepared(builder, data_dir, obtain, elsewhere)
-    name, features = made.info.full_name, dict(made.info.features.items())
+    name, features = made.info.full_name, features_of(made)
     for key, kind in ((image_key, tfds.features.Image), (label_key, tfds.features.ClassLabel)):
         if not isinstance(features.get(key), kind):
             fitting = [other for other, feature in features.items() if isinstance(feature, kind)]
@@ -72,7 +81,7 @@ def source(
             )
     info = labelled(
         name=name,
-        classes=tuple(features[label_key].names),
+        classes=classes_of(made, label_key),
         counts=counts(made),
         obtain=obtain,
         fingerprint=fingerprint(made),
@@ -93,10 +102,12 @@ def prepared(builder: str, data_dir: str, obtain: str, elsewhere: str) -> Any:
     """
     made = make(builder, data_dir)
     name, folder = made.info.full_name, made.data_dir
-    # TFDS warns of a folder that is not there, which the error says.
-    if not (made.data_path.is_dir() and made.is_prepared()):
+    with _reading(name, folder):
+        # TFDS warns of a folder that is not there, which the error says.
+        there = made.data_path.is_dir() and made.is_prepared()
+        formats = sorted(form.value for form in made.info.available_file_formats()) if there else []
+    if not there:
         raise DataError(f"{name} is not in {folder}; {obtain}")
-    formats = sorted(form.value for form in made.info.available_file_formats())
     if "array_record" not in formats:
         raise DataError(
             f"{name} in {folder} is stored as {', '.join(formats)}, which only TensorFlow reads; "
@@ -110,20 +121,50 @@ def counts(made: Any) -> dict[str, int]:
     return {part: given.num_examples for part, given in made.info.splits.items()}
 
 
+def features_of(made: Any) -> dict[str, Any]:
+    """The features of a builder by name; raises DataError where its metadata have none."""
+    with _reading(made.info.full_name, made.data_dir):
+        return dict(made.info.features.items())
+
+
+def classes_of(made: Any, key: str) -> tuple[str, ...]:
+    """The classes of a builder's feature; raises DataError for more than `MAX_CLASSES`."""
+    with _reading(made.info.full_name, made.data_dir):
+        feature = made.info.features[key]
+        if not 1 <= feature.num_classes <= MAX_CLASSES:
+            raise DataError(
+                f"{made.info.full_name} in {made.data_dir} has {feature.num_classes:,} classes, "
+                f"where 1 to {MAX_CLASSES:,} are served"
+            )
+        return tuple(feature.names)
+
+
 def tables(made: Any, split: str) -> dict[str, Any]:
     """Opens the base splits that `split` names, and no others; images stay encoded."""
     import tensorflow_datasets as tfds
 
-    features = made.info.features.items()
     decoders = {
         key: tfds.decode.SkipDecoding()
-        for key, feature in features
+        for key, feature in features_of(made).items()
         if isinstance(feature, tfds.features.Image)
     }
-    return {
-        part: made.as_data_source(part, decoders=decoders, file_format="array_record")
-        for part, _ in parse(split)
-    }
+    with _reading(made.info.full_name, made.data_dir):
+        return {
+            part: made.as_data_source(part, decoders=decoders, file_format="array_record")
+            for part, _ in parse(split)
+        }
+
+
+@contextlib.contextmanager
+def _reading(name: str, folder: str) -> Iterator[None]:
+    """Turns what TFDS raises over damaged files, which is anything, into a DataError."""
+    try:
+        yield
+    except DynadaptError:
+        raise
+    except Exception as error:
+        reason = _first_line(error)
+        raise DataError(f"cannot read {name} in {folder}: it is damaged ({reason})") from error
 
 
 def fingerprint(made: Any) -> str:
@@ -135,16 +176,29 @@ def fingerprint(made: Any) -> str:
 
 
 def make(name: str, data_dir: str, **settings: Any) -> Any:
-    """The TFDS builder of that name, whether its data are there or not; raises DataError."""
+    """The TFDS builder of that name, whether its data are there or not; raises DataError.
+
+    Nothing is fetched, and nothing is imported that is not of TFDS.
+    """
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
     if not name:
         raise DataError("the setting builder is empty; name a TFDS builder, such as cifar100")
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"TFDS cannot make the builder {name!r:.200} here; name one of its own, such as "
+            "cifar100, eurosat/rgb or kitti:3.3.0"
+        )
+    if "://" in data_dir:
+        raise DataError(
+            f"the data folder {data_dir!r:.200} is not on this machine; name one that is"
+        )
+    stem = re.split("[/:]", name)[0]
+    _check_classes(Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)) / stem)
     try:
         return tfds.builder(name, data_dir=data_dir or None, **settings)
     except tfds.core.DatasetNotFoundError:
-        stem = name.split("/")[0].split(":")[0]
         near = suggest(stem, known) if _near(stem, known) else "tfds.list_builders() names them"
         raise DataError(f"TFDS has no builder {name!r}; {near}") from None
     except ImportError as error:
@@ -152,8 +206,23 @@ def make(name: str, data_dir: str, **settings: Any) -> Any:
             f"the TFDS builder {name!r} cannot even be read here, {str(error).split(': ')[-1]}; "
             "choose another"
         ) from None
-    except (ValueError, AssertionError) as error:
+    except Exception as error:  # over damaged metadata TFDS raises anything
         raise DataError(f"TFDS cannot make the builder {name!r}: {_first_line(error)}") from None
+
+
+def _check_classes(folder: Path) -> None:
+    """Raises a DataError where metadata name a class that TFDS would import from elsewhere."""
+    for file in sorted(folder.glob("**/features.json")):
+
+        def check(values: dict[str, Any], file: Path = file) -> None:
+            for named in (values[key] for key in _CLASSES if key in values):
+                if isinstance(named, str) and not named.startswith("tensorflow_datasets."):
+                    raise DataError(f"{file} names the class {named!r}, which is none of TFDS")
+
+        try:
+            json.loads(file.read_bytes(), object_hook=check)
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"cannot read {file}: {_first_line(error)}") from None
 
 
 def _near(name: str, known: list[str]) -> bool:
@@ -161,4 +230,5 @@ def _near(name: str, known: list[str]) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

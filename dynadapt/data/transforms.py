@@ -17,19 +17,20 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from dynadapt.data import frames
-from dynadapt.data.decode import decode
+from dynadapt.data.decode import MAX_PIXELS, decode
 from dynadapt.data.fields import DENSE, Field
 from dynadapt.data.frames import Frame
 from dynadapt.errors import ConfigError, DataError, UnknownName, suggest
 
+MAX_SIDE = 8000  # pixels
+
 
 def _whole(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_SIDE
 
 
-def _number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and low <= value <= high
+def _number(value: Any, low: float = -1e6, high: float = 1e6) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def _pair(value: Any, fits: Callable[[Any], bool]) -> bool:
@@ -41,24 +42,24 @@ def _interval(value: Any) -> bool:
 
 
 # Kinds of settings: the type, what a literal must be in words, and its test or its choices.
-Length = Annotated[int, "a whole number of at least 1", _whole]
-Margin = Annotated[int, "a whole number of at least 0", lambda v: _whole(v, 0)]
+Length = Annotated[int, "a whole number of at least 1, at most 8,000", _whole]
+Margin = Annotated[int, "a whole number of at least 0, at most 8,000", lambda v: _whole(v, 0)]
 Share = Annotated[float, "a number between 0 and 1", lambda v: _number(v, 0, 1)]
 Shift = Annotated[float, "a number between 0 and 0.5", lambda v: _number(v, 0, 0.5)]
-Strength = Annotated[float, "a number of at least 0", lambda v: _number(v, 0)]
+Strength = Annotated[float, "a number of at least 0, at most 1,000,000", lambda v: _number(v, 0)]
 Interval = Annotated[
     tuple[float, float],
-    "two numbers (low, high) above 0",
-    lambda v: _interval(v) and v[0] > 0,
+    "two numbers (low, high) above 0.0001, at most 1,000,000",
+    lambda v: _interval(v) and v[0] > 1e-4,
 ]
 Angle = Annotated[
     float | tuple[float, float],
-    "an angle in degrees or two of them (low, high)",
+    "an angle in degrees or two of them (low, high), at most 1,000,000",
     lambda v: _number(v) or _interval(v),
 ]
 Canvas = Annotated[
     int | tuple[int, int],
-    "a whole number of at least 1 or two of them (h, w)",
+    "a whole number of at least 1 or two of them (h, w), at most 8,000",
     lambda v: _whole(v) or _pair(v, _whole),
 ]
 Method = Annotated[str, "resize method", tuple(frames.METHODS)]
@@ -257,7 +258,8 @@ class Pipeline:
             one without an image as it is.
 
         Raises:
-            DataError: for an image that cannot be decoded, or a field of another size.
+            DataError: for an image that cannot be decoded or would become too large, or a field of
+                another size.
         """
         if "image" not in example:
             return dict(example)
@@ -270,6 +272,8 @@ class Pipeline:
         for step in self._steps:
             if step.geometric:
                 frame = step(whole.size, rng)
+                if math.prod(frame.size) > MAX_PIXELS:
+                    raise DataError(f"{name} would get {frame.size} pixels (h, w) in {self.text!r}")
                 out = frames.warp_all(out, fields, frame)
                 whole = frames.compose(whole, frame)
             else:
@@ -323,9 +327,10 @@ def pipeline(text: str) -> Pipeline:
         return Pipeline(text, [])
     try:
         node = ast.parse(text.strip(), mode="eval").body
+        ast.unparse(node)  # fails where it is nested too deeply
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ConfigError(
-            f"cannot read the transforms {text!r}; write them as in 'resize(224)|flip'"
+            f"cannot read the transforms {text!r:.200}; write them as in 'resize(224)|flip'"
         ) from None
     calls = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
@@ -391,5 +396,5 @@ class _Words(ast.NodeTransformer):
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(_Words().visit(node))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise ValueError("its settings must be literals") from None

@@ -18,6 +18,7 @@ those of published results; a source's `info.name` tells the version.
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from dynadapt.data import (
     labelled,
     lists,
     parse,
+    reading,
     tfds,
 )
 from dynadapt.errors import DataError, UnknownName
@@ -231,7 +233,8 @@ def source(split: str, task: str = "", form: str = "tfds", path: str = "") -> An
     check_split(split)
     if form not in FORMS:
         raise UnknownName("form of vtab", form, FORMS)
-    return _from_tfds(split, chosen, path) if form == "tfds" else _from_folder(split, chosen, path)
+    with reading(task):
+        return (_from_tfds if form == "tfds" else _from_folder)(split, chosen, path)
 
 
 def splits(task: VtabTask, counts: Mapping[str, int]) -> dict[str, str]:
@@ -270,7 +273,7 @@ def _from_tfds(split: str, task: VtabTask, path: str) -> tfds.Tfds:
     made = tfds.prepared(task.builder, path, how, ELSEWHERE.format(task=task.name))
     counts = tfds.counts(made)
     texts = splits(task, counts)
-    names = task.names or tuple(dict(made.info.features.items())[task.feature].names)
+    names = task.names or tfds.classes_of(made, task.feature)
     if len(names) != task.classes:
         raise DataError(
             f"{made.info.full_name} has {len(names)} classes where VTAB-1K has {task.classes}; "
@@ -286,8 +289,7 @@ def _from_tfds(split: str, task: VtabTask, path: str) -> tfds.Tfds:
             image = decode.decode(image) * np.uint8(task.scale)
         return image, task.label(example)
 
-    text = texts[split]
-    return tfds.Tfds(tfds.tables(made, text), Rows(text, counts), info, read)
+    return tfds.Tfds(tfds.tables(made, texts[split]), Rows(texts[split], counts), info, read)
 
 
 def faults(task: VtabTask, path: str) -> list[str]:
@@ -367,8 +369,7 @@ def _from_folder(split: str, task: VtabTask, path: str) -> folder.Folder:
 
 
 def _find(task: VtabTask, path: str) -> Path:
-    name = task.folder or task.name
-    given = Path(path).expanduser()
+    given, name = Path(os.path.expanduser(path)), task.folder or task.name
     places = [place for place in (given / name, given / "vtab-1k" / name) if place.is_dir()]
     if not path or not places:
         raise DataError(f"there is no folder {name} of VTAB-1K in {path!r}; {OBTAIN_FOLDER}")

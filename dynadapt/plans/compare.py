@@ -14,7 +14,7 @@ from dynadapt import adapters, attach, backbones, choices, model, tasks, tree
 from dynadapt import config as configs
 from dynadapt.attach import Shared
 from dynadapt.context import Context
-from dynadapt.data import numbered
+from dynadapt.data import MAX_CLASSES, numbered
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
 from dynadapt.plans import compiled
@@ -45,10 +45,10 @@ def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
         `printed`; or `reason` where the method can't serve the backbone.
 
     Raises:
-        ConfigError: for an unknown backbone or method, or fewer than two classes.
+        ConfigError: for an unknown backbone or method, fewer than two classes or too many.
     """
-    if classes < 2:
-        raise ConfigError(f"classes must be at least 2, not {classes}")
+    if not 2 <= classes <= MAX_CLASSES:
+        raise ConfigError(f"classes must be at least 2 and at most {MAX_CLASSES:,}, not {classes}")
     names = chosen(methods)
     # Blocks of one kind are traced once; what is counted does not depend on it.
     bare = backbones.abstract(backbone, scan=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dynadapt import adapters, backbones, ranges, tree
+from dynadapt import adapters, backbones, choices, tree
 from dynadapt import config as configs
 from dynadapt.data import transforms
 from dynadapt.errors import ConfigError, UnknownName, suggest
@@ -139,8 +139,8 @@ def grid(config: ConfigDict, method: str, task: str) -> list[dict[str, float]]:
 def _check_values(value: str, given: Any, name: str) -> None:
     """Raises a ConfigError unless what a grid gives for a value is a row of fitting numbers."""
     row = given if isinstance(given, tuple | list) else ()
-    if not row or not all(ranges.inside(v, HYPER[value]) for v in row):
-        wanted = f"a row of numbers, each {ranges.words(HYPER[value])}"
+    if not row or not all(choices.inside(v, HYPER[value]) for v in row):
+        wanted = f"a row of numbers, each {choices.words(HYPER[value])}"
         raise ConfigError(f"{value} in the grid of {name} must be {wanted}, not {given!r}")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from dynadapt import backbones, files, tree
-from dynadapt.errors import CheckpointError, suggest
+from dynadapt.errors import CheckpointError, ConfigError, UnknownName, suggest
 from dynadapt.layers import SameKey
 from dynadapt.weights import pth, source
 from dynadapt.weights.published import Checkpoint, read
@@ -43,9 +43,13 @@ def locate(name: str) -> Path:
     """
     if name in shipped():
         return ASSETS / f"{name}.safetensors"
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"no weights at {name!r}; {_nearby(path)}")
+    path = Path(os.path.expanduser(name))
+    with source.reading(path):
+        there = path.exists()
+        if there and not path.is_dir():
+            files.regular(path)
+    if not there:
+        raise CheckpointError(f"no weights at {name!r:.300}; {_nearby(path)}")
     return path
 
 
@@ -56,7 +60,7 @@ def absolute(name: str) -> str:
     """
     if not name or name in shipped():
         return name
-    return os.path.abspath(Path(name).expanduser())
+    return os.path.abspath(os.path.expanduser(name))
 
 
 def _nearby(path: Path) -> str:
@@ -105,7 +109,12 @@ def build(checkpoint: Checkpoint, **known: Any) -> nnx.Module:
                 f"weights {path!r} don't tell {name}; taken for {fields[name]}, say {name}=… where "
                 "it is another"
             )
-    network = backbones.of(checkpoint.family, **fields)
+    try:
+        network = backbones.of(checkpoint.family, **fields)
+    except UnknownName:
+        raise
+    except ConfigError as error:
+        raise CheckpointError(f"the weights {path!r} describe {error}") from error
     try:
         return nnx.eval_shape(lambda: network(SameKey()))
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
@@ -206,16 +215,19 @@ def options(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def digest(path: Path) -> str:
     """SHA-256 of a file of weights; of the files' hashes where they are several in a folder."""
     found = source.parts(path)
-    hashes = [_sha256(file, *_stamp(file)) for file in found]
+    hashes = [_hash(file) for file in found]
     return hashes[0] if len(found) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _hash(file: Path) -> str:
+    with source.reading(file):
+        files.regular(file)
+        return _sha256(file, *_stamp(file))
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:
     """What changes where a file's content does: its size, its time and its inode."""
-    try:
-        found = file.stat()
-    except OSError as error:
-        raise CheckpointError(f"cannot read weights {str(file)!r}: {error.strerror}") from error
+    found = file.stat()
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ HEADS = ("head", "classifier")
 
 def refuse(file: Path, config: Mapping[str, Any], name: str, why: str) -> None:
     """Raises a CheckpointError about one option."""
-    raise CheckpointError(f"{file} has {name}={config.get(name)!r}; {why}")
+    raise CheckpointError(f"{file} has {name}={config.get(name)!r:.200}; {why}")
 
 
 def check(file: Path, config: Any) -> None:
@@ -36,6 +37,13 @@ def check(file: Path, config: Any) -> None:
         refuse(file, config, "r", "it must be a whole number of at least 1")
     if not _is_number(config.get("lora_alpha")):
         refuse(file, config, "lora_alpha", "it must be a number")
+    for name in ("use_dora", "use_rslora"):
+        if not isinstance(config.get(name) or False, bool):
+            refuse(file, config, name, "it must be true or false")
+    if not _is_number(config.get("lora_dropout") or 0):
+        refuse(file, config, "lora_dropout", "it must be a number")
+    if not _are_names(config.get("target_modules") or []):
+        refuse(file, config, "target_modules", "it must be a text or a list of them")
     if config.get("bias", "none") not in BIASES:
         refuse(file, config, "bias", f"it must be one of {', '.join(BIASES)}")
     saved = config.get("modules_to_save") or []
@@ -95,4 +103,10 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and abs(value) <= sys.float_info.max  # nor is NaN
+
+
+def _are_names(value: Any) -> bool:
+    names = [value] if isinstance(value, str) else value
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)

@@ -34,6 +34,7 @@ def read(path: str | Path) -> Any:
         CheckpointError: if it is missing, damaged or of another format.
     """
     try:
+        files.regular(path)
         with open(path, "rb") as file:
             head = file.read(512)
             if head.startswith(b"PK\x03\x04"):

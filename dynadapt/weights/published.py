@@ -149,7 +149,7 @@ def _own(found: source.SourceFile) -> Checkpoint:
             checkpoint.values[name] = value
     try:
         card = json.loads(found.metadata.get(METADATA, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{str(found.path)!r} has metadata that are no JSON") from error
     kinds = dict(family=str, publisher=str, prefix=str, config=dict)
     if not isinstance(card, dict) or any(

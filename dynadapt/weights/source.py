@@ -1,8 +1,8 @@
 """Reads files of weights in every format that publishers use, without torch and without pickle."""
 
+import contextlib
 import dataclasses
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,31 @@ def read(path: Path) -> SourceFile:
         CheckpointError: for what is missing, damaged or no weights.
         UnsafeCheckpointError: for a pickle that asks for more than weights need.
     """
-    card = path / "config.json" if path.is_dir() else path.with_name("config.json")
-    values = files.read_json(card) if card.is_file() else {}
-    found = SourceFile(path, {}, values if isinstance(values, dict) else {})
+    with reading(path):
+        card = path / "config.json" if path.is_dir() else path.with_name("config.json")
+        found = SourceFile(path, {}, files.read_json(card) if card.is_file() else {})
     for file in parts(path):
         _read(file, found)
     return found
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses, such as a closed folder, into a CheckpointError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a ValueError for a path that can't be one
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot read weights {str(path)!r:.300}: {reason}") from error
+
+
 def parts(path: Path) -> list[Path]:
     """The files of weights at a path: itself, or those in the folder."""
+    with reading(path):
+        return _parts(path)
+
+
+def _parts(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     held = [path / name for name in IN_FOLDER if (path / name).is_file()]
@@ -70,20 +85,21 @@ def parts(path: Path) -> list[Path]:
             raise CheckpointError(f"the folder {str(path)!r} holds {len(held)} files of weights")
     if held[0].suffix != ".json":
         return held[:1]
-    names = sorted(set(files.read_json(held[0]).get("weight_map", {}).values()))
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{held[0]} names a part outside its folder: {name!r}")
-    return [path / name for name in names]
+    names = files.read_json(held[0]).get("weight_map")
+    if not names or not isinstance(names, dict):
+        raise CheckpointError(f"{held[0]} has no weight_map, which names the parts of tensors")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise CheckpointError(f"{held[0]} names a part outside its folder: {name!r:.80}")
+    return [path / name for name in sorted(set(names.values()))]
 
 
 def _read(path: Path, found: SourceFile) -> None:
     """Adds what a file holds."""
-    try:
+    with reading(path):
+        files.regular(path)
         with open(path, "rb") as file:
             start = file.read(16)
-    except OSError as error:
-        raise CheckpointError(f"cannot read weights {str(path)!r}: {error.strerror}") from error
     if start[8:9] == b"{":
         found.tensors |= files.read_tensors(path)
         found.metadata |= files.read_metadata(path)
@@ -97,9 +113,9 @@ def _read(path: Path, found: SourceFile) -> None:
 
 def _has_arrays(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".npy") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
+        with open(path, "rb") as file:
+            return any(name.endswith(".npy") for name in files.zip_entries(file))
+    except Exception:  # a damaged file, of which the reader says more
         return False
 
 

@@ -125,7 +125,7 @@ def test_broken_files_are_named(photo, encode, monkeypatch):
         with pytest.raises(DataError, match="cannot decode cats/7.jpg"):
             transforms.pipeline("")({"image": broken, "name": "cats/7.jpg"})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(DataError, match="cannot decode cats/8.jpg: .*decompression bomb"):
+    with pytest.raises(DataError, match="cats/8.jpg: it has more than 64,000,000 pixels"):
         decode.decode(whole, "cats/8.jpg")
 
 

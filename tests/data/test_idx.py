@@ -68,7 +68,7 @@ def test_the_fingerprint_follows_the_pixels(made):
         (lambda raw: gzip.compress(raw)[:-20], "is damaged or cut short"),
         (lambda raw: gzip.compress(raw)[:30] + b"?" * 40, "is damaged or cut short"),
         (lambda raw: raw[:-1], r"announces 400 bytes for shape \(20, 5, 4\) and holds 399"),
-        (lambda raw: raw + b"!", "announces 400 bytes .* and holds 401"),
+        (lambda raw: raw + b"!", "announces 400 bytes .* and holds more"),
         (lambda raw: raw[:9], "ends within its header"),
         (lambda raw: b"\0\0\x0d\3" + raw[4:], "starts with 00000d03 instead of 00000803"),
         (lambda raw: b"\0\0\x08\1" + raw[4:], "3 axes"),

@@ -172,7 +172,10 @@ def test_only_a_fixed_scale_is_chosen():
         (dict(lr=("0.1",)), "above 0"),
         (dict(lr=(float("nan"),)), "above 0"),
         (dict(weight_decay=(-1.0,)), "numbers, each at least 0"),
-        (dict(drop_path=(1.0,)), "drop_path in the grid of lora/dtd must be a row of numbers, each in"),
+        (
+            dict(drop_path=(1.0,)),
+            "drop_path in the grid of lora/dtd must be a row of",
+        ),
         (dict(scale=(float("inf"),)), "numbers, each finite"),
         (dict(rate=(1.0,)), "unknown value 'rate' in grids"),
         (dict(weight_decy=(1.0,)), "did you mean 'weight_decay'?"),
