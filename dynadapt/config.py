@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dynadapt import adapters, backbones, data, optim, tasks, tree, weights
+from dynadapt import adapters, backbones, choices, data, optim, tasks, tree, weights
 from dynadapt.data import images, loader, transforms
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
