@@ -115,10 +115,10 @@ def test_orientation_is_applied(run, tmp_path):
 
 def test_a_record_does_not_depend_on_the_batch(run, tmp_path):
     images = write(tmp_path / "photos")
-    for size in (1, 4, 64, 10**11):
+    for size in (1, 4, 64, 10**6):
         assert main(command(run, images, tmp_path / str(size), f"--batch={size}")) == 0
     want = rows(tmp_path / "64")
-    for size in (1, 4, 10**11):
+    for size in (1, 4, 10**6):
         for got, row in zip(rows(tmp_path / str(size)), want, strict=True):
             assert (got["file"], got["prediction"]) == (row["file"], row["prediction"])
             assert float(got["probability"]) == pytest.approx(float(row["probability"]), abs=1e-5)
@@ -174,7 +174,7 @@ def test_mistakes(run, tmp_path, capsys):
         ([tmp_path / "nothing", tmp_path / "o"], "holds no images"),
         ([tmp_path / "bad", tmp_path / "o"], "none of the 1 images can be read"),
         ([images / "lost.txt", tmp_path / "o"], "line 2 of"),
-        ([images / "002.png", tmp_path / "o", "--batch=0"], "batch must be at least 1, not 0"),
+        ([images / "002.png", tmp_path / "o", "--batch=0"], "--batch must be from 1 to 1000000, not 0"),
         ([images / "002.png", images / "001.jpeg"], "must be a folder"),
         ([images / "002.png", tmp_path / "o", "--config.seed=1"], "takes no config"),
     ):
