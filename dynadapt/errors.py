@@ -24,7 +24,8 @@ class UnknownName(ConfigError):
     """A name that is not among the valid choices of its kind."""
 
     def __init__(self, kind: str, name: str, choices: Iterable[str]):
-        super().__init__(f"unknown {kind} {name!r:.200}; {suggest(name, choices)}")
+        shown = " ".join(f"{name!r:.200}".split())  # what a stranger's file says may be of any kind
+        super().__init__(f"unknown {kind} {shown}; {suggest(name, choices)}")
 
 
 class AttachError(ConfigError):

@@ -386,7 +386,8 @@ def test_names_that_no_file_system_has(name, tmp_path, capsys):
     for command in ("train", "verify"):
         options = OPTIONS if command == "train" else ()
         said = sentence(capsys, main([command, *options, f"--workdir={tmp_path / name}"]))
-        assert "give another --workdir" in said and said.isprintable() and len(said) < 300
+        wanted = "is no text in UTF-8" if "\udcff" in name else "give another --workdir"
+        assert wanted in said and said.isprintable() and len(said) < 300
     assert list(tmp_path.iterdir()) == []
 
 

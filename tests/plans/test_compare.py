@@ -209,7 +209,7 @@ def test_the_command_answers_in_json(capsys):
     ("options", "message"),
     [
         (["--methods=lorra"], "unknown method 'lorra'; did you mean 'lora'"),
-        (["--methods="], "give --methods=all"),
+        (["--methods="], "--methods= is empty"),
         (["--methods=all", "--config=x.py"], "takes no --config"),
         (["--methods=all", "--topology=h100"], "takes no --topology"),
         (["--methods=lora", "--config.adapter.rank=4"], "takes no --config.adapter.rank=4"),

@@ -47,7 +47,8 @@ def few(fabricate, tmp_path_factory):
 
 def options(work, path, *more, arg="lrs=2", tasks="kitti,svhn", methods="lora", seeds="0,1"):
     return [
-        *("vtab", "run", f"--config={CONFIG}:{arg}", f"--workdir={work}", f"--path={path}"),
+        *("vtab", "run", f"--config={CONFIG}:{arg}", f"--workdir={work}"),
+        *([f"--path={path}"] if path else []),
         *(f"--tasks={tasks}", f"--methods={methods}", f"--seeds={seeds}", "--population=2"),
         *("--backbone=vit_tiny", "--weights=random", *more),
     ]
@@ -395,7 +396,7 @@ def test_labels_out_of_range(split, fabricate, tmp_path, capsys):
     [
         (dict(tasks="kity"), "unknown task of vtab 'kity'; did you mean 'kitti'?"),
         (dict(methods="lorra"), "unknown method 'lorra'; did you mean 'lora'"),
-        (dict(methods=""), "give --methods"),
+        (dict(methods=""), "--methods= is empty"),
         (dict(seeds="one"), "seeds must be whole numbers"),
         (dict(tasks="dtd"), "dtd/3.0.1 is not in"),
         (dict(arg="lrs=0"), "lr in the grid of lora/svhn must be a row of numbers"),
@@ -418,7 +419,7 @@ def test_what_cannot_be_run(more, part, few, tmp_path, capsys):
         (["--form=folder"], "there is no folder svhn of VTAB-1K in"),
         (["--backbone=vit_tny"], "unknown backbone 'vit_tny'; did you mean 'vit_tiny'"),
         (["--weights=absent"], "absent"),
-        (["--population=0"], "population must be at least 1, not 0"),
+        (["--population=0"], "--population must be from 1 to 1000000, not 0"),
         (["--config.protocol.pol=mean"], "unknown config field 'protocol.pol'"),
         (["--config.protocol.normalise=imagnet"], "did you mean 'imagenet'"),
     ],
