@@ -162,7 +162,7 @@ def _report(host: str, port: int, number: int, deadline: float, timeout: int) ->
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as connection:
-                connection.settimeout(timeout)
+                connection.settimeout(timeout + HELLO)  # its answer comes at the end of its wait
                 connection.sendall(str(number).encode())
                 if answer := connection.recv(4096):
                     return json.loads(answer)
