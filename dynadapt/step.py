@@ -24,9 +24,9 @@ def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
 def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any) -> Any:
     """The function `step(state, frozen, batch, key, hyper=None) -> (state, logs)`.
 
-    Gradients are taken of the trained leaves alone. A bad step, of which the loss, the gradient or
-    any value of the new state is not finite, leaves the state as it was; `state["bad"]` counts it
-    and notes its number and its batch's indices. After `config.optim.bad_steps` of them no step
+    Gradients are taken of the trained leaves alone. A bad step, of which the loss, the gradient, a
+    new trained leaf or a statistic is not finite, leaves the state as it was; `state["bad"]` counts
+    it and notes its number and its batch's indices. After `config.optim.bad_steps` of them no step
     changes anything.
 
     With `config.optim.accumulate` a batch is cut into parts, one after another, and the sum of
@@ -105,7 +105,9 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
         if "ema" in state:
             new["ema"] = optim.ema(state["ema"], new["train"], config.optim.ema, number)
         logs = {**logs, "gradient_norm": norm}
-        going, fine = state["bad"]["count"] < config.optim.bad_steps, finite((logs, new))
+        going = state["bad"]["count"] < config.optim.bad_steps
+        # The optimizer's own values overflow no earlier than the gradient's norm or the update.
+        fine = finite((logs, new["train"], new["stats"]))
         bad = {"count": state["bad"]["count"] + 1, "step": number + 1, "index": index}
         state = sharding.settled(
             {
