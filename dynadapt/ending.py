@@ -25,6 +25,7 @@ _saving: list["Stop"] = []
 _heard: list[int] = []
 _watching: list["Watch"] = []
 _listeners: list[threading.Thread] = []
+_left: list[int] = []
 
 
 class Stop(threading.Event):
@@ -181,7 +182,10 @@ class Watch:
 
 
 def lost(numbers: list[int]) -> None:
-    """Ends this process as those are lost; where it was asked to end, with the code of that."""
+    """Ends this process as those are lost; where it was asked to end, with the code of that, and
+    where it has taken leave, with its own."""
+    if _left:  # all is done and told: the others may go first
+        os._exit(_left[0])
     names = ("process " if len(numbers) == 1 else "processes ") + ", ".join(map(str, numbers))
     code = 128 + _heard[0] if _heard else PEER_LOST
     end(code, f"{names} gave no sign of life, so that the others end, too")
@@ -211,6 +215,7 @@ def leave(code: int) -> None:
     """Takes leave of the other processes; after a failure they aren't waited for."""
     for one in _watching:
         if code in (0, *(128 + number for number in SIGNALS)):
+            _left.append(code)
             one.done()
         else:
             with contextlib.suppress(OSError, ValueError):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dynadapt import data, tasks
+from dynadapt import data, ending, tasks
 from dynadapt.main import main
 
 HERE = Path(__file__).parent
@@ -31,4 +31,6 @@ def registered() -> Iterator[None]:
 
 if __name__ == "__main__":
     with registered():
-        sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
+        ending.leave(code)
+        sys.exit(code)
