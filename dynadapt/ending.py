@@ -39,9 +39,14 @@ class Stop(threading.Event):
         self.set()
 
 
+def command() -> str:
+    """How the user calls this program: `dynadapt`, or the script that started it."""
+    return os.environ.get("DYNADAPT_COMMAND", "dynadapt")
+
+
 def again() -> str:
     """The command of this process; given again, it goes on where it was stopped."""
-    return shlex.join([os.environ.get("DYNADAPT_COMMAND", "dynadapt"), *sys.argv[1:]])
+    return shlex.join([command(), *sys.argv[1:]])
 
 
 def end(code: int, text: str) -> None:

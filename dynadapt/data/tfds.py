@@ -14,6 +14,7 @@ from typing import Any
 
 from dynadapt.data import MAX_CLASSES, Info, Rows, labelled, parse
 from dynadapt.errors import DataError, DynadaptError, suggest
+from dynadapt.files import first_line
 
 OBTAIN = (
     "prepare it once, with the extra dynadapt[data], by "
@@ -163,7 +164,7 @@ def _reading(name: str, folder: str) -> Iterator[None]:
     except DynadaptError:
         raise
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise DataError(f"cannot read {name} in {folder}: it is damaged ({reason})") from error
 
 
@@ -207,7 +208,7 @@ def make(name: str, data_dir: str, **settings: Any) -> Any:
             "choose another"
         ) from None
     except Exception as error:  # over damaged metadata TFDS raises anything
-        raise DataError(f"TFDS cannot make the builder {name!r}: {_first_line(error)}") from None
+        raise DataError(f"TFDS cannot make the builder {name!r}: {first_line(error)}") from None
 
 
 def _check_classes(folder: Path) -> None:
@@ -222,13 +223,8 @@ def _check_classes(folder: Path) -> None:
         try:
             json.loads(file.read_bytes(), object_hook=check)
         except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"cannot read {file}: {_first_line(error)}") from None
+            raise DataError(f"cannot read {file}: {first_line(error)}") from None
 
 
 def _near(name: str, known: list[str]) -> bool:
     return "did you mean" in suggest(name, known)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]

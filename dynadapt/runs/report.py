@@ -1,10 +1,10 @@
 """The table at the end of training."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from dynadapt import config as configs
+from dynadapt.ending import command
 from dynadapt.errors import ConfigError
 from dynadapt.runs.journal import show_table, size_text
 
@@ -45,11 +45,6 @@ def show(results: list[dict[str, Any]], folder: Path, others: str = "") -> None:
     columns = ["method", headline, "trained", "with head", "of backbone", "file", "images/s"]
     show_table(f"{folder}", columns, rows)
     print(_next(results, folder, others))
-
-
-def command() -> str:
-    """How the user calls this program: `dynadapt`, or the script that started it."""
-    return os.environ.get("DYNADAPT_COMMAND", "dynadapt")
 
 
 def _next(results: list[dict[str, Any]], folder: Path, others: str) -> str:
