@@ -7,9 +7,11 @@ parameter paths do not move; every new path holds the segment `adapter`.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import tree
@@ -25,11 +27,27 @@ class Adapted(nnx.Module):
     """Mixin that a host gains: its call goes through `self.adapter`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.adapter(self, *args, **kwargs)
+        answer = self.adapter(self, *args, **kwargs)
+        ctx = args[-1] if args and isinstance(args[-1], Context) else Context()
+        if ctx.probe == "branches" and hasattr(answer, "shape"):
+            bare = self.bare(*args[:-1], ctx.replace(tape={}), **kwargs)
+            site = getattr(self, "name", type(self).__name__.removeprefix("Adapted").lower())
+            ctx.record(f"branch/{site}", _ratio(answer, bare, args[0], math.prod(ctx.grid)))
+        return answer
 
     def bare(self, *args: Any, **kwargs: Any) -> Any:
         """The host's own answer, as if it had no adapter."""
         return super().__call__(*args, **kwargs)
+
+
+def _ratio(answer: Any, bare: Any, x: Any, tokens: int) -> Any:
+    """The root mean square of what an adapter adds to patch tokens over that of the stream `x`.
+
+    A layer that changes the width has none: then over that of its bare answer.
+    """
+    answer, bare, x = (v[:, -tokens:].astype(jnp.float32) for v in (answer, bare, x))
+    base = x if x.shape == bare.shape else bare
+    return jnp.sqrt(jnp.square(answer - bare).mean() / jnp.square(base).mean())
 
 
 @functools.cache

@@ -360,7 +360,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def completed(values: dict[str, Any]) -> ConfigDict:
     """A config from plain values of this or an earlier version.
 
-    What was added since has its default; what is no more is left out.
+    What was added since has its default, or what the method does without it; what is no more is
+    left out.
     """
     given = from_plain(values)
     made = default(
@@ -369,6 +370,7 @@ def completed(values: dict[str, Any]) -> ConfigDict:
         task=given.task.name,
         data_set=given.data.name,
     )
+    made.adapter.update(adapters.before(given.adapter.name))
     for key in made:
         if key not in given:
             continue

@@ -31,6 +31,8 @@ class Context:
         drop_path: drop rate of this layer's residual branches, or None for no drop-path.
         shared: the modules that adapters on the root lend to all layers, by their class.
         tape: where `record` writes; `fold` opens a new one for each block.
+        probe: static; "branches" records what adapters add, over what they add to, and "mean" puts
+            means over the batch in the place of what layers make from each input.
     """
 
     grid: tuple[int, int] = (0, 0)
@@ -41,6 +43,7 @@ class Context:
     drop_path: Any = None
     shared: Mapping[type, Any] = dataclasses.field(default_factory=dict)
     tape: Tape = dataclasses.field(default_factory=dict)
+    probe: str = ""
 
     def replace(self, **changes: Any) -> "Context":
         """This context with some fields changed; the tape stays the same object unless given."""
@@ -49,6 +52,15 @@ class Context:
     def random(self, name: str) -> Array:
         """A key for the choice `name` of this layer."""
         return jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+    def made(self, name: str, value: Array) -> Array:
+        """Records what a layer makes from its input, `b …`, and answers what it shall use."""
+        self.record(name, value)
+        if self.probe != "mean":
+            return value
+        mask = jnp.ones(len(value)) if self.mask is None else self.mask
+        share = (mask / mask.sum()).astype(value.dtype)
+        return jnp.broadcast_to(jnp.einsum("b...,b->...", value, share)[None], value.shape)
 
     def record(self, name: str, value: Array) -> None:
         """Writes a value on the tape.

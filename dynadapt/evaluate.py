@@ -15,6 +15,7 @@ from dynadapt.runs import product
 from dynadapt.runs.predictions import Predictions
 
 Array = jax.Array
+FINITE = "features/finite"
 Record = Callable[[Mapping[str, np.ndarray], dict[str, Any]], None]
 
 
@@ -26,7 +27,8 @@ def make_step(graph: Any, task: Any, config: Any) -> Any:
 def pure_step(graph: Any, task: Any, config: Any) -> Any:
     """The function `step(kept, frozen, batch, hyper=None) -> (rows, answers)`.
 
-    `kept` is what `step.best` gives; rows and answers are those of the task, `b …` each.
+    `kept` is what `step.best` gives; rows and answers are those of the task, `b …` each. Rows say
+    besides whether an example's features are finite.
     """
 
     def step(
@@ -34,8 +36,10 @@ def pure_step(graph: Any, task: Any, config: Any) -> Any:
     ) -> tuple[Any, Any]:
         batch = inputs.prepared(task, batch, config, None, False)
         network = nnx.merge(graph, kept["train"], kept["stats"], frozen)
-        outputs = model.outputs(network, batch, Context(), task, config, hyper or {})
-        return task.rows(outputs, batch), task.answer(outputs, batch)
+        ctx = Context()
+        outputs = model.outputs(network, batch, ctx, task, config, hyper or {})
+        rows = {**task.rows(outputs, batch), FINITE: ctx.tape[FINITE]}
+        return rows, task.answer(outputs, batch)
 
     return step
 
@@ -61,7 +65,7 @@ def evaluate(
         record: gets the answer to each example of this process, and its row of the batch.
 
     Raises:
-        TrainingError: for a metric that is not finite.
+        TrainingError: for features or a metric that are not finite.
     """
     parts = []
     for batch in batches:
@@ -74,7 +78,14 @@ def evaluate(
                 one = {k: v[i] for k, v in answers.items()}
                 record(one, {k: v[i] for k, v in batch.items()})
     every = processes.gather_rows({k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
-    found = task.value(in_order(every, every.pop("batch/index"), every.pop("batch/mask")))
+    every = in_order(every, every.pop("batch/index"), every.pop("batch/mask"))
+    fine = every.pop(FINITE)
+    if not fine.all():
+        raise TrainingError(
+            f"the features of {np.sum(~fine)} of {len(fine)} examples are not finite, the first of "
+            f"them example {np.argmin(fine)}: the model is of no use"
+        )
+    found = task.value(every)
     for name, value in found.items():
         if not np.isfinite(value):
             raise TrainingError(f"the evaluation's {name} is not finite: the model is of no use")

@@ -26,10 +26,38 @@ class Model(nnx.Module):
         self.backbone, self.head = backbone, head
 
     def __call__(self, inputs: Array, ctx: Context, parts: int = 1) -> Any:
-        """The outputs; the backbone may see the batch in several parts, one after another."""
+        """The outputs; the backbone may see the batch in several parts, one after another.
+
+        Recorded: `features/variance` (see `variance`), and `features/finite`, whether all features
+        of an example are, `b`.
+        """
         if parts == 1:
-            return self.head(self.backbone(inputs, ctx), ctx)
-        return self.head(_in_parts(self.backbone, inputs, ctx, parts), ctx)
+            found = self.backbone(inputs, ctx)
+        else:
+            found = _in_parts(self.backbone, inputs, ctx, parts)
+        ctx.record("features/variance", variance(found, ctx.mask))
+        last = (found.maps[-1], found.tokens)
+        finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in last]
+        ctx.record("features/finite", jnp.logical_and(*finite))
+        return self.head(found, ctx)
+
+
+def variance(features: Any, mask: Array | None = None) -> Array:
+    """How far examples differ: their variance over their mean square, from 0 (all equal) to 1.
+
+    Of class tokens where there are, else of means over positions. `mask` is 1 for each example
+    that counts.
+    """
+    last = features.maps[-1].astype(jnp.float32)
+    seen = last.mean(tuple(range(1, last.ndim - 1)))
+    if features.tokens.shape[1]:
+        seen = features.tokens[:, 0].astype(jnp.float32)
+    mask = jnp.ones(len(seen)) if mask is None else mask
+    share = (mask / jnp.maximum(mask.sum(), 1.0))[:, None]
+    centre = (share * seen).sum(0)
+    # Differences, since squares of large means cancel.
+    between = (share * jnp.square(seen - centre[None])).sum()
+    return between / jnp.maximum(between + jnp.square(centre).sum(), 1e-30)
 
 
 class Parts(NamedTuple):

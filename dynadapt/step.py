@@ -15,6 +15,11 @@ from dynadapt.model import Hyper
 
 Array = jax.Array
 
+# How far the features of a batch's examples differ (`model.variance`).
+VARIANCE = "features/variance"
+# Below this share of the most that it was, the features no longer tell images apart.
+COLLAPSED = 0.1
+
 
 def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
     """The jitted `step(state, frozen, batch, key) -> (state, logs)`; the state is donated."""
@@ -27,7 +32,8 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
     Gradients are taken of the trained leaves alone. A bad step, of which the loss, the gradient, a
     new trained leaf or a statistic is not finite, leaves the state as it was; `state["bad"]` counts
     it and notes its number and its batch's indices. After `config.optim.bad_steps` of them no step
-    changes anything.
+    changes anything. `state["variance"]` has a running mean of the features' variance, `now`, and
+    the `most` that it was.
 
     With `config.optim.accumulate` a batch is cut into parts, one after another, and the sum of
     their losses is divided once, by the weight of the whole batch. Where batch statistics are
@@ -59,7 +65,7 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
         )
         total, weight, logs = task.loss(outputs, batch)
         added = {k: v for k, v in ctx.tape.items() if k.startswith("loss/")}
-        logs = {**logs, **added}
+        logs = {**logs, **added, VARIANCE: ctx.tape[VARIANCE]}
         if summed:
             loss = total + weight * sum(added.values())
             logs = {k: weight * v for k, v in logs.items()}
@@ -102,6 +108,7 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
         norm = optax.tree.norm(grads)
         updates, opt = tx_of(hyper).update(grads, state["opt"], state["train"])
         new = {"train": optax.apply_updates(state["train"], updates), "stats": moved, "opt": opt}
+        new["variance"] = _followed(state["variance"], logs[VARIANCE])
         if "ema" in state:
             new["ema"] = optim.ema(state["ema"], new["train"], config.optim.ema, number)
         logs = {**logs, "gradient_norm": norm}
@@ -119,6 +126,18 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
         return state, {**logs, "bad": (~fine).astype(jnp.float32)}
 
     return step
+
+
+def _followed(variance: dict[str, Array], value: Array) -> dict[str, Array]:
+    """The running mean over about ten steps, and its largest value."""
+    first = variance["most"] < 0
+    now = jnp.where(first, value, 0.9 * variance["now"] + 0.1 * value)
+    return {"now": now, "most": jnp.maximum(variance["most"], now)}
+
+
+def collapsed(variance: Any) -> Any:
+    """Whether features lost what told images apart; `variance` is that of one state, or of many."""
+    return variance["now"] < COLLAPSED * variance["most"]
 
 
 def finite(values: Any) -> Array:
@@ -139,7 +158,10 @@ def mean(total: Array, weight: Array) -> Array:
 
 
 def initial_state(train: Any, stats: Any, tx: Any, config: Any) -> dict[str, Any]:
-    """What a step changes: trained leaves, statistics, optimizer, running mean, step, bad steps."""
+    """What a step changes.
+
+    Trained leaves, statistics, optimizer, running mean, step, bad steps, variance of features.
+    """
     state = {
         "train": train,
         "stats": stats,
@@ -150,6 +172,7 @@ def initial_state(train: Any, stats: Any, tx: Any, config: Any) -> dict[str, Any
             "step": jnp.full((), -1, jnp.int32),
             "index": jnp.zeros(config.input.batch_size, jnp.int32),
         },
+        "variance": {"now": jnp.zeros((), jnp.float32), "most": jnp.full((), -1.0, jnp.float32)},
     }
     if config.optim.ema:
         state["ema"] = jax.tree.map(jnp.copy, train)

@@ -19,7 +19,7 @@ from dynadapt.runs import checkpoint, claims, product, workdir
 from dynadapt.runs.journal import Journal
 from dynadapt.runs.predictions import Predictions
 from dynadapt.runs.stop import Preempted, asked, interruptible, stop_signal
-from dynadapt.step import best, initial_state, make_step
+from dynadapt.step import best, collapsed, initial_state, make_step
 
 Array = jax.Array
 
@@ -79,7 +79,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
         state, done, losses, laps = restore(saved, state, stream, origin, config)
         if first:
             workdir.start(config, folder)
-        speed, bad = Speed(*laps), int(state["bad"]["count"])
+        speed, bad, fell = Speed(*laps), int(state["bad"]["count"]), False
         with Journal(
             folder, steps, tensorboard=config.log.tensorboard, silent=not first, resumed=done
         ) as journal:
@@ -117,6 +117,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                     **workdir.known_by(config),
                     "losses": known_logs(losses),
                     "bad": {k: int(state["bad"][k]) for k in ("count", "step")},
+                    "variance": {k: float(v) for k, v in state["variance"].items()},
                     "skipped": stream.skipped,
                     "laps": speed.laps,
                 }
@@ -143,6 +144,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                     if shown:
                         values = mean_logs(losses)
                         losses = []
+                        fell = check_collapse(state, fell, done, journal.say)
                         rate = speed.lap(done, config.input.batch_size)
                         values["images_per_second"] = rate
                         journal.progress(done, values)
@@ -178,6 +180,8 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 "images_per_second": round(speed.mean(config.input.batch_size), 1),
                 "steps": steps,
                 "skipped_images": len(stream.skipped),
+                "features_variance": round(float(state["variance"]["now"]), 6),
+                "collapsed": bool(collapsed(state["variance"])),
                 "adapter": str(folder / "adapter"),
             }
             workdir.finish(folder, result)
@@ -207,7 +211,8 @@ def restore(
             )
     stream.set_state(position)
     stream.skipped.update(meta["skipped"])
-    numbers = {"step": done, "bad": {**state["bad"], **meta.get("bad", {})}}
+    numbers = {"step": done}
+    numbers |= {k: {**state[k], **meta.get(k, {})} for k in ("bad", "variance")}
     numbers = {k: _placed(v, state[k]) for k, v in numbers.items()}
     state = {**state, **kept, "opt": opt, **numbers}
     return state, done, meta["losses"], meta.get("laps", [])
@@ -254,6 +259,21 @@ def check_bad(state: dict[str, Any], config: Any, told: int, say: Callable[[str]
         )
     say(f"{what}; the step is skipped, as {count} of {most} that end the run")
     return count
+
+
+def check_collapse(
+    state: dict[str, Any], told: bool, step: int, say: Callable[[str], None]
+) -> bool:
+    """Whether features collapsed, now or before; says so once."""
+    variance = {k: float(v) for k, v in state["variance"].items()}
+    if told or not collapsed(variance):
+        return told
+    say(
+        f"warning: at step {step} the features hardly differ between images: their variance over "
+        f"images, relative, is {variance['now']:.2g} and was {variance['most']:.2g}; the model may "
+        "answer the same to all of them; try a smaller optim.lr, adapter.scale or rank"
+    )
+    return True
 
 
 def known_logs(logs: list[dict[str, Array]]) -> list[dict[str, float]]:

@@ -17,6 +17,10 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("DYNADAPT_ORACLES", str(ROOT.parent / "shared" / "oracles"))
 os.environ.setdefault("DYNADAPT_DATA", str(ROOT.parent / "shared" / "data"))
 
+# Emitters of before compile three times as fast, to programs that take longer. Whoever sets
+# XLA_FLAGS for a process of a test keeps them.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
 # Many tests run the same small program; it is compiled once in a session.
 _cache = tempfile.TemporaryDirectory(prefix="dynadapt-tests-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
@@ -30,8 +34,16 @@ def _optimize(whole: bool) -> None:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(not whole)  # of processes that a test starts
 
 
+# Fixtures whose making takes long, for whichever test comes first.
+SLOW_FIXTURES = {"vtab_tfds", "vtab_folder"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is exhaustive, unless it is asked for."""
+    """Leaves out what is exhaustive, unless it is asked for; marks users of slow fixtures."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     if "exhaustive" not in config.option.markexpr:
         left = [item for item in items if item.get_closest_marker("exhaustive")]
         items[:] = [item for item in items if item not in left]

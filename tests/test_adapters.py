@@ -109,6 +109,10 @@ ALWAYS = ("adapter_x", "bitfit", "dapt", "full", "iconformer", "lora", "ssf", "v
 most_methods = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.exhaustive) for n in METHODS]
 )
+# What takes ten trained steps is slow for the others.
+trained_methods = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.slow) for n in METHODS]
+)
 folding = [(name, {}) for name, method in METHODS.items() if method.merges]
 
 
@@ -236,7 +240,7 @@ def test_a_changed_adapter_has_an_effect(name):
     assert np.abs(logits(network, inputs(name, 3)) - before).max() > 1e-3
 
 
-@every_method
+@trained_methods
 def test_what_trains_and_what_is_frozen(name):
     history = trained(name)
     for path in history["train"]:
@@ -246,7 +250,7 @@ def test_what_trains_and_what_is_frozen(name):
     assert {"head/linear/kernel", "head/linear/bias"} <= history["train"].keys()
 
 
-@every_method
+@trained_methods
 def test_only_trained_leaves_change(name):
     history = trained(name)
     after = history["at"][5][0]
@@ -275,7 +279,7 @@ def test_a_training_step_changes_nothing_in_the_frozen_model(name):
         np.testing.assert_array_equal(after[path], x)
 
 
-@every_method
+@trained_methods
 def test_the_optimizer_holds_trained_leaves_alone(name):
     history = trained(name)
     moments = {p: x for p, x in history["opt"].items() if "/mu/" in p or "/nu/" in p}
@@ -290,7 +294,7 @@ def test_the_optimizer_holds_trained_leaves_alone(name):
     assert sum(x.nbytes for x in moments.values()) == 2 * size
 
 
-@every_method
+@trained_methods
 def test_every_trained_leaf_gets_a_gradient_within_three_steps(name):
     opt = trained(name)["at"][3][1]
     first_moments = {p: x for p, x in opt.items() if "/mu/" in p}
@@ -356,14 +360,16 @@ def test_a_normalised_kernel_has_mean_zero_and_deviation_one():
 
 
 def quick(name, form):
-    """Without `slow`, the forms run where adapters lie inside the fold."""
-    return METHODS[name].trains is in_adapter and (form == "scan" or name == "iconformer")
+    """Without `slow`, the forms run for some of those whose adapters lie inside the fold."""
+    inside = METHODS[name].trains is in_adapter and name in ALWAYS
+    return inside and (form == "scan" or name == "iconformer")
 
 
 def form_marks(name, form):
     if quick(name, form):
         return ()
-    return pytest.mark.slow if name in ALWAYS else pytest.mark.exhaustive
+    inside = METHODS[name].trains is in_adapter and form == "scan"
+    return pytest.mark.slow if name in ALWAYS or inside else pytest.mark.exhaustive
 
 
 FORMS = [
@@ -991,7 +997,7 @@ def test_the_identity_bias_starts_at_the_centre_delta():
     assert bias[1, 1].tolist() == [1, 1, 1] and bias.sum() == 3
 
 
-def by_hand(adapter, x, grid, prefix):
+def by_hand(adapter, x, grid, prefix, scaled):
     """The branch of one adapter in numpy: loops over instances and channels."""
     w = {k: np.asarray(v, np.float64) for k, v in tree.leaves(nnx.state(adapter)).items()}
     h = np.maximum(x @ w["down/kernel"] + w["down/bias"], 0)
@@ -999,7 +1005,10 @@ def by_hand(adapter, x, grid, prefix):
     out = h.copy()
     for b in range(len(x)):
         m = h[b, -n:].reshape(*grid, -1)
-        taps = m.mean((0, 1)) @ w["icon/dense/kernel"] + w["icon/dense/bias"]
+        mean = m.mean((0, 1))
+        if scaled:
+            mean = (mean - mean.mean()) / np.sqrt(mean.var() + 1e-6) / len(mean)
+        taps = mean @ w["icon/dense/kernel"] + w["icon/dense/bias"]
         taps = taps.reshape(3, 3, -1)
         padded = np.pad(m, ((1, 1), (1, 1), (0, 0)))
         for i in range(grid[0]):
@@ -1015,8 +1024,9 @@ def by_hand(adapter, x, grid, prefix):
 
 @pytest.mark.parametrize("placement", ["parallel_mlp", "sequential_mlp", "parallel_attn"])
 @pytest.mark.parametrize("prefix", ["identity", "center", "drop"])
-def test_the_branch_equals_numpy(prefix, placement):
-    network = stirred("iconformer", prefix=prefix, placement=placement)
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_branch_equals_numpy(scaled, prefix, placement):
+    network = stirred("iconformer", scaled=scaled, prefix=prefix, placement=placement)
     host = (
         network.backbone.blocks[1].attn if "attn" in placement else network.backbone.blocks[1].mlp
     )
@@ -1024,7 +1034,7 @@ def test_the_branch_equals_numpy(prefix, placement):
     ctx = Context(grid=(3, 2), prefix=2)
     y = np.asarray(host.bare(jnp.asarray(x, jnp.float32), ctx), np.float64)
     seen = x + y if placement == "sequential_mlp" else x
-    wanted = y + by_hand(host.adapter, seen, (3, 2), prefix)
+    wanted = y + by_hand(host.adapter, seen, (3, 2), prefix, scaled)
     found = host(jnp.asarray(x, jnp.float32), ctx)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
@@ -1036,7 +1046,8 @@ OPTIONS = [
     dict(filter_norm=True),
     dict(learn_scale=True, scale=1),
     dict(ln_before=True),
-    dict(identity_bias=True),
+    dict(identity_bias=False),
+    dict(scaled=False),
     *(dict(kernels=k) for k in ("static", "none")),
     dict(kernel=5),
     dict(kernel=1, scale=2),
@@ -1071,6 +1082,7 @@ _CHOICES = dict(
     learn_scale=[False, True],
     ln_before=[False, True],
     identity_bias=[False, True],
+    scaled=[False, True],
     kernels=["dynamic", "static", "none"],
     kernel=[1, 3, 5],
 )

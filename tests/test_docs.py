@@ -72,6 +72,7 @@ def test_the_guides_method_is_gone_afterwards():
     assert f"{adapters.__name__}.{NAME}" not in sys.modules
 
 
+@pytest.mark.slow
 def test_the_guides_use_prints_what_it_says(method, capsys):
     exec(compile(blocks(GUIDE, "python")[1], str(GUIDE), "exec"), {})
     assert [capsys.readouterr().out] == blocks(GUIDE, "")

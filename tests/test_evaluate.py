@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from dynadapt import evaluate, files, inputs, sharding
+from dynadapt.errors import TrainingError
 from dynadapt.main import main
 from dynadapt.runs import product
 
@@ -121,6 +123,7 @@ def test_the_run_left_a_small_file(made):
     assert size == result["adapter_bytes"] <= result["trained_bytes"] + 8 * 1024
 
 
+@pytest.mark.slow
 def test_the_running_mean_is_what_is_kept(made, tmp_path):
     """Evaluated and stored leaves are the mean; those of a run without it differ."""
     work = tmp_path / "run"
@@ -137,3 +140,19 @@ def test_eval_out_into_no_folder(made, tmp_path, capsys):
         assert main(["eval", f"--workdir={made}", f"--out={out}"]) == 2
         err = capsys.readouterr().err
         assert str(out) in err and err.count("\n") == 1
+
+
+def test_features_that_are_not_finite_are_refused():
+    """Whatever a metric makes of them."""
+
+    class Counts:
+        def value(self, rows):
+            return {"examples": len(rows["x"])}
+
+    def step(kept, frozen, batch):
+        fine = jnp.array([True, True, False, True])
+        return {"x": jnp.ones(4), evaluate.FINITE: fine}, {}
+
+    batch = {"index": np.array([7, 3, 9, 5]), "mask": np.ones(4, np.float32)}
+    with pytest.raises(TrainingError, match="features of 1 of 4 examples .* example 3: the model"):
+        evaluate.evaluate(step, Counts(), {}, {}, [batch], sharding.make_mesh())

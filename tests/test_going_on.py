@@ -34,6 +34,7 @@ def stopped(tmp_path, monkeypatch):
     return work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     ["input.threads=2", "save_every=3", "input.eval_batch_size=7", "backbone.scan", "eval_every=2"],
@@ -56,6 +57,7 @@ def test_its_speed_is_that_of_its_steps(stopped):
     assert steps(stopped)[-1] == 6
 
 
+@pytest.mark.slow
 def test_more_steps_where_the_schedule_allows_them(tmp_path, capsys):
     constant = ("--config.optim.schedule=constant", "--config.optim.warmup=0.0")
     work, whole = tmp_path / "run", tmp_path / "whole"
@@ -80,6 +82,7 @@ def test_more_steps_of_a_cosine_would_change_what_is_done(tmp_path, capsys):
     assert "cosine schedule with warmup 0.1" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_smallest_batches_train(size, tmp_path):
     assert start(tmp_path / "run", f"--config.input.batch_size={size}") == 0

@@ -19,7 +19,7 @@ ROOMS = (
     {"commands"},
     {"bench"},
     {"sweep"},
-    {"plans"},
+    {"plans", "figures"},
     {"train", "predict", "serving", "convert"},
     {"evaluate"},
     {"runs"},

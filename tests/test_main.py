@@ -274,6 +274,7 @@ def test_the_module_is_the_command(tmp_path):
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /dev/full")
 @pytest.mark.parametrize("json_too", [(), ("--json",)])
 def test_an_output_that_cannot_be_written(json_too):

@@ -25,6 +25,7 @@ def test_routing_is_a_softmax_of_cosines():
     np.testing.assert_allclose(mixture.route(3.0 * q, 0.1 * e, 0.2), found, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_routing_of_the_zero_vector_is_uniform_with_a_finite_gradient():
     (e,) = draw(2, (3, 7))
     zero = jnp.zeros((1, 7))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import config, files, model, tasks, tree
+from dynadapt import backbones, config, files, model, tasks, tree
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError
 from tests import infos
@@ -113,3 +113,16 @@ def test_image_size_zero_is_the_variants_own():
     assert model.bare_backbone(c).image_size == 8
     c.backbone.image_size = 0
     assert model.bare_backbone(c).image_size == 32
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_the_variance_of_features_by_hand(tokens):
+    rng = np.random.default_rng(2)
+    m = rng.normal(size=(5, 3, 3, 4)).astype(np.float32) + 1
+    t = rng.normal(size=(5, tokens, 4)).astype(np.float32)
+    mask = np.array([1, 1, 0, 1, 1], np.float32)
+    seen = (t[:, 0] if tokens else m.mean((1, 2)))[mask > 0]
+    found = model.variance(backbones.Features((jnp.asarray(m),), jnp.asarray(t)), mask)
+    np.testing.assert_allclose(found, seen.var(0).sum() / np.square(seen).mean(0).sum(), rtol=1e-5)
+    same = backbones.Features((jnp.ones_like(m),), jnp.ones_like(t))
+    assert model.variance(same) == 0

@@ -47,16 +47,19 @@ def top1(work, *more, capsys):
     return next(float(r.split("│")[2]) for r in rows if "top1" in r)
 
 
+@pytest.mark.slow
 def test_it_learns(made, capsys):
     assert top1(made[1], capsys=capsys) > 90
 
 
+@pytest.mark.slow
 def test_a_subset_of_the_classes_keeps_their_numbers(made, tmp_path, capsys):
     """Numbered anew, red would be class 0."""
     write(tmp_path / "test", names=("red",), seed=2)
     assert top1(made[1], f"--data={tmp_path}", capsys=capsys) > 90
 
 
+@pytest.mark.slow
 def test_a_folder_without_splits_is_evaluated_whole(made, tmp_path, capsys):
     write(tmp_path / "flat", names=("green", "red"), seed=3)
     assert top1(made[1], f"--data={tmp_path / 'flat'}", capsys=capsys) > 90
@@ -78,6 +81,7 @@ def test_records_have_file_and_class(made):
     assert Path(file).parent.name == label
 
 
+@pytest.mark.slow
 def test_only_data_with_a_path_lie_elsewhere(tmp_path, capsys):
     tiny = ROOT / "tests" / "configs_tiny.py"
     work = tmp_path / "run"
@@ -113,6 +117,7 @@ def test_swin_serves_sizes_that_are_no_multiple_of_its_patch(made, capsys):
     assert "30 x 30 as 1 x 1 tokens" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_table_names_a_command_that_runs(made, capsys):
     """The line that compares methods keeps the folder's path."""
     images, _ = made

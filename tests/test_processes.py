@@ -238,6 +238,7 @@ def test_malformed_timeouts(text, monkeypatch):
         processes.start()
 
 
+@pytest.mark.slow
 def test_strangers_and_doubles_do_not_keep_processes_from_meeting():
     """Who says no number, one that isn't there, or one twice is no process that is missing."""
     port = devices.free_port()

@@ -98,6 +98,7 @@ def test_no_data_set_is_needed(tmp_path):
 QUICK = ("adapter_x", "dora", "iconformer", "norm_tune", "vfm_adapter", "vpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

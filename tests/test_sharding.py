@@ -146,6 +146,7 @@ def assert_same_losses(steps, names):
         assert difference <= 1e-5, name
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_one_device(eight):
     assert eight["devices"] == 8
     assert_same_losses(eight["steps"], {"8x1", "4x2", "1x8"})

@@ -12,7 +12,7 @@ from dynadapt.context import Context
 from dynadapt.data import images
 from dynadapt.errors import TrainingError
 from dynadapt.layers.batch_norm import BatchNorm
-from dynadapt.train import check_bad
+from dynadapt.train import check_bad, check_collapse
 from tests import infos
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
@@ -129,6 +129,7 @@ def test_statistics_move_with_the_steps_that_count():
         np.testing.assert_allclose(found[1][path], x, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_masked_example_has_no_gradient():
     mask = [1, 1, 0, 1, 1, 1, 0, 1]
     one, other = batch(2, mask=mask), batch(2, mask=mask)
@@ -139,6 +140,7 @@ def test_a_masked_example_has_no_gradient():
         np.testing.assert_array_equal(found[path], wanted[path])
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_trained_leaves():
     c = settings(name="sgd")
     found, logs = gradient_of(c, batch(3))
@@ -174,6 +176,32 @@ def test_the_running_mean():
     del state["ema"]
     assert step.best(state)["train"] is state["train"]
     assert step.best(state)["stats"] is state["stats"]
+
+
+def test_the_variance_of_features_is_followed():
+    _, _, frozen, _, state, run = ready(settings())
+    assert not step.collapsed(state["variance"])
+    seen = []
+    for number in range(3):
+        state, logs = run(state, frozen, batch(number), jax.random.key(0))
+        value = float(logs[step.VARIANCE])
+        assert 0 < value < 1
+        seen.append(0.9 * seen[-1] + 0.1 * value if seen else value)
+    found = {k: float(v) for k, v in state["variance"].items()}
+    assert found == pytest.approx({"now": seen[-1], "most": max(seen)}, rel=1e-4)
+
+
+def test_features_that_are_the_same_for_all_images_have_collapsed(capsys):
+    _, _, frozen, _, state, run = ready(settings())
+    state, _ = run(state, frozen, batch(0), jax.random.key(0))
+    same = batch(1)
+    same["image"][:] = same["image"][:1]
+    for _ in range(25):
+        state, logs = run(state, frozen, same, jax.random.key(0))
+    assert logs[step.VARIANCE] < 1e-6 and step.collapsed(state["variance"])
+    assert check_collapse(state, False, 26, print) and check_collapse(state, True, 27, print)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and "at step 26 the features hardly differ" in said[0]
 
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -242,6 +270,7 @@ def test_keys_differ_from_step_to_step():
     assert len(set(losses)) == 3
 
 
+@pytest.mark.slow
 def test_losses_of_layers_join_the_loss():
     c = settings(name="sgd")
     task, graph, frozen, tx, state, _ = ready(c)

@@ -5,8 +5,9 @@ backbone parameters that it trains besides. Where the method folds into the base
 adapters have `merged(host, shared)`: the host's parameters with the adapter in them, by name, in
 float32; `shared` are the modules that the root lends. Where it does not, `NOT_MERGEABLE` says why.
 `defaults(backbone)` gives the settings that follow from the backbone where they are 0. `PLAIN` may
-name leaves of the method's own that weight decay spares, such as prompts, and `PRINTED` the count
-that the literature prints for the default settings, by backbone.
+name leaves of the method's own that weight decay spares, such as prompts, `PRINTED` the count that
+the literature prints for the default settings, by backbone, and `BEFORE` values of settings that
+are younger than the method, for adapters that were written without them.
 """
 
 import sys
@@ -194,6 +195,11 @@ def moving(path: tuple, leaf: Any) -> bool:
     Those of a frozen backbone are constants.
     """
     return isinstance(leaf, nnx.BatchStat) and ("adapter" in path or path[0] == "head")
+
+
+def before(name: str) -> dict[str, Any]:
+    """Settings that the method got later, with the values that adapters from before have."""
+    return getattr(module(name), "BEFORE", {})
 
 
 def plain(name: str) -> tuple[str, ...]:

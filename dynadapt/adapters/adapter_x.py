@@ -9,9 +9,10 @@
 
 Experts and router are lent by an adapter on the root; norm2 and the class token train. The figures
 give four experts and three sub-tokens; r, k, tau, s, the loss's factor and dropout are ours, r and
-k such that the count is the paper's 0.17 M. With prompts the sequence grows by one token a block,
-so blocks run one after another even where a scan is asked for. The last block's prompt reaches
-only heads that read prompts.
+k such that the count is the paper's 0.17 M; so is `scaled`: one step of Adam moves routes by about
+the rate, not by the rate times the width, and tau by a share of itself. With prompts the sequence
+grows by one token a block, so blocks run one after another even where a scan is asked for. The last
+block's prompt reaches only heads that read prompts.
 
 Count on ViT: 4 d L + d + E (2 d_h r + r + d_h) + d_h k + E k + 1, d_h = d / h. On Point-MAE,
 which makes DAPT-X, d more for the class token's position; there r = 24 and k = 32 (ours) give the
@@ -29,45 +30,68 @@ from dynadapt.adapters import check_least, check_rank, check_rate, rank_of_width
 from dynadapt.attach import Shared, attach, lent, sites
 from dynadapt.context import Context, dropout, join_map, split_map
 from dynadapt.errors import ConfigError, UnknownName
-from dynadapt.layers import Linear, kaiming
+from dynadapt.layers import Generator, Linear, kaiming
 
 Array = jax.Array
 TRAINS = (r"blocks/\d+/mlp/norm/(scale|bias)", "class_token", "class_position")
 PRINTED = {"vit_b16": "0.17 M"}
+# Of adapters that were written before these settings were there.
+BEFORE = {"scaled": False}
 NOT_MERGEABLE = "its experts are chosen for each token"
 
+TEMPERATURE = 0.07  # at the start
 FORMS = ("parallel", "sequential")
+ROUTINGS = ("learned", "random", "fixed")
 
 
 class Mixture(nnx.Module):
     """Experts and their router, for tokens `b n d` cut into h sub-tokens each."""
 
-    def __init__(self, dim: int, *, heads, rank, experts, width, scale, rate, rngs):
+    def __init__(
+        self, dim: int, *, heads, rank, experts, width, routing, scale, scaled, rate, rngs
+    ):
         d = dim // heads
-        self.heads, self.scale, self.rate = heads, scale, rate
+        self.experts, self.routing = experts, routing
+        self.heads, self.scale, self.scaled, self.rate = heads, scale, scaled, rate
         self.down = nnx.Param(
             jnp.stack([kaiming(rngs.params(), (d, rank)) for _ in range(experts)])
         )
         self.down_bias = nnx.Param(jnp.zeros((experts, rank)))
         self.up = nnx.Param(jnp.zeros((experts, rank, d)))
         self.up_bias = nnx.Param(jnp.zeros((experts, d)))
-        self.router = Linear(d, width, use_bias=False, rngs=rngs)
+        if routing != "learned":
+            return
+        layer = functools.partial(Generator, spread=1.0) if scaled else Linear
+        self.router = layer(d, width, use_bias=False, rngs=rngs)
         self.embeddings = nnx.Param(jax.random.normal(rngs.params(), (experts, width)))
-        self.temperature = nnx.Param(jnp.asarray(0.07, jnp.float32))
+        self.temperature = nnx.Param(jnp.asarray(1.0 if scaled else TEMPERATURE, jnp.float32))
 
     def __call__(self, x: Array, ctx: Context) -> tuple[Array, Array]:
         """The mixture of tokens `b n d`, and the load-balance loss."""
         b, n, d = x.shape
         z = x.reshape(b, n, self.heads, d // self.heads)
-        tau = jnp.maximum(self.temperature[...], 0.01)
-        chances = mixture.route(self.router(z.astype(jnp.float32)), self.embeddings[...], tau)
-        gate = mixture.top1(chances)
+        chances = self.chances(z, ctx)
+        gate = mixture.top1(chances) if self.routing == "learned" else chances
         ctx.record("router/load", (gate > 0).astype(jnp.float32).mean((0, 1, 2)))
         ctx.record("router/probability", chances.mean((0, 1, 2)))
         weights = (v[...] for v in (self.down, self.down_bias, self.up, self.up_bias))
         thin = functools.partial(dropout, rate=self.rate, ctx=ctx, name="adapter_x")
         y = mixture.experts(z, gate, *weights, thin)
         return self.scale * y.reshape(b, n, d), mixture.balance(chances, gate)
+
+    def chances(self, z: Array, ctx: Context) -> Array:
+        """The probabilities `b n h e` of the experts for sub-tokens `b n h d`."""
+        if self.routing == "learned":
+            tau = jnp.maximum(self.temperature[...] * (TEMPERATURE if self.scaled else 1.0), 0.01)
+            return mixture.route(self.router(z.astype(jnp.float32)), self.embeddings[...], tau)
+        if self.routing == "fixed":
+            number = jnp.arange(z.shape[1])[:, None] + jnp.arange(self.heads)[None]
+            one = jax.nn.one_hot(number % self.experts, self.experts)
+            return jnp.broadcast_to(one, (*z.shape[:3], self.experts))
+        if not ctx.train or ctx.key is None:
+            return jnp.full((*z.shape[:3], self.experts), 1 / self.experts)
+        number = jax.random.randint(ctx.random("adapter_x/route"), z.shape[:3], 0, self.experts)
+        return jax.nn.one_hot(number, self.experts)
 
 
 class Mixed(nnx.Module):
@@ -114,7 +138,9 @@ def adapt(
     heads: int = 0,
     rank: int = 0,
     width: int = 8,
+    routing: str = "learned",
     scale: float = 0.1,
+    scaled: bool = True,
     prompt: bool = True,
     balance: float = 0.01,
     dropout: float = 0.1,
@@ -129,13 +155,18 @@ def adapt(
         heads: h, sub-tokens of a token; 0 is 3 or the nearest that divides the width.
         rank: r of an expert; 0 is a twelfth of the width, from 4 to 64.
         width: k of the space in which tokens and experts are compared.
+        routing: "learned"; ablations without a router are "random" (an expert drawn for each
+            sub-token in training, the mean of all in evaluation) and "fixed" (by its place).
         scale: s.
+        scaled: divide the router by its fan-in, and train the temperature in units of its start.
         prompt: whether every block adds a prompt.
         balance: factor of the load-balance loss, which is averaged over blocks.
         dropout: rate after the experts' activation.
     """
     if form not in FORMS:
         raise UnknownName("form", form, FORMS)
+    if routing not in ROUTINGS:
+        raise UnknownName("routing", routing, ROUTINGS)
     check_least("experts", experts)
     check_least("width", width)
     check_rate("dropout", dropout)
@@ -159,6 +190,6 @@ def adapt(
         r"blocks/\d+",
         lambda host: Mixed(host, form=form, prompt=prompt, loss=loss, rngs=rngs),
     )
-    sizes = dict(heads=heads, rank=rank, experts=experts, width=width)
-    common = Mixture(dim, **sizes, scale=scale, rate=dropout, rngs=rngs)
+    sizes = dict(heads=heads, rank=rank, experts=experts, width=width, routing=routing)
+    common = Mixture(dim, **sizes, scale=scale, scaled=scaled, rate=dropout, rngs=rngs)
     attach(backbone, "", lambda host: Shared(host, common))

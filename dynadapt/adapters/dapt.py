@@ -25,11 +25,13 @@ from dynadapt.adapters import check_rank, check_rate, rank_of_width
 from dynadapt.attach import attach
 from dynadapt.context import Context, drop_path, dropout, join_map, split_map
 from dynadapt.errors import ConfigError
-from dynadapt.layers import ACTIVATIONS, Affine, LayerNorm, Linear, kaiming
+from dynadapt.layers import ACTIVATIONS, Affine, Generator, LayerNorm, Linear, kaiming
 
 Array = jax.Array
 TRAINS = ("class_token", "class_position")
 PRINTED = {"point_mae_s_g128": "1.1 M with head"}
+# Of adapters that were written before these settings were there.
+BEFORE = {"scaled": False}
 NOT_MERGEABLE = "its scale is made for each token"
 
 _BLOCK = r"blocks/\d+"
@@ -51,10 +53,13 @@ class Tfts(Affine):
 class Dynamic(nnx.Module):
     """Host: a block over tokens `b n d`, to which it adds one."""
 
-    def __init__(self, host, *, rank: int, rate: float, rngs: nnx.Rngs):
+    def __init__(self, host, *, rank: int, scaled: bool, rate: float, rngs: nnx.Rngs):
         self.rate = rate
         self.norm = LayerNorm(host.dim, epsilon=1e-5, rngs=rngs)
-        self.scale = Linear(host.dim, 1, kernel_init=kaiming, rngs=rngs)
+        if scaled:
+            self.scale = Generator(host.dim, 1, spread=3**-0.5, rngs=rngs)
+        else:
+            self.scale = Linear(host.dim, 1, kernel_init=kaiming, rngs=rngs)
         self.down = Linear(host.dim, rank, kernel_init=kaiming, rngs=rngs)
         self.up = Linear(rank, host.dim, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.prompt = Affine(host.dim, rngs=rngs)
@@ -87,6 +92,7 @@ def adapt(
     *,
     rngs: nnx.Rngs,
     rank: int = 0,
+    scaled: bool = True,
     dropout: float = 0.2,
 ) -> None:
     """Attaches an adapter to every block, and a scale and a shift to every operation.
@@ -96,11 +102,13 @@ def adapt(
         rngs: source of the random weights.
         rank: r; 0 is a sixth of the width, from 4 to 64. Published: 64 for ScanObjectNN, 72 for
             ModelNet40, at width 384.
+        scaled: divide what makes a token's scale by its fan-in (ours); it starts as without.
         dropout: rate after the activation; published: 0.2 for ScanObjectNN, 0 for ModelNet40.
     """
     check_rate("dropout", dropout)
     if backbone.takes != "points":
         raise ConfigError("DAPT needs a backbone of point clouds, such as point_mae_s")
     check_rank(rank, backbone, _BLOCK)
-    attach(backbone, _BLOCK, functools.partial(Dynamic, rank=rank, rate=dropout, rngs=rngs))
+    make = functools.partial(Dynamic, rank=rank, scaled=scaled, rate=dropout, rngs=rngs)
+    attach(backbone, _BLOCK, make)
     attach(backbone, _TFTS, functools.partial(Tfts, rngs=rngs))

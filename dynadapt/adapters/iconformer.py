@@ -2,11 +2,14 @@
 
     h   = act(Down(x))                               tokens, `b n r`
     m   = patch tokens of h as a map                 `b h w r`
-    k   = Dense(mean of m over the map)              `b k k r`: one kernel a channel and an instance
+    k   = bias + W standard(mean of m over the map)  `b k k r`: one kernel a channel and an instance
     out = s * Up(depthwise(m, k))                    parallel to the MLP: x <- x + MLP(LN(x)) + out
 
 The paper's text gives the idea; placement, activation, scale and the token policy are
 reconstructed, with one adapter a block at r = 64 as the setting that meets its published shares.
+The kernels' start and scale are ours: the bias is the identity and W starts at zero, divided by its
+fan-in, and the means are standardised over channels (`layers.Generator`). Without that the kernels
+grow with the tokens that they convolve, block after block, and runs diverge; `scaled` undoes it.
 Count on a ViT at k = 3: L (2 d r + r + d + 9 r^2 + 9 r), plus 18 r L with FilterNorm.
 """
 
@@ -22,10 +25,12 @@ from dynadapt.adapters import BLOCK, check_map, check_odd, check_rank, check_rat
 from dynadapt.attach import attach
 from dynadapt.context import Context, dropout, join_map, split_map
 from dynadapt.errors import ConfigError, UnknownName
-from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear, kaiming
+from dynadapt.layers import ACTIVATIONS, Generator, LayerNorm, Linear, kaiming, standard
 
 Array = jax.Array
 TRAINS = ()
+# Of adapters that were written before these settings were there.
+BEFORE = {"scaled": False}
 NOT_MERGEABLE = "its kernels follow the image, and where they don't an activation is in the way"
 # Over its tasks and backbones, which the abstract does not tell apart.
 PRINTED = {name: "1.6 to 2.8 %" for name in ("vit_b16", "swin_b", "swin_l")}
@@ -43,10 +48,13 @@ PREFIXES = ("identity", "center", "drop")
 class ICoN(nnx.Module):
     """Input-conditioned network: kernels `b k k r` from maps `b h w r`, in float32."""
 
-    def __init__(self, rank: int, kernel: int, *, filter_norm, identity_bias, rngs: nnx.Rngs):
+    def __init__(
+        self, rank: int, kernel: int, *, scaled, filter_norm, identity_bias, rngs: nnx.Rngs
+    ):
         taps = kernel * kernel
         self.kernel, self.rank, self.filter_norm = kernel, rank, filter_norm
-        self.dense = Linear(rank, taps * rank, rngs=rngs)
+        self.scaled = scaled
+        self.dense = (Generator if scaled else Linear)(rank, taps * rank, rngs=rngs)
         if identity_bias:
             centre = jnp.zeros((taps, rank)).at[taps // 2].set(1.0)
             self.dense.bias[...] = centre.reshape(-1)
@@ -59,6 +67,8 @@ class ICoN(nnx.Module):
 
     def __call__(self, m: Array) -> Array:
         pooled = m.astype(jnp.float32).mean((1, 2))
+        if self.scaled:
+            pooled = standard(pooled)
         taps = self.dense(pooled).reshape(-1, self.kernel**2, self.rank)
         if self.filter_norm:
             taps = dynamic.filter_norm(taps, self.scale[...], self.shift[...])
@@ -92,6 +102,7 @@ class DynamicAdapter(nnx.Module):
         scale,
         learn_scale,
         ln_before,
+        scaled,
         filter_norm,
         identity_bias,
         prefix,
@@ -104,9 +115,8 @@ class DynamicAdapter(nnx.Module):
         self.down = Linear(host.dim, rank, kernel_init=kaiming, rngs=rngs)
         self.kernels = kernels
         if kernels == "dynamic":
-            self.icon = ICoN(
-                rank, kernel, filter_norm=filter_norm, identity_bias=identity_bias, rngs=rngs
-            )
+            how = dict(scaled=scaled, filter_norm=filter_norm, identity_bias=identity_bias)
+            self.icon = ICoN(rank, kernel, **how, rngs=rngs)
         elif kernels == "static":
             self.icon = StaticKernel(rank, kernel)
         self.up = Linear(rank, host.dim, kernel_init=nnx.initializers.zeros, rngs=rngs)
@@ -132,8 +142,7 @@ class DynamicAdapter(nnx.Module):
     def convolve(self, h: Array, ctx: Context) -> Array:
         """Convolves the patch tokens of `b n r` as a map, each instance with its own kernels."""
         leading, m = split_map(h, ctx)
-        kernel = self.icon(m)
-        ctx.record("kernel", kernel)
+        kernel = ctx.made("kernel", self.icon(m))
         m = dynamic.depthwise(m, kernel)
         if self.prefix == "drop":
             leading = jnp.zeros_like(leading)
@@ -160,8 +169,9 @@ def adapt(
     scale: float = 0.1,
     learn_scale: bool = False,
     ln_before: bool = False,
+    scaled: bool = True,
     filter_norm: bool = False,
-    identity_bias: bool = False,
+    identity_bias: bool = True,
     prefix: str = "identity",
     dropout: float = 0.0,
 ) -> None:
@@ -178,8 +188,10 @@ def adapt(
         scale: s; its start where `learn_scale` is on.
         learn_scale: train s.
         ln_before: normalise the adapter's input.
+        scaled: make kernels of standardised means, by a layer scaled by its fan-in and zero at the
+            start; without it, as the paper's text has it, by a plain layer of the means.
         filter_norm: normalise the generated kernels.
-        identity_bias: start the generated kernels near the identity.
+        identity_bias: start the generated kernels at the identity, or around zero.
         prefix: what class token and registers get: "identity" (pass unconvolved), "center" (the
             kernel's centre tap) or "drop" (zero).
         dropout: rate before the up-projection.
@@ -201,7 +213,7 @@ def adapt(
     make = functools.partial(
         DynamicAdapter, rngs=rngs, rank=rank, kernel=kernel, kernels=kernels,
         sequential=placement == "sequential_mlp", act=act, scale=scale, learn_scale=learn_scale,
-        ln_before=ln_before, filter_norm=filter_norm, identity_bias=identity_bias, prefix=prefix,
-        rate=dropout,
+        ln_before=ln_before, scaled=scaled, filter_norm=filter_norm, identity_bias=identity_bias,
+        prefix=prefix, rate=dropout,
     )  # fmt: skip
     attach(backbone, PLACEMENTS[placement], make)

@@ -13,7 +13,8 @@ def _vtab_options(options: flags.FlagValues) -> None:
     text = "FILE.py:ARG with protocols and grids; override fields with --config.a.b=value"
     flags.DEFINE_string("config", "configs/vtab.py", text, flag_values=options)
     flags.DEFINE_string("workdir", None, "folder of the results", flag_values=options)
-    flags.DEFINE_list("methods", None, "methods to run, or all", flag_values=options)
+    text = "methods to run, variants such as iconformer:kernels=static, or all"
+    flags.DEFINE_list("methods", None, text, flag_values=options)
     text = "tasks, groups such as natural, all, or here: those whose data is here"
     flags.DEFINE_list("tasks", ["all"], text, flag_values=options)
     flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the final runs", flag_values=options)
@@ -29,21 +30,26 @@ def _vtab_options(options: flags.FlagValues) -> None:
     flags.DEFINE_bool("dry_run", False, text, flag_values=options)
     text = "report what is there, with tasks missing"
     flags.DEFINE_bool("partial", False, text, flag_values=options)
+    text = "report differences to this method, on the same tasks and seeds, with intervals"
+    flags.DEFINE_string("against", "", text, flag_values=options)
     text = "file of the report: .md, .csv, .tex, or .png, .svg, .pdf for plots"
     flags.DEFINE_string("out", None, text, flag_values=options)
+
+
+REPORTED = ("partial", "against", "out")
 
 
 def _vtab(options: flags.FlagValues, overrides: list[str]) -> Answer:
     what = options["what"].value
     if what == "report":
-        only(options, "vtab report", "workdir", "partial", "out")
+        only(options, "vtab report", "workdir", "partial", "against", "out")
         if overrides:
             raise ConfigError(f"vtab report takes no config: {overrides[0]} would change nothing")
         return _report(options)
     if what != "run":
         raise UnknownName("part of vtab", str(what), ("run", "report"))
     counts(options, "population")
-    only(options, "vtab run", *(name for name in options if name not in ("partial", "out")))
+    only(options, "vtab run", *(name for name in options if name not in REPORTED))
     from dynadapt.commands import config_file
     from dynadapt.sweep import estimate, protocol, suites, sweep
 
@@ -88,7 +94,7 @@ def _tasks(suite: str, form: str, path: str, given: list[str]) -> list[str]:
 def _report(options: flags.FlagValues) -> Answer:
     from dynadapt.sweep import report
 
-    result = report.make(need(options, "workdir"), options.partial)
+    result = report.make(need(options, "workdir"), options.partial, against=options.against)
     if out := out_file(options):
         report.write(result, out)
     return Answer(result, lambda: report.show(result))

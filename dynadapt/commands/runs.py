@@ -187,6 +187,18 @@ def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
     return Answer(rows, lambda: verify.show(rows), code=2 if bad else 0)
 
 
+def _diagnose(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt.figures import diagnosis
+
+    result = diagnosis.run(need(options, "workdir") / "adapter", options.weights)
+    return Answer(result, lambda: diagnosis.show(result))
+
+
+def _diagnose_options(options: flags.FlagValues) -> None:
+    workdir_options(options)
+    _backbone_option(options)
+
+
 COMMANDS = {
     "train": Command(
         "train an adapter and evaluate it; started again, it goes on where it was",
@@ -211,6 +223,12 @@ COMMANDS = {
         "dynadapt plan --config=configs/quickstart.py",
         _plan,
         _plan_options,
+    ),
+    "diagnose": Command(
+        "tell whether a run's adapter uses its input: kernels, branches, gradients",
+        "dynadapt diagnose --workdir=runs/quickstart",
+        _diagnose,
+        _diagnose_options,
     ),
     "verify": Command(
         "compare all that a run wrote, and its backbone, with their hashes",

@@ -48,6 +48,27 @@ class Linear(nnx.Linear):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+class Generator(Linear):
+    """A linear layer whose answers are weights: `x @ kernel / fan in + bias`.
+
+    Adam moves every entry of a kernel by the rate, whatever its gradient. So a plain layer moves
+    its answer to standard inputs by the rate times the fan in at one step; this one by about the
+    rate, as a weight that is learned itself. Ours, after width-aware parametrisation (muP).
+
+    Args:
+        dim: fan in.
+        out: weights that are made.
+        spread: standard deviation of the answers at the start, for standard inputs.
+    """
+
+    def __init__(self, dim: int, out: int, *, spread: float = 0.0, **kwargs: Any):
+        start = nnx.initializers.normal(spread * dim**0.5)
+        super().__init__(dim, out, kernel_init=start, **kwargs)
+
+    def __call__(self, x: Array, ctx: Context | None = None) -> Array:
+        return super().__call__(x / self.in_features)
+
+
 class Conv(nnx.Conv):
     """Convolution of `b h w c` in the dtype of its input."""
 
@@ -78,6 +99,12 @@ class Affine(nnx.Module):
         row = (1,) * (x.ndim - 1) + (-1,)
         scale, shift = (v[...].astype(x.dtype).reshape(row) for v in (self.scale, self.shift))
         return x * scale + shift
+
+
+def standard(x: Array) -> Array:
+    """`... d` with mean 0 and deviation 1 over the last axis, in float32; equal entries give 0."""
+    d = x.shape[-1]
+    return layer_norm(x.astype(jnp.float32), jnp.ones(d), jnp.zeros(d), 1e-6)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -1,4 +1,4 @@
-"""A report as a picture: bars for each task, and accuracy against trained parameters."""
+"""A report as a picture: bars for each task, accuracy against trained parameters, differences."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ HATCHES, MARKS = ("", "///", "..."), ("o", "s", "^")
 
 
 def draw(result: dict[str, Any], path: Path, form: str) -> None:
-    """Draws both into a file of the form png, svg or pdf.
+    """Draws all into a file of the form png, svg or pdf.
 
     Raises:
         MachineError: if matplotlib isn't installed.
@@ -23,8 +23,11 @@ def draw(result: dict[str, Any], path: Path, form: str) -> None:
         raise MachineError("plots need matplotlib: pip install 'dynadapt[viz]'") from error
 
     rows = result["rows"]
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    bars, points = figure.subplots(2, height_ratios=(3, 2))
+    paired = result["paired"]
+    figure = Figure(figsize=(12, 12 if paired else 8), layout="constrained")
+    bars, points, *differences = figure.subplots(
+        3 if paired else 2, height_ratios=(3, 2, 2) if paired else (3, 2)
+    )
     figure.suptitle(result["title"], fontsize=9, wrap=True)
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
@@ -54,4 +57,17 @@ def draw(result: dict[str, Any], path: Path, form: str) -> None:
     points.set_xlim(left=-100)
     points.set_xlabel("trained parameters without head")
     points.set_ylabel("mean of tasks, %")
+    for axes in differences:
+        _differences(axes, paired)
     figure.savefig(path, format=form, dpi=150)
+
+
+def _differences(axes: Any, paired: list[dict[str, Any]]) -> None:
+    """A point and an interval for each method, the best on top."""
+    for place, row in enumerate(reversed(paired)):
+        known = row["low"] is not None
+        ends = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]] if known else None
+        axes.errorbar([row["mean"]], [place], xerr=ends, fmt="o", color=COLOURS[0], capsize=3)
+    axes.axvline(0.0, color="gray", linewidth=0.8)
+    axes.set_yticks(range(len(paired)), [row["method"] for row in reversed(paired)], fontsize=7)
+    axes.set_xlabel(f"points over {paired[0]['against']}, mean of tasks and 95 % interval")

@@ -4,6 +4,7 @@ The trained leaves and the optimizer's state of k cells have a leading axis; the
 the frozen half. Letters: `k` cells, `m` examples in memory, `b` batch.
 """
 
+import math
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -146,7 +147,7 @@ class Population:
         return self.step_program(state, self.frozen, data, rows, keys, hyper)
 
     def evaluate(self, state: Any, batches: Iterable[Any], hyper: Any) -> list[dict[str, float]]:
-        """The metrics of each cell over all batches."""
+        """The metrics of each cell over all batches; the loss is NaN where features are."""
         parts, index, mask = [], [], []
         for batch in batches:
             placed = jax.device_put(batch, self._whole)
@@ -155,10 +156,12 @@ class Population:
             mask.append(batch["mask"])
         index, mask, parts = np.concatenate(index), np.concatenate(mask), jax.device_get(parts)
         rows = {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
-        return [
-            self.task.value(evaluate.in_order({k: v[i] for k, v in rows.items()}, index, mask))
-            for i in range(self.size)
-        ]
+        cells = []
+        for i in range(self.size):
+            own = evaluate.in_order({k: v[i] for k, v in rows.items()}, index, mask)
+            fine = own.pop(evaluate.FINITE).all()
+            cells.append({**self.task.value(own), **({} if fine else {"loss": math.nan})})
+        return cells
 
 
 def _looped(fn: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:

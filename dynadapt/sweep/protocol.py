@@ -1,4 +1,8 @@
-"""What the cells of a sweep are: protocol, grid, settings, from a config as `configs/vtab.py`."""
+"""What the cells of a sweep are: protocol, grid, settings, from a config as `configs/vtab.py`.
+
+A method is a name, or a variant of one, `iconformer:kernels=static:prefix=drop`: its settings, with
+these in the place of the config's, and its grid. A variant's row in a table has this whole name.
+"""
 
 import hashlib
 import itertools
@@ -47,12 +51,29 @@ def chosen_tasks(suite: str, given: Sequence[str]) -> list[str]:
 
 
 def chosen_methods(config: ConfigDict, given: Sequence[str], backbone: str) -> list[str]:
-    """Methods by name, or all that serve the backbone with the config's settings."""
+    """Methods by name, variants, or all that serve the backbone with the config's settings."""
     if list(given) == ["all"]:
         settings = {m: config.settings.get(m, {}) for m in adapters.names()}
         refused = compare.refusals(backbone, settings)
         return [m for m in settings if m not in refused]
-    return compare.chosen(given)
+    compare.chosen([method_of(word) for word in given])
+    return list(dict.fromkeys(given))
+
+
+def method_of(variant: str) -> str:
+    """The method of a variant."""
+    return variant.partition(":")[0]
+
+
+def settings_of(config: ConfigDict, variant: str) -> dict[str, Any]:
+    """The settings of a variant that differ from its method's defaults."""
+    name, _, text = variant.partition(":")
+    known, given = adapters.settings(name), dict(config.settings.get(name, {}))
+    own = [item for item in text.split(":") if item]
+    names = [item.partition("=")[0] for item in own]
+    if strange := [k for k in (*given, *names) if k not in known]:
+        raise ConfigError(f"{name} has no setting {strange[0]!r}; {suggest(strange[0], known)}")
+    return given | {k: configs.parse_arg(i, **known)[k] for k, i in zip(names, own, strict=True)}
 
 
 def chosen_seeds(given: Sequence[str]) -> list[int]:
@@ -116,7 +137,7 @@ def digest(config: ConfigDict) -> str:
 def grid(config: ConfigDict, method: str, task: str) -> list[dict[str, float]]:
     """The values to choose among for a method on a task, in the order of the config."""
     rules = [(pattern, values) for pattern, values in config.grids]
-    name = f"{method}/{task}"
+    name = f"{method_of(method)}/{task}"
     try:
         found = next((values for pattern, values in rules if tree.matches(pattern, name)), None)
     except re.error as error:
@@ -146,7 +167,7 @@ def _check_values(value: str, given: Any, name: str) -> None:
 
 def has_scale(method: str, config: ConfigDict) -> bool:
     """Whether the method has a fixed scale s that a run may choose."""
-    own = {**adapters.settings(method), **config.settings.get(method, {})}
+    own = {**adapters.settings(method_of(method)), **settings_of(config, method)}
     return "scale" in own and not own.get("learn_scale")
 
 
@@ -155,14 +176,9 @@ def training_config(
 ) -> ConfigDict:
     """The config of a run of one cell, checked; its seed and grid values are yet to come."""
     p = config.protocol
-    c = configs.default(backbone=backbone, method=method, data_set=suite)
+    c = configs.default(backbone=backbone, method=method_of(method), data_set=suite)
     c.backbone.weights = weights
-    given = config.settings.get(method, {})
-    if strange := [k for k in given if k not in c.adapter]:
-        raise ConfigError(
-            f"{method} has no setting {strange[0]!r}; {suggest(strange[0], c.adapter)}"
-        )
-    c.adapter.update(given)
+    c.adapter.update(settings_of(config, method))
     size = getattr(backbones.config(backbone), "image_size", None)
     if size is None:
         raise ConfigError(f"the backbone {backbone!r} takes point clouds, not images")

@@ -63,7 +63,17 @@ def tables(result: dict[str, Any], plus_minus: str) -> list[tuple[str, list[str]
             for (_, _, lines), own in zip(found[1:], tasks.values(), strict=True):
                 cells = [number(row["tasks"][task["name"]], plus_minus, sign) for task in own]
                 lines.append([row["method"], *cells])
+    if result["paired"]:
+        columns = ["method", "difference", "95 % interval", "wins"]
+        title = f"against {result['paired'][0]['against']}, over tasks"
+        found.append((title, columns, [_paired(row) for row in result["paired"]]))
     return found
+
+
+def _paired(row: dict[str, Any]) -> list[str]:
+    known = row["low"] is not None
+    between = f"{row['low']:+.2f} to {row['high']:+.2f}" if known else ""
+    return [row["method"], f"{row['mean']:+.2f}", between, f"{row['wins']} of {row['tasks']}"]
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -98,6 +108,9 @@ def comma_separated(result: dict[str, Any]) -> str:
                 line[name] = None if value is None else round(value["mean"], 4)
                 std = None if value is None else value["std"]
                 line[f"{name}_std"] = None if std is None else round(std, 4)
+            found = next((p for p in result["paired"] if p["method"] == row["method"]), {})
+            for name in ("against", "mean", "low", "high", "wins") if result["paired"] else ():
+                line[f"paired_{name}"] = found.get(name)
             lines.append({**line, **same})
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
@@ -129,6 +142,18 @@ def latex(result: dict[str, Any]) -> str:
             cells = [_escaped(row["method"]), *(_math(v, sign) for v in values), *_last(row)]
             lines.append(" & ".join(cells) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+    if result["paired"]:
+        title, columns, rows = tables(result, r" \pm ")[-1]
+        lines += [
+            "\\begin{table}",
+            f"\\caption{{{_escaped(title)}}}",
+            "\\begin{tabular}{lrrr}",
+            "\\toprule",
+            *(" & ".join(map(_escaped, row)) + r" \\" for row in (columns, *rows)),
+            "\\bottomrule",
+            "\\end{tabular}",
+            "\\end{table}",
+        ]
     return "\n".join(lines) + "\n"
 
 

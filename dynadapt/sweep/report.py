@@ -18,10 +18,15 @@ from dynadapt import files
 from dynadapt.data import vtab
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.runs.journal import show_table
-from dynadapt.sweep import plots, published, render, results, suites
+from dynadapt.sweep import paired, plots, published, render, results, suites
 
 
-def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = None) -> dict:
+def make(
+    workdir: Path,
+    partial: bool = False,
+    tasks: dict[str, Any] | None = None,
+    against: str = "",
+) -> dict:
     """The report of a workdir, as JSON values.
 
     Args:
@@ -29,6 +34,7 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
         partial: take what is there: means are then over the tasks that every method has, and the
             title says what is missing.
         tasks: by name in table order, each with `group` and `title`; by default the suite's.
+        against: a method that all others are compared with, cell by cell.
 
     Returns:
         `title`; `suite`, `form`, `protocol`, `protocol_digest`, `backbone`, `backbone_parameters`,
@@ -38,7 +44,8 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
         `groups`, `mean_of_groups`, `mean_of_tasks`, `trained`, `trained_with_head`, `rank`; a
         number is `{"mean", "std"}` or None. `published` has rows of the same protocol and
         backbone, `differences` is ours minus the published one of the same method and settings,
-        and `notes` says what isn't compared and why.
+        `paired` is as of `paired.against`, and `notes` says what isn't compared and why, and which
+        runs collapsed.
 
     Raises:
         ConfigError: for missing tasks or uneven seeds without `partial`, or results that can't
@@ -74,7 +81,22 @@ def make(workdir: Path, partial: bool = False, tasks: dict[str, Any] | None = No
     ]
     result["rows"] = rows
     result.update(_published(result))
+    result["paired"] = paired.against(cells, against, first["better"]) if against else []
+    result["notes"] += _fallen(finals)
     return {"title": _title(result), **result}
+
+
+def _fallen(finals: list[dict[str, Any]]) -> list[str]:
+    """A line for each method of which runs diverged, or collapsed to one answer for all images."""
+    found = []
+    for field in ("diverged", "collapsed"):
+        for method in dict.fromkeys(line["method"] for line in finals):
+            own = [line for line in finals if line["method"] == method]
+            tasks = [line["task"] for line in own if line.get(field) not in (None, False)]
+            if tasks:
+                names = ", ".join(dict.fromkeys(tasks))
+                found.append(f"{len(tasks)} of {len(own)} runs of {method} {field}, on {names}")
+    return found
 
 
 def find_gaps(cells: dict[str, dict[str, dict[int, float]]], tasks: dict[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from dynadapt.data import Info, loader, numbered, transforms
 from dynadapt.errors import ConfigError, DataError
 from dynadapt.runs import workdir
 from dynadapt.runs.stop import Preempted, stop_signal
+from dynadapt.step import collapsed
 from dynadapt.sweep import protocol, suites
 from dynadapt.sweep.population import Population
 from dynadapt.sweep.store import Store
@@ -243,11 +244,11 @@ class Runner:
         state = self._train(programs, examples, group, seeds, hyper, trained, length)
         split = "test" if final else "val200"
         found = programs.evaluate(state, examples.batches(split), hyper)
-        diverged = jax.device_get(state["bad"]["step"])
+        diverged, fallen = jax.device_get((state["bad"]["step"], collapsed(state["variance"])))
         counted = workdir.counts(programs.shapes, programs.frozen)
         head = counted["trained_with_head"] - counted["trained"]
         lines = []
-        for cell, values, bad in zip(group, found, diverged, strict=False):
+        for cell, values, bad, fell in zip(group, found, diverged, fallen, strict=False):
             lines.append(
                 {
                     **cell,
@@ -263,6 +264,8 @@ class Runner:
                     "steps": length,
                     # The last step that was not finite, or null.
                     "diverged": _diverged(int(bad), values["loss"], length),
+                    # Whether features came to be nearly the same for all images.
+                    "collapsed": bool(fell),
                     "trained": counted["trained"],
                     "trained_with_head": counted["trained"] + head * classes // bucket(classes),
                     "backbone_parameters": counted["backbone"],

@@ -110,6 +110,7 @@ SHARES = {
 ALWAYS = ("vit_mini", "vit_s16", "swin_t", "point_mae_s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [pytest.param(v, marks=() if v in ALWAYS else pytest.mark.exhaustive) for v in SHARES],
@@ -157,7 +158,7 @@ def test_the_published_total(published):
 @pytest.mark.parametrize(("rank", "wanted"), [(16, 32_832), (32, 120_960), (64, 463_104)])
 def test_the_dynamic_task_filter(rank, wanted, published):
     """4 blocks x 3 layers x (9 r^2 + 27 r): iConFormer's network with FilterNorm is the same."""
-    given = dict(filter_norm=True, identity_bias=False, rngs=nnx.Rngs(0))
+    given = dict(scaled=True, filter_norm=True, identity_bias=False, rngs=nnx.Rngs(0))
     one = tree.size(nnx.state(ICoN(rank, 3, **given)))
     assert one == 9 * rank**2 + 27 * rank and 4 * 3 * one == wanted
     entry = f"dynamic_task_filter (fork restoring the paper's filter) r={rank}"

@@ -40,6 +40,7 @@ BAD = {
     "form": (("wrong", "choose one of"),),
     "placement": (("wrong", "choose one of"),),
     "act": (("wrong", "unknown activation 'wrong'; choose one of"),),
+    "routing": (("wrong", "choose one of fixed, learned, random"),),
     "prefix": (("wrong", "choose one of center, drop, identity"),),
     "kernels": (("wrong", "choose one of"),),
     "conv": (("wrong", "choose one of identity, xavier"),),
@@ -47,7 +48,7 @@ BAD = {
 # Factors, of any sign and size, and switches.
 FREE = {
     *("scale", "learn_scale", "norm", "ln_before", "filter_norm", "identity_bias", "bias"),
-    *("prompt", "scale_logits"),
+    *("prompt", "scale_logits", "scaled"),
 }
 # Settings that fit a ViT 16 wide, besides those of the config.
 FITTING = {"adapter_x": ["--config.adapter.width=4"], "vfm_adapter": ["--config.adapter.z=4"]}

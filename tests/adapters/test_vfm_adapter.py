@@ -8,6 +8,7 @@ from dynadapt import adapters, backbones, dynamic, tree
 from dynadapt.adapters import vfm_adapter
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError, UnknownName
+from dynadapt.layers import standard
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -36,6 +37,7 @@ def run(network, x):
     return network(x, Context(tape=tape)), tape
 
 
+@pytest.mark.slow
 def test_a_site_by_hand():
     network = make(scale=0.7)
     host, shared = network.blocks[1].mlp, network.adapter.module
@@ -43,8 +45,12 @@ def test_a_site_by_hand():
     ctx = Context(grid=(4, 4), prefix=1, shared={type(shared): shared})
     normed, own = host.norm(x), host.adapter
     prompts = shared.prompts["d12"][...]
-    pooled = dynamic.pool_by_prompts(normed[:, 1:], prompts, 12**-0.5)
-    kernel = shared.mlp(shared.project["d12"](pooled))
+    pooled = standard(dynamic.pool_by_prompts(normed[:, 1:], prompts, 1 / 12))
+    hyper, h = shared.mlp, pooled @ shared.project["d12"].kernel[...] / 12
+    kernel = dynamic.hypernetwork(
+        h, hyper.hidden[...] / 4, hyper.hidden_bias[...], hyper.out[...] / 4, hyper.out_bias[...]
+    )
+    kernel = (kernel / 27).at[:, 1, 1].add(jnp.eye(3)[None])
     code = jax.nn.relu(own.down(normed))
     m = dynamic.full_reference(code[:, 1:].reshape(2, 4, 4, 3), kernel).reshape(2, 16, 3)
     code = jnp.concatenate([code[:, :1], m], axis=1)
@@ -99,8 +105,8 @@ def test_the_papers_formulas():
     assert vfm_adapter.dynamic_count(32, 1280, 160, 64) == 27_709_440
 
 
-def test_kernels_start_at_the_scale_of_a_random_convolution():
-    hyper = vfm_adapter.Hypernetwork(32, 24, 3, bias=True, rngs=nnx.Rngs(0))
+def test_plain_kernels_start_at_the_scale_of_a_random_convolution():
+    hyper = vfm_adapter.Hypernetwork(32, 24, 3, scaled=False, bias=True, rngs=nnx.Rngs(0))
     embedding = jnp.asarray(np.random.default_rng(0).normal(size=(16, 24)), jnp.float32)
     assert float(hyper(embedding).var()) == pytest.approx(1 / (9 * 32), rel=0.3)
 

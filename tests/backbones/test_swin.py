@@ -23,6 +23,7 @@ def images(h=64, w=64, b=1, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(b, h, w, 3)), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depths", [pytest.param((2, 4), marks=pytest.mark.exhaustive), (2, 3)])
 def test_the_four_fold_forms_agree(depths):
     """Also where the last block has no partner and a scan finds no period."""

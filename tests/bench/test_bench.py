@@ -43,6 +43,7 @@ def test_a_worker_that_cannot_start():
         bench.Worker(sys.executable, "import nowhere")
 
 
+@pytest.mark.slow
 def test_forward_of_ours_alone(capsys):
     result = forward.run(None, ["vit_mini"], 2, 2)
     (row,) = result["rows"]
@@ -77,6 +78,7 @@ def test_many_columns_are_shown_as_lines(capsys):
     assert any("column3" in line and " 3 " in line and " 13 " in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_command_names_the_benchmarks():
     done = subprocess.run(
         [sys.executable, "-m", "dynadapt", "bench", "forwards"], capture_output=True, text=True

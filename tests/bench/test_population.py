@@ -19,6 +19,7 @@ def two():
     return population.run("vit_mini", ["bitfit", "dapt"], 2, 2, cells=2)
 
 
+@pytest.mark.slow
 def test_cells_are_timed_beside_a_run(two, capsys):
     row = two["rows"][0]
     assert row["cells"] == 2 and row["cell_ms"] > 0 and row["single_ms"] > 0

@@ -38,6 +38,7 @@ def check(task, path=""):
     return sources
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", HERE)
 def test_sets_that_need_no_folder(task, tmp_path, monkeypatch):
     monkeypatch.setenv("DYNADAPT_DATA", str(tmp_path))
@@ -47,6 +48,7 @@ def test_sets_that_need_no_folder(task, tmp_path, monkeypatch):
     assert again.info.fingerprint == sources["val200"].info.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", REAL)
 def test_sets_of_the_shared_folder(task, shared_data):
     check(task, str(shared_data))
@@ -84,6 +86,7 @@ def test_training_opens_no_marks_of_the_test_split(shared_data, monkeypatch):
     assert len(names & set(train)) <= 1 and len(names) > 80
 
 
+@pytest.mark.slow
 def test_crops_of_an_image_stay_together(shared_data):
     for task in ("bccd", "nuclei"):
         train = offline.source("train800val200", task, str(shared_data))

@@ -200,6 +200,7 @@ def nearest(fabricate, source, task, i):
     return int(np.abs(seen - shown).mean((1, 2, 3)).argmin())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", vtab.TASKS)
 def test_reads_what_tfds_wrote(task, vtab_tfds, fabricate):
     sources = {split: vtab.source(split, task, path=str(vtab_tfds)) for split in SPLITS}
@@ -292,6 +293,7 @@ def test_training_sources_read_no_test_list(vtab_folder, monkeypatch):
         vtab.source("test", "kitti", "folder", str(vtab_folder))
 
 
+@pytest.mark.slow
 def test_reading_never_imports_tensorflow(vtab_tfds):
     program = f"""
 import sys
@@ -307,6 +309,7 @@ print("tensorflow" in sys.modules)
     assert done.stdout.split()[-1] == "False"
 
 
+@pytest.mark.slow
 def test_labels_out_of_range_are_named(fabricate, vtab_folder, tmp_path, monkeypatch):
     # clevr's pictures here have up to 11 objects, one more than the task has classes for
     real = fabricate._clevr
@@ -391,6 +394,7 @@ def test_faults_of_a_folder(vtab_folder, tmp_path):
     assert "no folder dtd of VTAB-1K" in missing
 
 
+@pytest.mark.slow
 def test_an_example_without_objects_is_named(fabricate, tmp_path, monkeypatch):
     monkeypatch.setattr(fabricate, "_clevr", lambda *a: [])
     fabricate.tfds(tmp_path, ["clevr_dist"])

@@ -89,6 +89,7 @@ def asked(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_no_command_connects(asked, pets, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(vit.VARIANTS, "vit_tiny", TINY)
     monkeypatch.setattr(weights_table, "PUBLISHED", weights_table.PUBLISHED[:1])
@@ -327,6 +328,7 @@ def lying_zip(path, kind, claimed, content):
     path.write_bytes(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_archives_that_lie(tmp_path, kind):
     head = pickles.npy("<f4", (16,))
@@ -573,6 +575,7 @@ def hostile():
     return [fragment for fragment in found if len(fragment) < 10_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "numbers",
     [range(40), pytest.param(range(40, 900), marks=[pytest.mark.slow, pytest.mark.exhaustive])],

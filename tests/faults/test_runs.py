@@ -110,6 +110,7 @@ def damage(run, rng):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "seed"), [(30, 1), pytest.param(100, 2, marks=pytest.mark.exhaustive)]
 )
@@ -202,6 +203,7 @@ def test_a_checkpoint_under_another_number(unfinished, whole, caplog):
     assert_equal_end(unfinished, whole)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_an_earlier_version_go_on(whole, tmp_path, monkeypatch):
     work = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -230,6 +232,7 @@ def test_a_folder_has_one_owner(early, unfinished, whole, capsys, monkeypatch):
     assert not (unfinished / claims.OWNER).exists()
 
 
+@pytest.mark.slow
 def test_two_at_once(whole, tmp_path, capsys):
     """Two threads, each of which is an owner of its own."""
     work, codes = tmp_path / "run", []
@@ -439,6 +442,7 @@ def write(folder, card):
     (folder / product.CARD).write_text(json.dumps(card))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "seed"), [(200, 3), pytest.param(2000, 4, marks=pytest.mark.exhaustive)]
 )

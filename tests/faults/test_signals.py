@@ -88,6 +88,7 @@ def assert_goes_on(forker, folder, reference):
     assert left(folder) == left(reference[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stops",
     [
@@ -120,6 +121,7 @@ def test_a_plan_is_stopped(number, forker, tmp_path):
     assert (tmp_path / "out").read_text() == "" and said(tmp_path).count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "numbers",
     [

@@ -340,6 +340,7 @@ def test_the_document_shows_every_script():
 # The worker.
 
 
+@pytest.mark.slow
 def test_a_worker_in_the_background(place):
     gate = place.programs / "gate"
     body = f"echo begun; while [ ! -e {gate} ]; do /bin/sleep 0.05; done; echo done; exit 3"

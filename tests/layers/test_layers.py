@@ -47,6 +47,7 @@ def test_layer_norm_computes_in_float32(dtype, stored):
     np.testing.assert_allclose(np.asarray(y, np.float64), wanted, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_layer_norm_gradients_equal_those_without_recomputation():
     layer = filled(LayerNorm(8, rngs=nnx.Rngs(0)), 5)
     graph, state = nnx.split(layer)

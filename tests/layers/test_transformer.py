@@ -19,6 +19,7 @@ def x(*shape, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.slow
 def test_patch_embed_is_a_strided_convolution():
     embed = randomised(PatchEmbed(3, 5, rngs=nnx.Rngs(0)))
     images = x(2, 6, 9, 3)
@@ -34,6 +35,7 @@ def test_patch_embed_is_a_strided_convolution():
     np.testing.assert_allclose(embed(images, Context()), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True])
 def test_mlp(gated):
     mlp = randomised(Mlp(4, 6, act="silu", gated=gated, epsilon=1e-6, rngs=nnx.Rngs(0)))
@@ -46,6 +48,7 @@ def test_mlp(gated):
     np.testing.assert_allclose(mlp(tokens, Context()), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_block_is_its_branches():
     both = dict(epsilon=1e-6, layer_scale=0.5, rngs=nnx.Rngs(0))
     block = randomised(Block(Attention(8, 2, **both), Mlp(8, 16, **both)))
@@ -55,6 +58,7 @@ def test_a_block_is_its_branches():
     assert block.dim == 8 and isinstance(block.attn, Branch)
 
 
+@pytest.mark.slow
 def test_attention_without_qkv_bias():
     attn = Attention(8, 2, qkv_bias=False, epsilon=1e-6, rngs=nnx.Rngs(0))
     assert attn.qkv.bias is None

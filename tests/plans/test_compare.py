@@ -36,6 +36,7 @@ def rows(result):
     return {row["method"]: row for row in result["methods"]}
 
 
+@pytest.mark.slow
 def test_all_methods_have_a_row(found):
     assert [row["method"] for row in found["methods"]] == adapters.names()
     assert found["parameters"] == 85_798_656 and found["input"] == [224, 224, 3]
@@ -121,9 +122,16 @@ OTHERWISE = {
 }
 
 
+PRINTED_MARKS = {
+    "vit_b16": (),
+    "swin_b": pytest.mark.exhaustive,
+    "swin_l": pytest.mark.exhaustive,
+}
+
+
 @pytest.mark.parametrize(
     ("name", "backbone"),
-    [pytest.param(n, b, marks=() if b == "vit_b16" else pytest.mark.slow) for n, b in PRINTED],
+    [pytest.param(n, b, marks=PRINTED_MARKS.get(b, pytest.mark.slow)) for n, b in PRINTED],
 )
 def test_printed_counts_are_ours(name, backbone):
     """Each print, at the digits that it has."""
@@ -138,6 +146,7 @@ def test_printed_counts_are_ours(name, backbone):
         assert f"{count / 1e6:.{len(number.partition('.')[2])}f}" == number
 
 
+@pytest.mark.slow
 def test_a_backbone_of_stages_refuses_some():
     found = rows(compare.run("swin_t", ["vpt", "fact", "adapter_x", "ssf", "iconformer"]))
     assert found["vpt"]["reason"].startswith("VPT needs a ViT")
@@ -146,6 +155,7 @@ def test_a_backbone_of_stages_refuses_some():
     assert found["ssf"]["obstacle"].endswith("'stages/0/merge/reduction', which has no bias")
 
 
+@pytest.mark.slow
 def test_points_have_a_row_too():
     found = compare.run("point_mae_s", ["full", "lora", "iconformer", "dapt"], classes=40)
     # The statistics of its batch norms are no parameters.
@@ -160,6 +170,7 @@ def test_points_have_a_row_too():
     assert "made for each token" in dapt["obstacle"] and dapt["extra_flops"] > 2
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated(monkeypatch):
     """ViT-g has 1.1 billion parameters."""
     before = {id(x) for x in jax.live_arrays()}
@@ -182,6 +193,7 @@ def test_mistakes(args, error, message):
         compare.run(*args)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_table(capsys):
     command = ["plan", "--methods=lora,vpt,iconformer,lora", "--backbone=swin_b", "--classes=100"]
     assert main(command) == 0

@@ -27,6 +27,7 @@ def found():
     return plan.run(read_config(TINY, "method=lora"))
 
 
+@pytest.mark.slow
 def test_sites(found):
     (site,) = found["sites"]
     assert site["hosts"] == 2 and site["parameters"] == 4 * 16 * 4 * 2
@@ -92,6 +93,7 @@ def test_scan_trains_the_same():
     assert flat["flops"] < scanned["flops"] < 1.5 * flat["flops"]
 
 
+@pytest.mark.slow
 def test_what_is_printed(capsys):
     assert main(["plan", f"--config={TINY}:method=lora"]) == 0
     out = capsys.readouterr().out
@@ -102,6 +104,7 @@ def test_what_is_printed(capsys):
         assert part in out
 
 
+@pytest.mark.slow
 def test_json_is_one_document(capsys):
     assert main(["plan", f"--config={TINY}:method=lora", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
@@ -138,6 +141,7 @@ def in_process(*argv):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("name", ["v5e:3x99", "v9z"])
 def test_unknown_topologies(name):
@@ -162,7 +166,7 @@ def test_a_tiny_run_for_four_chips():
 @needs_libtpu
 @pytest.mark.slow
 def test_a_run_that_does_not_fit_says_so():
-    argv = ["--config.backbone.dim=2048", "--config.backbone.depth=4", "--config.backbone.heads=16"]
+    argv = ["--config.backbone.dim=2048", "--config.backbone.depth=1", "--config.backbone.heads=16"]
     argv += ["--config.input.batch_size=1000", "--config.backbone.image_size=128"]
     argv += ["--config.input.train=resize(128)", "--config.input.eval=resize(128)"]
     spec = f"--config={TINY}:method=full"

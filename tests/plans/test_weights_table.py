@@ -166,6 +166,7 @@ def test_figures_as_published(name, parameters, multiply_adds):
     assert row["gflops"] == pytest.approx(2 * multiply_adds, rel=0.02)
 
 
+@pytest.mark.slow
 def test_statistics_are_no_parameters():
     fields = (("depth", 1), ("dim", 192), ("heads", 3))
     parameters, _ = weights_table.sizes("point_mae_s", fields, 128)
@@ -203,6 +204,7 @@ def test_the_page_has_all_rows_and_speeds():
     assert "TABLE" not in page and "RULES" not in page
 
 
+@pytest.mark.slow
 def test_measured_in_turn():
     from dynadapt.bench import published as speeds
 

@@ -179,6 +179,7 @@ def test_leaves_that_do_not_fit_are_named(tmp_path):
             product.load(folder)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_has_the_trained_values(tmp_path):
     c = read_config(TINY, "method=lora")
     found = product.load(products.leave(tmp_path, c, seed=3))
@@ -241,6 +242,7 @@ def answered(folder):
     return found, rows, values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", sorted(FORMATS.iterdir()), ids=lambda p: p.name)
 def test_every_format_is_read_and_answers_as_it_did(folder):
     """Folders as they were written in their time, beside the predictions of then."""

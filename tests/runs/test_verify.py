@@ -50,6 +50,7 @@ def flip(file, position, bit):
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_whole_run(run, capsys):
     parts = [row["part"] for row in verify.run(run)]
     assert parts == [

@@ -35,6 +35,7 @@ def planned(work, capsys, *more, **changes):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_dry_run_runs_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Population, "__init__", None)
     monkeypatch.setattr(estimate, "device_rate", lambda: 1e9)

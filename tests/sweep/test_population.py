@@ -67,6 +67,7 @@ def form(method, scan):
 FORMS = [form(method, scan) for method in METHODS for scan in (False, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "scan"), FORMS)
 def test_together_as_alone(method, scan):
     config, data = tiny.settings(method, scan=scan), tiny.examples()
@@ -206,6 +207,7 @@ def test_the_start_is_that_of_the_seed(lora):
     assert any((x[0] != x[1]).any() for x in jax.tree.leaves(state["train"]))
 
 
+@pytest.mark.slow
 def test_methods_without_a_fixed_scale_get_none():
     config = tiny.settings("ssf")
     programs, _ = tiny.population(config, 2)

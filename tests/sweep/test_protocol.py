@@ -75,6 +75,26 @@ def test_seeds_and_methods_are_taken_once():
     assert set(every) == set(adapters.names()) - {"dapt"}
 
 
+def test_a_variant_is_its_method_with_other_settings():
+    c, name = config(), "iconformer:kernels=static:rank=3"
+    c.settings = dict(iconformer=dict(rank=2, act="gelu"))
+    assert protocol.chosen_methods(c, [name, "lora", name], "vit_mini") == [name, "lora"]
+    own = protocol.training_config(c, name, "vtab", "vit_mini", "").adapter
+    found = (own.name, own.kernels, own.rank, own.act)
+    assert found == ("iconformer", "static", 3, "gelu")
+    assert protocol.grid(c, name, "dtd") == protocol.grid(c, "iconformer", "dtd")
+    assert not protocol.has_scale("iconformer:learn_scale=True", c)
+    for wrong, part in (
+        ("iconformer:kernel_=3", "iconformer has no setting 'kernel_'; did you mean 'kernel' or"),
+        ("iconformer:kernel=three", "'kernel' must be int"),
+        ("iconforme:kernel=3", "did you mean 'iconformer'?"),
+    ):
+        with pytest.raises(DynadaptError) as error:
+            protocol.chosen_methods(c, [wrong], "vit_mini")
+            protocol.training_config(c, wrong, "vtab", "vit_mini", "")
+        assert part in one_sentence(error)
+
+
 # Protocols.
 
 

@@ -31,6 +31,7 @@ def test_status_of_tfds(vtab_tfds, capsys):
     assert "268 of 5,400" in shown and rows[3]["sha256"][:12] in shown
 
 
+@pytest.mark.slow
 def test_status_covers_images_and_labels(vtab_folder, tmp_path):
     shutil.copytree(vtab_folder / "vtab-1k" / "svhn", tmp_path / "svhn")
 

@@ -87,6 +87,7 @@ def whole(few, tmp_path_factory):
 # What it does.
 
 
+@pytest.mark.slow
 def test_what_a_sweep_leaves(whole):
     found = lines(whole)
     assert [line["cell"] for line in found] == sorted(line["cell"] for line in found)
@@ -459,7 +460,7 @@ def trail(work):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_killed_at_any_moment(kills, few, tmp_path):
     """Each kill -9 comes at a random moment; in the end it is as if nothing had happened."""
     reference, work = tmp_path / "reference", tmp_path / "work"

@@ -17,6 +17,7 @@ def batch(seed=0, b=3):
     return {"image": image, "mask": jnp.ones(b)}
 
 
+@pytest.mark.slow
 def test_histograms_by_hand():
     """Vertical stripes have horizontal gradients alone: all votes fall into the first bin."""
     ramp = jnp.broadcast_to(jnp.linspace(0, 1, 16)[None, None, :, None], (1, 8, 16, 3))

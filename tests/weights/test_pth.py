@@ -535,6 +535,7 @@ print(most() - before, *(float(v[3, 5]) for v in values.values()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 def test_values_of_a_mapped_file_that_were_seen_take_no_memory(tmp_path):
     shape, keys = (1000, 1024), [str(i) for i in range(16)]  # 4 MB each

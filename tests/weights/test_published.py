@@ -646,6 +646,7 @@ def test_damaged_files_on_the_command_line(damage, part, tmp_path, capsys):
     assert weights.read(out).publisher == "timm"
 
 
+@pytest.mark.slow
 def test_a_converted_file_gives_the_same_features(tmp_path):
     tensors, _ = made("google")
     first = weights.from_checkpoint(write(tmp_path, tensors))

@@ -1,0 +1,1 @@
+"""What trained adapters do, in numbers."""

@@ -1,0 +1,181 @@
+"""Does an adapter use its input, and how hard does it push? Answers from a run's product.
+
+The kernels of iConFormer and VFM-Adapter are made from each input. Of each block is told how much
+they vary over images, and of the whole model what changes where all images get the mean kernels of
+their batch: if nothing does, what the method makes from its input is of no use.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dynadapt import evaluate, inputs, model, sharding, tree
+from dynadapt.context import Context
+from dynadapt.runs import product
+from dynadapt.runs.journal import show_table
+from dynadapt.step import mean
+
+Array = jax.Array
+# What layers make from each input, as its name on the tape begins.
+MADE = "kernel"
+
+
+def run(folder: Path, weights: str = "") -> dict[str, Any]:
+    """Diagnoses the product of a run on its evaluation split.
+
+    Args:
+        folder: `adapter/` of a run.
+        weights: where the backbone's weights lie now, if not where they lay in training.
+
+    Returns:
+        `made`, of each thing that is made from inputs and each block: `name`, `block`, `size` (root
+        mean square) and `varies`, its variance over images as a share of its mean square;
+        `branches`, of each site: `name`, `block` and `ratio`, the root mean square of what the
+        adapter adds over that of what it adds to; `gradients`, of each group of trained leaves:
+        the norm, on the first batch; `features_variance`; the task's `headline`, its value as
+        `score` and as `score_with_means`, and `changed`, the percentage of answers that are others.
+
+    Raises:
+        CheckpointError: for a damaged adapter or another backbone than it was trained on.
+    """
+    trained = product.load(folder, weights)
+    config, task, (graph, *state) = trained.config, trained.task, trained.parts
+    split = inputs.open_split(config, "eval", trained.adapter.info.classes)
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+
+    def outputs(state: Any, batch: Any, ctx: Context) -> Any:
+        return model.outputs(nnx.merge(graph, *state), batch, ctx, task, config, {})
+
+    @functools.partial(jax.jit, static_argnames="probe")
+    def look(state: Any, batch: Any, probe: str) -> tuple[Any, Array, dict[str, Array]]:
+        batch = inputs.prepared(task, batch, config, None, False)
+        ctx = Context(mask=batch["mask"], probe=probe)
+        found = outputs(state, batch, ctx)
+        return task.rows(found, batch), found.argmax(-1), _summed(ctx.tape, batch["mask"])
+
+    @jax.jit
+    def gradient(train: Any, rest: Any, batch: Any) -> Any:
+        batch = inputs.prepared(task, batch, config, None, False)
+
+        def loss(train: Any) -> Array:
+            found = outputs((train, *rest), batch, Context(mask=batch["mask"]))
+            return mean(*task.loss(found, batch)[:2])
+
+        return jax.grad(loss)(train)
+
+    rows: dict[str, list[Any]] = {"branches": [], "mean": []}
+    kept, changed, sums, norms, weight = [], [], [], {}, 0.0
+    with jax.set_mesh(mesh):
+        for batch in inputs.eval_batches(config, split, mesh):
+            placed = inputs.place(batch, mesh)
+            own, said, found = jax.device_get(look(state, placed, "branches"))
+            other, said_then, _ = jax.device_get(look(state, placed, "mean"))
+            if not norms:
+                norms = _norms(jax.device_get(gradient(state[0], state[1:], placed)))
+            rows["branches"].append(own)
+            rows["mean"].append(other)
+            same = (said == said_then).reshape(len(said), -1).mean(1)
+            changed.append(1.0 - same[batch["mask"] > 0])
+            kept.append({k: batch[k] for k in ("index", "mask")})
+            sums.append(found)
+            weight += float(batch["mask"].sum())
+    index, mask = (np.concatenate([b[k] for b in kept]) for k in ("index", "mask"))
+    values = {
+        probe: task.value(evaluate.in_order(_joined(parts), index, mask))[task.headline]
+        for probe, parts in rows.items()
+    }
+    total = {k: sum(np.asarray(s[k], np.float64) for s in sums) / weight for k in sums[0]}
+    return {
+        "method": config.adapter.name,
+        "backbone": config.backbone.name,
+        "images": int(weight),
+        "made": _made(total),
+        "branches": _branches(total),
+        "gradients": norms,
+        "features_variance": float(total["features/variance"]),
+        "headline": task.headline,
+        "score": values["branches"],
+        "score_with_means": values["mean"],
+        "changed": 100.0 * float(np.concatenate(changed).mean()),
+    }
+
+
+def _joined(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def _summed(tape: Mapping[str, Array], mask: Array) -> dict[str, Array]:
+    """Sums over images: of what is made, `layers b …`, and of its squares; else value x images."""
+    found = {}
+    for name, value in tape.items():
+        if name.split(".")[0] == MADE:
+            wide = value.astype(jnp.float32)
+            found[f"sum/{name}"] = jnp.einsum("lb...,b->l...", wide, mask)
+            found[f"square/{name}"] = jnp.einsum("lb...,b->l...", jnp.square(wide), mask)
+        elif name.startswith("branch/") or name == "features/variance":
+            found[name] = value * mask.sum()
+    return found
+
+
+def _made(total: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    rows = []
+    for key, squares in total.items():
+        if not key.startswith("square/"):
+            continue
+        name = key.removeprefix("square/")
+        for block, (square, centre) in enumerate(zip(squares, total[f"sum/{name}"], strict=True)):
+            size = float(square.mean())
+            varies = 1.0 - float(np.square(centre).mean()) / size if size else 0.0
+            rows.append(dict(name=name, block=block, size=size**0.5, varies=max(varies, 0.0)))
+    return rows
+
+
+def _branches(total: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    return [
+        {"name": name.removeprefix("branch/"), "block": block, "ratio": float(ratio)}
+        for name, ratios in total.items()
+        if name.startswith("branch/")
+        for block, ratio in enumerate(np.atleast_1d(ratios))
+    ]
+
+
+def _norms(gradient: Any) -> dict[str, float]:
+    """Norms by group: leaves whose paths differ in numbers alone are one."""
+    squares: dict[str, float] = {}
+    for path, g in tree.leaves(gradient).items():
+        group = re.sub(r"(^|/)\d+(?=/)", r"\1*", path)
+        squares[group] = squares.get(group, 0.0) + float(np.square(np.asarray(g, np.float64)).sum())
+    return {group: square**0.5 for group, square in squares.items()}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the tables, and what replacing does in a sentence."""
+    title = f"{result['method']} on {result['backbone']}, {result['images']} images"
+    if result["made"]:
+        rows = [
+            [r["name"], r["block"], _digits(r["size"]), f"{100 * r['varies']:.2f} %"]
+            for r in result["made"]
+        ]
+        show_table(f"{title}: made from inputs", ["what", "block", "size", "varies"], rows)
+    rows = [[r["name"], r["block"], _digits(r["ratio"])] for r in result["branches"]]
+    show_table("what adapters add, over what they add to", ["site", "block", "ratio"], rows)
+    rows = [[group, _digits(norm)] for group, norm in result["gradients"].items()]
+    show_table("gradients", ["leaves", "norm"], rows)
+    print(f"variance of features over images, relative: {_digits(result['features_variance'])}")
+    if result["made"]:
+        print(
+            f"with their mean in place of each image's own, {result['changed']:.1f} % of answers "
+            f"change, and {result['headline']} goes from {result['score']:.2f} to "
+            f"{result['score_with_means']:.2f}"
+        )
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3g}"
