@@ -44,6 +44,12 @@ def check_settings(kind: str, given: Iterable[str], known: Mapping[str, Any]) ->
             raise UnknownName(f"setting of {kind}", key, known)
 
 
+def alike(value: Any, default: Any) -> bool:
+    """Whether a value is of the default's type: whole numbers are numbers, lists are tuples."""
+    kind = {float: int | float, tuple: tuple | list}.get(type(default), type(default))
+    return isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
+
+
 def _number(value: Any) -> bool:
     """Whether a value is a number, which truth values are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

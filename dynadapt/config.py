@@ -154,7 +154,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
             value = text if kind is str else ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = None
-        if not _same_type(value, defaults[name]):
+        if not choices.alike(value, defaults[name]):
             raise ConfigError(f"config argument {name!r} must be {kind.__name__}, not {text!r}")
         values[name] = kind(value)
     return ConfigDict(values)
@@ -306,20 +306,10 @@ def _settings_problems(
             problems.append(
                 f"{kind} {given.name!r} has no setting {section}.{key}; {suggest(key, known)}"
             )
-        elif not _same_type(value, known[key]):
+        elif not choices.alike(value, known[key]):
             wanted = type(known[key]).__name__
             problems.append(f"{section}.{key} must be {wanted}, not {type(value).__name__}")
     return problems
-
-
-def _same_type(value: Any, default: Any) -> bool:
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, tuple):
-        return isinstance(value, tuple | list)
-    return isinstance(value, type(default))
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -9,7 +9,8 @@ The paper's text gives the idea; placement, activation, scale and the token poli
 reconstructed, with one adapter a block at r = 64 as the setting that meets its published shares.
 The kernels' start and scale are ours: the bias is the identity and W starts at zero, divided by its
 fan-in, and the means are standardised over channels (`layers.Generator`). Without that the kernels
-grow with the tokens that they convolve, block after block, and runs diverge; `scaled` undoes it.
+grow with the tokens that they convolve, block after block, and runs diverge; `scaled=False` undoes
+it.
 Count on a ViT at k = 3: L (2 d r + r + d + 9 r^2 + 9 r), plus 18 r L with FilterNorm.
 """
 

@@ -3,7 +3,7 @@
     out = ReLU(x W_d) C W_u s                      x: the branch's normed tokens, W_d: d r, W_u: r d
     M_t = softmax over positions of x . E_t        E: T prompts
     H   = 1/T sum_t sum_p x_p M_tp                 projected from d to z
-    C   = I + hypernetwork(H)                      a full k x k convolution r -> r for each image
+    C   = I + hypernetwork(H) / (k k r)            a full k x k convolution r -> r for each image
 
 One hypernetwork for all attention branches and one for all MLPs, lent by an adapter on the root;
 E and the projection are shared by both (one for each width where a backbone has several).
@@ -11,9 +11,9 @@ Equations 5 to 8 of the paper; equations 9 and 10 are `static_count` and `dynami
 
 The rank, z, T, s, biases, the projection d -> z and `scale_logits` are ours: the paper does not
 give them. The defaults give the paper's 2.78 M on ViT-B; ViT-H's 27.8 M is rank 160, z 64. Ours,
-too, is the kernels' start at the identity I, and that all that makes them is divided by its fan-in
-(`layers.Generator`): without, one step of Adam moves a branch by a multiple of itself, runs
-collapse, and the class token no longer depends on the image. `scaled` undoes it.
+too, is that kernels are made beside the identity I, and that all that makes them is divided by its
+fan-in (`layers.Generator`): without, one step of Adam moves a branch by a multiple of itself, runs
+collapse, and the class token no longer depends on the image. `scaled=False` undoes it.
 """
 
 import functools
@@ -191,7 +191,7 @@ def adapt(
             "none" (no convolution).
         scale: s.
         scale_logits: divide the prompts' scores by sqrt(d).
-        scaled: start the kernels at the identity, and divide what makes them by its fan-in.
+        scaled: make the kernels beside the identity, and divide all that makes them by its fan-in.
         bias: whether down, up and the hypernetworks have biases.
     """
     if kernels not in KERNELS:

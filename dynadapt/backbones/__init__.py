@@ -48,8 +48,7 @@ _UNREAD = (
     (r"convnext(v2)?", "ConvNeXt"),
 )
 # Numbers of a config up to which anything is made: blocks, pixels of a side, and all others.
-MOST = {"depth": 256, "depths": 256, "image_size": 8000, "grid": 8000}
-_MOST = 65_536
+_MOST = {"depth": 256, "depths": 256, "image_size": 8000, "grid": 8000}
 READ = "ViT, DeiT, MAE, DINOv2, SAM, Swin and Point-MAE"
 
 
@@ -207,23 +206,21 @@ def _config(family: ModuleType, kind: str, settings: dict[str, Any]) -> Any:
     known = {f.name: f.default for f in dataclasses.fields(family.Config)}
     choices.check_settings(kind, settings, known)
     for name, value in settings.items():
-        if None not in (value, known[name]) and not _alike(value, known[name]):
+        if None not in (value, known[name]) and not choices.alike(value, known[name]):
             wanted = type(known[name]).__name__
             raise ConfigError(f"{kind} has {name}={value!r:.80}, which must be {wanted}")
     for name, value in settings.items():
         numbers = value if isinstance(value, tuple | list) else (value,)
         numbers = [abs(n) for n in numbers if isinstance(n, int | float)]
-        most = MOST.get(name, _MOST)
-        if not all(n <= most for n in (*numbers, len(numbers), name == "depths" and sum(numbers))):
-            raise ConfigError(f"{kind} has {name}={value!r:.80}, where {most:,} is the most")
+        limit = most(name)
+        if not all(n <= limit for n in (*numbers, len(numbers), name == "depths" and sum(numbers))):
+            raise ConfigError(f"{kind} has {name}={value!r:.80}, where {limit:,} is the most")
     return family.Config(**settings)
 
 
-def _alike(value: Any, default: Any) -> bool:
-    """Whether a value is of the default's type: whole numbers are numbers, lists are tuples."""
-    kinds = {bool: bool, int: int, float: int | float, tuple: tuple | list, str: str}
-    same = isinstance(value, kinds[type(default)])
-    return same and isinstance(value, bool) == isinstance(default, bool)
+def most(name: str) -> int:
+    """The largest number that a setting of this name may have."""
+    return _MOST.get(name, 65_536)
 
 
 def _family(variant: str) -> ModuleType:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dynadapt import backbones
+from dynadapt import backbones, choices
 from dynadapt import config as configs
 from dynadapt.errors import CheckpointError, DynadaptError
 from dynadapt.files import first_line
@@ -18,8 +18,6 @@ KINDS = {
     **{"classes": list, "config": dict, "tensor_sha256": dict},
 }
 FIELD = {"kind": str, "dtype": str, "fill": float, "classes": list, "most": int, "size": list}
-# Above any model's: sizes of layers, and numbers of blocks.
-MOST, DEEPEST = 1 << 16, 1024
 
 
 def number(card: Mapping[str, Any], most: int) -> int:
@@ -58,8 +56,9 @@ def problems(card: Mapping[str, Any]) -> Iterator[str]:
         yield from _mistyped(f"fields.{name}.", field, known)
         if not all(isinstance(c, str) for c in _listed(field.get("classes"))):
             yield f"fields.{name}.classes must be names"
-        if not all(type(n) is int and 0 <= n <= MOST for n in _listed(field.get("size"))):
-            yield f"fields.{name}.size must be numbers of at most {MOST:,}"
+        most = backbones.most("size")
+        if not all(type(n) is int and 0 <= n <= most for n in _listed(field.get("size"))):
+            yield f"fields.{name}.size must be numbers of at most {most:,}"
         if not _is_dtype(field.get("dtype", "")):
             yield f"fields.{name}.dtype must be that of numbers, not {_shown(field['dtype'])}"
 
@@ -114,11 +113,11 @@ def _beyond(made: Any) -> Iterator[str]:
     table = dataclasses.asdict(backbones.config(sizes.pop("name")))
     for name, value in sizes.items():
         own = table.get(name)
-        if own is not None and not _is(value, type(own)):
+        if own is not None and not choices.alike(value, own):
             yield f"backbone.{name} must be {type(own).__name__}, not {_shown(value)}"
     for section in ("adapter", "backbone", "task"):
         for name, value in made[section].items():
-            most = DEEPEST if name.startswith("depth") else MOST
+            most = backbones.most(name)
             for one in value if isinstance(value, tuple) else (value,):
                 if isinstance(one, int | float) and abs(one) > most:
                     yield f"{section}.{name} is {_shown(one)}, above {most:,}"

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dynadapt.data import Benchmark, Source, find_task, offline, tfds, vtab
-from dynadapt.errors import DataError, MachineError, UnknownName
+from dynadapt.errors import ConfigError, DataError, MachineError, UnknownName
 from dynadapt.runs.journal import show_table
 
 # Name of a set, its tasks, and what makes sure that it is there.
@@ -187,7 +187,12 @@ def status(
     `labels` counts the 1,000 training examples of each class, and `sha256` covers their images and
     labels as they are stored. `counts` are images of each split, `published` the test images of the
     whole set; `problem` is empty or says what is wrong, a sentence for each fault.
+
+    Raises:
+        ConfigError: for a `path` that is no folder.
     """
+    if path and not Path(path).expanduser().is_dir():
+        raise ConfigError(f"there is no folder {path}")
     rows, form, own = [], form_of(suite, form), find(suite)
     for task in chosen(suite, names):
         place = task.name, form, path

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, backbones, mixture
+from dynadapt import adapters, backbones, mixture, tree
+from dynadapt.adapters import adapter_x
 from dynadapt.backbones import point_mae
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError, UnknownName
@@ -181,3 +182,33 @@ def test_backbones_of_several_widths_are_refused():
     )
     with pytest.raises(ConfigError, match="needs a plain transformer"):
         adapters.adapt(network, "adapter_x", rngs=nnx.Rngs(0))
+
+
+def tokens_through(routing, train=False, key=0):
+    """What a mixture of random values makes of tokens, and the gate by sub-token."""
+    sizes = dict(heads=2, rank=3, experts=3, width=4, scale=1.0, scaled=True, rate=0.0)
+    mix = adapter_x.Mixture(8, **sizes, routing=routing, rngs=nnx.Rngs(0))
+    mix.up[...] = jax.random.normal(jax.random.key(1), mix.up.shape)
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 5, 8)), jnp.float32)
+    ctx = Context(train=train, key=jax.random.key(key))
+    return mix, x, mix(x, ctx)[0], mix.chances(x.reshape(2, 5, 2, 4), ctx)
+
+
+def test_routing_by_place_has_no_router():
+    mix, _, _, gate = tokens_through("fixed")
+    assert "router" not in " ".join(tree.leaves(nnx.state(mix)))
+    wanted = [[(n + j) % 3 for j in range(2)] for n in range(5)]
+    np.testing.assert_array_equal(gate.argmax(-1), [wanted, wanted])
+    np.testing.assert_array_equal(gate.sum(-1), np.ones((2, 5, 2)))
+
+
+def test_random_routing_draws_in_training_and_takes_the_mean_after():
+    draws = [tokens_through("random", train=True, key=k)[3] for k in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any() and set(np.unique(draws[0])) == {0.0, 1.0}
+    mix, x, found, gate = tokens_through("random")
+    np.testing.assert_allclose(gate, np.full(gate.shape, 1 / 3), rtol=1e-6)
+    z = np.asarray(x).reshape(2, 5, 2, 4)
+    code = np.maximum(np.einsum("bnhd,edr->bnhre", z, mix.down[...]), 0)
+    wanted = np.einsum("bnhre,erd->bnhd", code, mix.up[...]) / 3
+    np.testing.assert_allclose(found, wanted.reshape(2, 5, 8), rtol=1e-4, atol=1e-5)

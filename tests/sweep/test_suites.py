@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dynadapt.data import vtab
-from dynadapt.errors import MachineError, UnknownName
+from dynadapt.errors import ConfigError, MachineError, UnknownName
 from dynadapt.sweep import suites
 
 
@@ -81,6 +81,11 @@ def test_status_of_what_is_missing_or_wrong(vtab_folder, tmp_path, capsys):
     assert f"kitti: {missing['problem']}" in shown.replace("\n", " ").replace("  ", " ")
     [row] = suites.status("vtab", path=str(tmp_path), names=["resisc45"])
     assert "--tasks=resisc45" in row["obtain"] and "NWPU-RESISC45" in row["obtain"]
+
+
+def test_a_path_that_is_no_folder(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="there is no folder .*nowhere"):
+        suites.status("vtab", path=str(tmp_path / "nowhere"))
 
 
 def test_status_checks_the_shared_folder(vtab_folder, tmp_path, capsys):
