@@ -35,7 +35,7 @@ def _optimize(whole: bool) -> None:
 
 
 # Fixtures whose making takes long, for whichever test comes first.
-SLOW_FIXTURES = {"vtab_tfds", "vtab_folder"}
+SLOW_FIXTURES = {"vtab_tfds", "vtab_folder", "eight", "two", "few"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

@@ -103,15 +103,15 @@ METHODS = {
     "vfm_adapter": Method(dict(rank=3, z=4, prompts=2), {}, in_adapter),
     "vpt": Method(dict(prompts=3), dict(dropout=0.2, project=4), in_adapter, neutral=None),
 }
-every_method = pytest.mark.parametrize("name", METHODS)
 # One of each kind of method; the others are exhaustive where a check costs much.
 ALWAYS = ("adapter_x", "bitfit", "dapt", "full", "iconformer", "lora", "ssf", "vfm_adapter", "vpt")
+# Those that are also run without what is slow.
+QUICK = ("adapter_x", "full", "iconformer", "lora", "vfm_adapter")
+every_method = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in METHODS]
+)
 most_methods = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.exhaustive) for n in METHODS]
-)
-# What takes ten trained steps is slow for the others.
-trained_methods = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.slow) for n in METHODS]
 )
 folding = [(name, {}) for name, method in METHODS.items() if method.merges]
 
@@ -240,7 +240,7 @@ def test_a_changed_adapter_has_an_effect(name):
     assert np.abs(logits(network, inputs(name, 3)) - before).max() > 1e-3
 
 
-@trained_methods
+@every_method
 def test_what_trains_and_what_is_frozen(name):
     history = trained(name)
     for path in history["train"]:
@@ -250,7 +250,7 @@ def test_what_trains_and_what_is_frozen(name):
     assert {"head/linear/kernel", "head/linear/bias"} <= history["train"].keys()
 
 
-@trained_methods
+@every_method
 def test_only_trained_leaves_change(name):
     history = trained(name)
     after = history["at"][5][0]
@@ -279,7 +279,7 @@ def test_a_training_step_changes_nothing_in_the_frozen_model(name):
         np.testing.assert_array_equal(after[path], x)
 
 
-@trained_methods
+@every_method
 def test_the_optimizer_holds_trained_leaves_alone(name):
     history = trained(name)
     moments = {p: x for p, x in history["opt"].items() if "/mu/" in p or "/nu/" in p}
@@ -294,7 +294,7 @@ def test_the_optimizer_holds_trained_leaves_alone(name):
     assert sum(x.nbytes for x in moments.values()) == 2 * size
 
 
-@trained_methods
+@every_method
 def test_every_trained_leaf_gets_a_gradient_within_three_steps(name):
     opt = trained(name)["at"][3][1]
     first_moments = {p: x for p, x in opt.items() if "/mu/" in p}
@@ -1046,8 +1046,8 @@ OPTIONS = [
     dict(filter_norm=True),
     dict(learn_scale=True, scale=1),
     dict(ln_before=True),
-    dict(identity_bias=False),
     dict(scaled=False),
+    dict(scaled=False, identity_bias=False),
     *(dict(kernels=k) for k in ("static", "none")),
     dict(kernel=5),
     dict(kernel=1, scale=2),
@@ -1092,6 +1092,7 @@ def mixed(seed):
     """A random choice of all options at once."""
     rng = np.random.default_rng(seed)
     given = {k: v[rng.integers(len(v))] for k, v in _CHOICES.items()}
+    given["identity_bias"] |= given["scaled"]  # or all kernels stay at zero
     if given["kernel"] == 1:
         given["filter_norm"] = False  # one tap has no deviation
     return given

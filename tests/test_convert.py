@@ -117,6 +117,7 @@ def test_a_merged_run_is_a_file_of_its_publisher(oracles, tmp_path, method):
 PEFT_CASES = ("attention", "all_linear", "rslora", "dora")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEFT_CASES)
 def test_a_folder_of_peft_is_merged_into_its_base(oracles, tmp_path, name):
     """The merged weights and logits are those of the publisher's own merge."""
@@ -220,6 +221,7 @@ def test_mistakes_with_peft(oracles, tmp_path, capsys):
     assert not out.exists() and not (tmp_path / "folder").exists()
 
 
+@pytest.mark.slow
 def test_a_dynamic_run_is_not_mergeable(tmp_path, capsys):
     work = tmp_path / "run"
     assert main(["train", f"--config={TINY}:steps=1", f"--workdir={work}"]) == 0
@@ -237,6 +239,7 @@ def full(tmp_path_factory):
     return work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_what_was_trained_is_written(dtype, full, tmp_path, capsys):
     out = tmp_path / "backbone.safetensors"

@@ -163,6 +163,7 @@ def test_full_convolution_equals_a_loop(form, k, h, w):
         np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [6, 32])
 def test_full_convolution_in_bfloat16(side):
     x, kernel, g = draw_full(3, h=side, w=side, r=16, out=16)

@@ -117,6 +117,7 @@ def test_rows_are_ordered_and_padding_is_left_out():
     np.testing.assert_array_equal(rows["y"], [[0], [1], [2], [3], [5]])
 
 
+@pytest.mark.slow
 def test_the_run_left_a_small_file(made):
     result = files.read_json(made / "result.json")
     size = (made / "adapter" / "adapter.safetensors").stat().st_size

@@ -36,6 +36,7 @@ def of(c):
     return values(nnx.state(model.build(c, task(c), SPEC)))
 
 
+@pytest.mark.slow
 def test_a_model_is_a_head_on_a_backbone():
     c = settings()
     network = model.build(c, task(c), SPEC)

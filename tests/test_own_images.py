@@ -65,6 +65,7 @@ def test_a_folder_without_splits_is_evaluated_whole(made, tmp_path, capsys):
     assert top1(made[1], f"--data={tmp_path / 'flat'}", capsys=capsys) > 90
 
 
+@pytest.mark.slow
 def test_an_unknown_class_is_refused_by_name(made, tmp_path, capsys):
     images, work = made
     shutil.copytree(images, tmp_path / "other")

@@ -102,6 +102,7 @@ def test_two_hundred_images_of_all_kinds(run, tmp_path, capsys, caplog, monkeypa
         assert picture.width > picture.height  # 24 x 16, turned upright: wide, with a line below
 
 
+@pytest.mark.slow
 def test_orientation_is_applied(run, tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6

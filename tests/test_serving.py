@@ -58,6 +58,7 @@ def test_each_name_gives_its_own_models_answer(three):
         assert np.abs(found[one] - found[other]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_swap_compiles_nothing(three):
     host = serving.host(three["a"])
     trees = {name: serving.load_adapter(host, folder) for name, folder in three.items()}

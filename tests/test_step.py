@@ -87,6 +87,7 @@ def gradient_of(c, examples):
     return {p.split("trace/")[1]: x for p, x in opt.items() if "trace/" in p}, logs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, [1, 0, 1, 1, 1, 0, 0, 1]])
 def test_accumulation_changes_no_gradient(mask):
     examples = batch(1, mask=mask)
@@ -160,6 +161,7 @@ def test_the_gradient_is_that_of_the_trained_leaves():
         np.testing.assert_allclose(found[path], g, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_running_mean():
     c = settings(ema=0.8)
     _, _, frozen, _, state, run = ready(c)
@@ -204,6 +206,7 @@ def test_features_that_are_the_same_for_all_images_have_collapsed(capsys):
     assert len(said) == 1 and "at step 26 the features hardly differ" in said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_is_skipped_and_named(accumulate):
     c = settings(ema=0.5, accumulate=accumulate, bad_steps=2)
@@ -241,6 +244,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(accumulate):
     assert len(said) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given", [dict(lr=3e38), dict(lr=3e38, name="sgd"), dict(ema=0.5, lr=3e38)]
 )
@@ -346,6 +350,7 @@ def test_one_compilation_for_all_steps():
     assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_layers_below_what_trains_get_no_gradient(compiled_as_for_users):
     """A linear probe's gradient needs no backward pass through the backbone."""
     c = settings("linear")

@@ -124,6 +124,7 @@ def test_what_a_run_leaves(whole):
     assert rows[-1]["top1"] == result["top1"]
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_not_run_again(whole, capsys, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     monkeypatch.setattr(train, "make_step", None)
@@ -386,6 +387,7 @@ def test_nothing_that_is_not_finite_is_a_result(given, tmp_path, capsys):
         assert "NaN" not in (work / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 3])
 def test_bad_steps_end_a_run(every, tmp_path, monkeypatch, capsys):
     options = (

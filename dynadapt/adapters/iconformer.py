@@ -192,7 +192,8 @@ def adapt(
         scaled: make kernels of standardised means, by a layer scaled by its fan-in and zero at the
             start; without it, as the paper's text has it, by a plain layer of the means.
         filter_norm: normalise the generated kernels.
-        identity_bias: start the generated kernels at the identity, or around zero.
+        identity_bias: start the generated kernels at the identity; not so, without `scaled`, around
+            zero.
         prefix: what class token and registers get: "identity" (pass unconvolved), "center" (the
             kernel's centre tap) or "drop" (zero).
         dropout: rate before the up-projection.
@@ -209,6 +210,10 @@ def adapt(
     check_rate("dropout", dropout)
     if filter_norm and kernel == 1:
         raise ConfigError("filter_norm needs kernel of at least 3: a single tap has no deviation")
+    if scaled and not identity_bias:
+        raise ConfigError(
+            "identity_bias=False needs scaled=False: all kernels would start, and stay, at zero"
+        )
     check_map("iconformer", backbone)
     check_rank(rank, backbone, PLACEMENTS[placement])
     make = functools.partial(

@@ -22,6 +22,7 @@ def adapted(name, variant="vit_mini", sizes=VIT, **given):
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sites"),
     [("adaptformer", 3), ("adapter", 6), ("convpass", 6), ("lorand", 6), ("mona", 6)],

@@ -103,6 +103,7 @@ def test_on_points_the_positions_skip_the_prompts():
         np.testing.assert_allclose(level, value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_recorded():
     _, tape = run(make(balance=0.3), images())
     np.testing.assert_allclose(tape["router/load"].sum(1), np.ones(3), rtol=1e-5)

@@ -104,6 +104,7 @@ def test_by_hand():
     close(maps[0], x[:, 4:])
 
 
+@pytest.mark.slow
 def test_it_starts_around_the_bare_model():
     """Nothing of the adapter but beta, in the prompts; scales and shifts around the identity."""
     network = bare(dim=384, depth=1)
@@ -140,6 +141,7 @@ def test_a_dropped_example_drops_mlp_and_adapter_together():
     close(found[~dropped], 2 * whole[~dropped])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [dict(levels=(0,)), dict(class_token=False)])
 @pytest.mark.parametrize("form", [dict(scan=True), dict(remat=True)])
 def test_loop_remat_and_scan_are_equal(changes, form):

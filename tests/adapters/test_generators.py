@@ -59,6 +59,7 @@ def hypernetwork(rank, scaled, z=48, d=96):
     return common, lambda net: 9 * rank * net.attn(net.embedding(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [icon, hypernetwork])
 def test_a_step_of_kernels_does_not_depend_on_the_rank(make):
     moves = [move(*make(rank, True)) for rank in RANKS]
@@ -71,6 +72,7 @@ def test_nor_does_a_later_step(make):
     assert max(moves) < 2 * min(moves) and max(moves) < 4
 
 
+@pytest.mark.slow
 def test_nor_does_it_depend_on_the_widths_of_a_hypernetwork():
     moves = [move(*hypernetwork(16, True, z, d), count=20) for z in (12, 96) for d in WIDTHS]
     assert max(moves) < 2 * min(moves)
@@ -125,6 +127,7 @@ def scales(dim, scaled):
     return network, lambda net: net.scale(tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [routes, scales])
 def test_routes_and_scales_move_the_same_at_any_width(make):
     moves = {scaled: [move(*make(d, scaled)) for d in WIDTHS] for scaled in (True, False)}

@@ -41,13 +41,14 @@ BAD = {
     "placement": (("wrong", "choose one of"),),
     "act": (("wrong", "unknown activation 'wrong'; choose one of"),),
     "routing": (("wrong", "choose one of fixed, learned, random"),),
+    "identity_bias": ((False, "needs scaled=False"),),
     "prefix": (("wrong", "choose one of center, drop, identity"),),
     "kernels": (("wrong", "choose one of"),),
     "conv": (("wrong", "choose one of identity, xavier"),),
 }
 # Factors, of any sign and size, and switches.
 FREE = {
-    *("scale", "learn_scale", "norm", "ln_before", "filter_norm", "identity_bias", "bias"),
+    *("scale", "learn_scale", "norm", "ln_before", "filter_norm", "bias"),
     *("prompt", "scale_logits", "scaled"),
 }
 # Settings that fit a ViT 16 wide, besides those of the config.

@@ -54,6 +54,7 @@ def difference(one, other):
     return np.abs(tokens(one) - tokens(other)).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lender", "form"), [("fact", "deep"), ("arc", "shallow")])
 def test_prompts_join_a_method_that_lends(lender, form):
     """In either order, and each has its effect: what one lends is not the other's projection."""

@@ -19,6 +19,7 @@ def test_the_pictures_are_a_function_of_the_seed():
     assert (pixels(one) != pixels(other)).any((1, 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_more_pictures_begin_with_the_same_ones():
     few, many = (generated.source("train", size=n, seed=2) for n in (8, 24))
     np.testing.assert_array_equal(pixels(few), pixels(many)[:8])

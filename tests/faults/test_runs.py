@@ -141,6 +141,7 @@ def flip(file, position):
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_damaged_log_is_set_aside(unfinished, whole, caplog):
     log = unfinished / "metrics.jsonl"
     flip(log, log.read_bytes().index(b"\n") + 1)

@@ -114,6 +114,7 @@ def test_stopped_in_a_phase(phase, number, forker, reference, tmp_path):
     assert_goes_on(forker, tmp_path, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ending.SIGNALS)
 def test_a_plan_is_stopped(number, forker, tmp_path):
     forker.start(["plan", OPTIONS[0]], tmp_path, "compilation", number)

@@ -42,6 +42,7 @@ def by_hand(folder):
     return network, x, *logits
 
 
+@pytest.mark.slow
 def test_kernels_by_hand(icon):
     folder, found = icon
     _, x, _, tape = by_hand(folder)
@@ -54,6 +55,7 @@ def test_kernels_by_hand(icon):
     assert found["features_variance"] > 0
 
 
+@pytest.mark.slow
 def test_branches_by_hand(icon):
     """What the adapter of block 0 adds to the patch tokens, over them."""
     folder, found = icon

@@ -42,6 +42,7 @@ def test_all_methods_have_a_row(found):
     assert found["parameters"] == 85_798_656 and found["input"] == [224, 224, 3]
 
 
+@pytest.mark.slow
 def test_the_bare_forward_pass(found):
     assert found["flops"] == FORWARD
     for name in ("linear", "bitfit", "norm_tune", "full", "ssf"):

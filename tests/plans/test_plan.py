@@ -34,6 +34,7 @@ def test_sites(found):
     assert site["site"] == "backbone/blocks/*/attn/qkv" and site["adapter"] == "Lora"
 
 
+@pytest.mark.slow
 def test_counts_with_and_without_head(found):
     counts = found["counts"]
     assert counts["trained"] == 512

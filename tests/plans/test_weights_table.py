@@ -143,6 +143,7 @@ def test_download_by_command(published, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_backbone():
     small = dict(dim=32, depth=3, heads=2, image_size=16)
     parameters, flops = weights_table.sizes("vit_mini", tuple(small.items()), 0)

@@ -66,7 +66,7 @@ def test_what_is_of_another_type_is_named(path, value, part, card):
 @pytest.mark.parametrize(
     ("section", "name", "value", "part"),
     [
-        ("backbone", "depth", 2000, "backbone.depth is 2000, above 1,024"),
+        ("backbone", "depth", 2000, "backbone.depth is 2000, above 256"),
         ("backbone", "dim", "x", "backbone.dim must be int, not 'x'"),
         ("backbone", "dim", 10**9, "backbone.dim is 1000000000, above 65,536"),
         ("adapter", "rank", 10**9, "adapter.rank is 1000000000, above"),

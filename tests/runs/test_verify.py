@@ -102,6 +102,7 @@ def same_json(file, whole):
         return False
 
 
+@pytest.mark.slow
 def test_any_missing_file_is_found(run):
     for name in written(run):
         file = run / name

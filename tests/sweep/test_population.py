@@ -91,6 +91,7 @@ def lora():
     return tiny.population(tiny.settings("lora"), 3)[0]
 
 
+@pytest.mark.slow
 def test_one_program_for_all_cells(lora):
     data = tiny.examples()
     for seeds, lr, classes, steps in (((0, 1, 2), 1e-3, 3, 9), ((4, 4, 7), 3e-2, 8, 31)):

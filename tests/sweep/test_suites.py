@@ -105,6 +105,7 @@ def test_status_checks_the_shared_folder(vtab_folder, tmp_path, capsys):
     assert "svhn: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_status_of_the_offline_suite(tmp_path, capsys):
     rows = suites.status("offline", path=str(tmp_path), names=["digits", "azimuth", "bccd"])
     assert [row["present"] for row in rows] == [True, True, False]

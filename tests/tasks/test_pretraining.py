@@ -34,6 +34,7 @@ def test_colours_by_hand():
     np.testing.assert_allclose(found[1, 0, 2], image[1, :4, 8:].mean((0, 1)) * 2 - 1, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_the_same_number_of_squares_is_painted_in_every_image(ratio):
     task = pretraining.Task(INFO, mask_ratio=ratio)
