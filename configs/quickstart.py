@@ -30,7 +30,7 @@ RATES = {  # chosen; tried
     "mona": 0.01,  # 0.001, 0.003, 0.01
     "iconformer": 0.01,  # 0.003, 0.01, 0.02
     "adapter_x": 0.01,  # 0.003, 0.01, 0.02
-    "vfm_adapter": 0.003,  # 0.003, 0.01, 0.02
+    "vfm_adapter": 0.01,  # 0.003, 0.01
     "full": 0.002,  # 0.0003, 0.001, 0.002
 }
 # What differs from the methods' own defaults.
@@ -40,7 +40,7 @@ SETTINGS = {
     "adaptformer": dict(rank=32, scale=1.0),
     "lorand": dict(rank=8),
     "mona": dict(rank=32),
-    "iconformer": dict(rank=32, scale=1.0, identity_bias=True),
+    "iconformer": dict(rank=32, scale=1.0),
     "adapter_x": dict(rank=32, heads=4, scale=1.0),
     "vfm_adapter": dict(rank=32, z=24, scale=1.0),
 }

@@ -71,7 +71,7 @@ SGD = dict(lr=(0.01,), weight_decay=(0.0,), drop_path=(0.0,), scale=(0.1,))
 SETTINGS = dict(
     adaptformer=dict(rank=8),
     adapter=dict(rank=8, form="pfeiffer"),
-    iconformer=dict(rank=8, identity_bias=True),
+    iconformer=dict(rank=8),
 )
 
 
