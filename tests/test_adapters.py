@@ -368,8 +368,7 @@ def quick(name, form):
 def form_marks(name, form):
     if quick(name, form):
         return ()
-    inside = METHODS[name].trains is in_adapter and form == "scan"
-    return pytest.mark.slow if name in ALWAYS or inside else pytest.mark.exhaustive
+    return pytest.mark.slow if name in ALWAYS else pytest.mark.exhaustive
 
 
 FORMS = [

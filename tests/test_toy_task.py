@@ -85,7 +85,7 @@ def test_each_example_has_its_record(whole):
     assert labels.shape == (16, 16) and labels.max() < 3
 
 
-@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("norm", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 @pytest.mark.slow
 def test_parts_of_a_batch_are_as_the_whole(norm, compiled_as_for_users):
     """Valid pixels are counted over all parts, and statistics are those of the whole batch."""

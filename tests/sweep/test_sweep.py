@@ -498,7 +498,7 @@ def free_port():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("joined", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_two_processes_share_a_folder(joined, few, tmp_path):
     """Each of 24 cells is done once, be the two strangers or the workers of one pod."""
     work, port = tmp_path / "sweep", free_port()
