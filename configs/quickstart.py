@@ -30,7 +30,7 @@ RATES = {  # chosen; tried
     "mona": 0.01,  # 0.001, 0.003, 0.01
     "iconformer": 0.01,  # 0.003, 0.01, 0.02
     "adapter_x": 0.01,  # 0.003, 0.01, 0.02
-    "vfm_adapter": 0.03,  # 0.001, 0.003, 0.01, 0.03
+    "vfm_adapter": 0.01,  # 0.001, 0.003, 0.01, 0.03
     "full": 0.002,  # 0.0003, 0.001, 0.002
 }
 # What differs from the methods' own defaults.

@@ -3,7 +3,7 @@
     out = ReLU(x W_d) C W_u s                      x: the branch's normed tokens, W_d: d r, W_u: r d
     M_t = softmax over positions of x . E_t        E: T prompts
     H   = 1/T sum_t sum_p x_p M_tp                 projected from d to z
-    C   = I + hypernetwork(H) / (k k r)            a full k x k convolution r -> r for each image
+    C   = I + hypernetwork(H) / sqrt(k k r)        a full k x k convolution r -> r for each image
 
 One hypernetwork for all attention branches and one for all MLPs, lent by an adapter on the root;
 E and the projection are shared by both (one for each width where a backbone has several).
@@ -40,6 +40,7 @@ NOT_MERGEABLE = "its kernels follow the input, and where they don't a ReLU is in
 
 KERNELS = ("input", "layer", "static", "none")
 _SITES = f"{BLOCK}/(attn|mlp)"
+START = 0.05  # of a kernel beside the identity: what it adds to a map, over the map
 
 
 def static_count(depth: int, dim: int, rank: int) -> int:
@@ -56,8 +57,8 @@ class Hypernetwork(nnx.Module):
     """Kernels `b k k r r` from embeddings `b z` (`dynamic.hypernetwork`).
 
     Where embeddings have variance 1, kernels start with variance 1 / (k k r). Scaled, both layers
-    are divided by their fan-in z, and what they make by that of the convolution, k k r, so that a
-    step moves a convolved map by about the rate; it is added to the identity.
+    are divided by their fan-in z. What they make, a little at the start, is divided by the root of
+    the fan-in of the convolution, k k r, as sums of independent taps grow, and joins the identity.
     """
 
     def __init__(self, rank: int, z: int, kernel: int, *, scaled, bias: bool, rngs: nnx.Rngs):
@@ -66,7 +67,8 @@ class Hypernetwork(nnx.Module):
         out = jax.random.normal(rngs.params(), shape)
         self.scaled = scaled
         self.hidden = nnx.Param(hidden * (z**0.5 if scaled else z**-0.5))
-        self.out = nnx.Param(out * (z**0.5 if scaled else (z * kernel * kernel * rank) ** -0.5))
+        spread = START * z**0.5 if scaled else (z * kernel * kernel * rank) ** -0.5
+        self.out = nnx.Param(out * spread)
         self.has_bias = bias
         if bias:
             self.hidden_bias = nnx.Param(jnp.zeros((rank, z)))
@@ -85,10 +87,10 @@ class Hypernetwork(nnx.Module):
 
 
 def beside_identity(made: Array) -> Array:
-    """Kernels `b k k r r`: the identity, and what is made over the fan-in of a convolution."""
+    """Kernels `b k k r r`: the identity, and what is made over the root of their fan-in."""
     _, k, _, r, _ = made.shape
     same = jnp.zeros((k, k, r, r)).at[k // 2, k // 2].set(jnp.eye(r))
-    return same[None] + made / (k * k * r)
+    return same[None] + made * (k * k * r) ** -0.5
 
 
 class Common(nnx.Module):
@@ -134,7 +136,8 @@ class Hom(nnx.Module):
             self.embedding = nnx.Param(jax.random.normal(rngs.params(), (1, z)))
         if kernels == "static":
             draw = jax.random.normal(rngs.params(), (kernel, kernel, rank, rank))
-            self.taps = nnx.Param(draw * (1.0 if scaled else (kernel * kernel * rank) ** -0.5))
+            spread = START if scaled else (kernel * kernel * rank) ** -0.5
+            self.taps = nnx.Param(draw * spread)
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
         normed = host.norm(x, ctx)

@@ -50,7 +50,7 @@ def test_a_site_by_hand():
     kernel = dynamic.hypernetwork(
         h, hyper.hidden[...] / 4, hyper.hidden_bias[...], hyper.out[...] / 4, hyper.out_bias[...]
     )
-    kernel = (kernel / 27).at[:, 1, 1].add(jnp.eye(3)[None])
+    kernel = (kernel / np.sqrt(27)).at[:, 1, 1].add(jnp.eye(3)[None])
     code = jax.nn.relu(own.down(normed))
     m = dynamic.full_reference(code[:, 1:].reshape(2, 4, 4, 3), kernel).reshape(2, 16, 3)
     code = jnp.concatenate([code[:, :1], m], axis=1)
