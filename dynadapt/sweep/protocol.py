@@ -76,6 +76,13 @@ def settings_of(config: ConfigDict, variant: str) -> dict[str, Any]:
     return given | {k: configs.parse_arg(i, **known)[k] for k, i in zip(names, own, strict=True)}
 
 
+def check_variant(config: ConfigDict, variant: str, backbone: str) -> None:
+    """Raises a ConfigError for settings that the backbone can't be adapted with."""
+    name = method_of(variant)
+    if reason := compare.refusals(backbone, {name: settings_of(config, variant)}).get(name):
+        raise ConfigError(f"{variant}: {reason}")
+
+
 def chosen_seeds(given: Sequence[str]) -> list[int]:
     """Seeds as numbers, each once."""
     wrong = [text for text in given if not text.strip().isdecimal()]

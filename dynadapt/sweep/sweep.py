@@ -124,6 +124,9 @@ def check(sweep: Sweep) -> None:
     if sweep.population < 1:
         raise ConfigError(f"population must be at least 1, not {sweep.population}")
     configs = sweep.configs  # each is checked
+    for method in configs:
+        if ":" in method:
+            protocol.check_variant(sweep.config, method, sweep.backbone)
     for task in sweep.tasks:
         for method in configs:
             protocol.grid(sweep.config, method, task)

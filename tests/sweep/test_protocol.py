@@ -95,6 +95,13 @@ def test_a_variant_is_its_method_with_other_settings():
         assert part in one_sentence(error)
 
 
+def test_a_variant_that_cannot_be_built_is_refused_by_its_name():
+    protocol.check_variant(config(), "iconformer:kernels=static", "vit_mini")
+    with pytest.raises(ConfigError) as error:
+        protocol.check_variant(config(), "iconformer:kernels=statik", "vit_mini")
+    assert "iconformer:kernels=statik: unknown kind of kernels" in one_sentence(error)
+
+
 # Protocols.
 
 

@@ -445,3 +445,33 @@ def test_plots(suffix, start, result, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra [viz]")
     report.write(result, tmp_path / f"table.{suffix}")
     assert (tmp_path / f"table.{suffix}").read_bytes().startswith(start)
+
+
+# Paired differences, and runs that failed.
+
+
+@pytest.mark.parametrize("suffix", [".md", ".csv", ".tex", ".png"])
+def test_differences_stand_in_every_form(suffix, tmp_path, capsys):
+    found = report.make(written(tmp_path, lines()), tasks=TASKS, against="linear")
+    # By task lora is ahead by 11, 0 and 0; Student's t of 2 degrees is 4.303.
+    [row] = found["paired"]
+    assert (row["method"], row["wins"], row["tasks"]) == ("lora", 1, 3)
+    assert row["mean"] == pytest.approx(11 / 3) and row["low"] < 0 < row["high"]
+    report.show(found)
+    assert "against linear" in capsys.readouterr().out
+    out = tmp_path / f"table{suffix}"
+    report.write(found, out)
+    if suffix == ".csv":
+        rows = list(csv.DictReader(io.StringIO(out.read_text())))
+        assert [r["paired_mean"] for r in rows] == [str(row["mean"]), ""]
+    elif suffix != ".png":
+        assert "+3.67" in out.read_text() and "1 of 3" in out.read_text()
+
+
+def test_runs_that_failed_are_named(tmp_path):
+    found = lines()
+    found[0]["collapsed"] = found[3]["collapsed"] = True
+    found[1]["diverged"] = 7
+    notes = report.make(written(tmp_path, found), tasks=TASKS)["notes"]
+    assert "2 of 9 runs of lora collapsed, on pets, svhn" in notes
+    assert "1 of 9 runs of lora diverged, on pets" in notes
