@@ -11,11 +11,11 @@ from flax import nnx
 from dynadapt import inputs, model, processes, sharding
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError, MissingSplit, TrainingError
+from dynadapt.model import FINITE
 from dynadapt.runs import product
 from dynadapt.runs.predictions import Predictions
 
 Array = jax.Array
-FINITE = "features/finite"
 Record = Callable[[Mapping[str, np.ndarray], dict[str, Any]], None]
 
 

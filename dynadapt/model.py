@@ -19,6 +19,11 @@ Batch = Mapping[str, jax.ShapeDtypeStruct]
 Hyper = Mapping[str, Array]
 
 
+# What a model records of its features: how far those of a batch's examples differ (`variance`), and
+# whether those of an example are finite.
+VARIANCE, FINITE = "features/variance", "features/finite"
+
+
 class Model(nnx.Module):
     """A backbone and a head; what the backbone takes in, the head's outputs out."""
 
@@ -28,17 +33,16 @@ class Model(nnx.Module):
     def __call__(self, inputs: Array, ctx: Context, parts: int = 1) -> Any:
         """The outputs; the backbone may see the batch in several parts, one after another.
 
-        Recorded: `features/variance` (see `variance`), and `features/finite`, whether all features
-        of an example are, `b`.
+        `VARIANCE` and `FINITE`, `b`, are recorded.
         """
         if parts == 1:
             found = self.backbone(inputs, ctx)
         else:
             found = _in_parts(self.backbone, inputs, ctx, parts)
-        ctx.record("features/variance", variance(found, ctx.mask))
+        ctx.record(VARIANCE, variance(found, ctx.mask))
         last = (found.maps[-1], found.tokens)
         finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in last]
-        ctx.record("features/finite", jnp.logical_and(*finite))
+        ctx.record(FINITE, jnp.logical_and(*finite))
         return self.head(found, ctx)
 
 

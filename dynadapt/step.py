@@ -11,12 +11,10 @@ from flax import nnx
 
 from dynadapt import inputs, model, optim, sharding
 from dynadapt.context import Context
-from dynadapt.model import Hyper
+from dynadapt.model import VARIANCE, Hyper
 
 Array = jax.Array
 
-# How far the features of a batch's examples differ (`model.variance`).
-VARIANCE = "features/variance"
 # Below this share of the most that it was, the features no longer tell images apart.
 COLLAPSED = 0.1
 

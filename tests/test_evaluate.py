@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dynadapt import evaluate, files, inputs, sharding
+from dynadapt import evaluate, files, inputs, model, sharding
 from dynadapt.errors import TrainingError
 from dynadapt.main import main
 from dynadapt.runs import product
@@ -152,7 +152,7 @@ def test_features_that_are_not_finite_are_refused():
 
     def step(kept, frozen, batch):
         fine = jnp.array([True, True, False, True])
-        return {"x": jnp.ones(4), evaluate.FINITE: fine}, {}
+        return {"x": jnp.ones(4), model.FINITE: fine}, {}
 
     batch = {"index": np.array([7, 3, 9, 5]), "mask": np.ones(4, np.float32)}
     with pytest.raises(TrainingError, match="features of 1 of 4 examples .* example 3: the model"):

@@ -186,7 +186,7 @@ def test_the_variance_of_features_is_followed():
     seen = []
     for number in range(3):
         state, logs = run(state, frozen, batch(number), jax.random.key(0))
-        value = float(logs[step.VARIANCE])
+        value = float(logs[model.VARIANCE])
         assert 0 < value < 1
         seen.append(0.9 * seen[-1] + 0.1 * value if seen else value)
     found = {k: float(v) for k, v in state["variance"].items()}
@@ -200,7 +200,7 @@ def test_features_that_are_the_same_for_all_images_have_collapsed(capsys):
     same["image"][:] = same["image"][:1]
     for _ in range(25):
         state, logs = run(state, frozen, same, jax.random.key(0))
-    assert logs[step.VARIANCE] < 1e-6 and step.collapsed(state["variance"])
+    assert logs[model.VARIANCE] < 1e-6 and step.collapsed(state["variance"])
     assert check_collapse(state, False, 26, print) and check_collapse(state, True, 27, print)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1 and "at step 26 the features hardly differ" in said[0]

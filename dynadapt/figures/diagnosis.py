@@ -6,7 +6,6 @@ their batch: if nothing does, what the method makes from its input is of no use.
 """
 
 import functools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
         "made": _made(total),
         "branches": _branches(total),
         "gradients": norms,
-        "features_variance": float(total["features/variance"]),
+        "features_variance": float(total[model.VARIANCE]),
         "headline": task.headline,
         "score": values["branches"],
         "score_with_means": values["mean"],
@@ -119,7 +118,7 @@ def _summed(tape: Mapping[str, Array], mask: Array) -> dict[str, Array]:
             wide = value.astype(jnp.float32)
             found[f"sum/{name}"] = jnp.einsum("lb...,b->l...", wide, mask)
             found[f"square/{name}"] = jnp.einsum("lb...,b->l...", jnp.square(wide), mask)
-        elif name.startswith("branch/") or name == "features/variance":
+        elif name.startswith("branch/") or name == model.VARIANCE:
             found[name] = value * mask.sum()
     return found
 
@@ -147,10 +146,10 @@ def _branches(total: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def _norms(gradient: Any) -> dict[str, float]:
-    """Norms by group: leaves whose paths differ in numbers alone are one."""
+    """Norms by group of leaves (`tree.group`)."""
     squares: dict[str, float] = {}
     for path, g in tree.leaves(gradient).items():
-        group = re.sub(r"(^|/)\d+(?=/)", r"\1*", path)
+        group = tree.group(path)
         squares[group] = squares.get(group, 0.0) + float(np.square(np.asarray(g, np.float64)).sum())
     return {group: square**0.5 for group, square in squares.items()}
 

@@ -159,7 +159,7 @@ class Population:
         cells = []
         for i in range(self.size):
             own = evaluate.in_order({k: v[i] for k, v in rows.items()}, index, mask)
-            fine = own.pop(evaluate.FINITE).all()
+            fine = own.pop(model.FINITE).all()
             cells.append({**self.task.value(own), **({} if fine else {"loss": math.nan})})
         return cells
 
