@@ -379,6 +379,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
+@pytest.mark.slow
 def test_training_does_not_depend_on_the_form(name, form):
     found, wanted = trained(name, form), trained(name)
     assert list(found["train"]) == list(wanted["train"])

@@ -9,6 +9,8 @@ from PIL import Image
 
 from dynadapt.main import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = dict(blue=(20, 30, 220), green=(20, 200, 30), red=(220, 20, 30))
 OPTIONS = ("--config.optim.steps=25", "--config.optim.lr=0.05", "--config.input.batch_size=16")
@@ -47,25 +49,21 @@ def top1(work, *more, capsys):
     return next(float(r.split("│")[2]) for r in rows if "top1" in r)
 
 
-@pytest.mark.slow
 def test_it_learns(made, capsys):
     assert top1(made[1], capsys=capsys) > 90
 
 
-@pytest.mark.slow
 def test_a_subset_of_the_classes_keeps_their_numbers(made, tmp_path, capsys):
     """Numbered anew, red would be class 0."""
     write(tmp_path / "test", names=("red",), seed=2)
     assert top1(made[1], f"--data={tmp_path}", capsys=capsys) > 90
 
 
-@pytest.mark.slow
 def test_a_folder_without_splits_is_evaluated_whole(made, tmp_path, capsys):
     write(tmp_path / "flat", names=("green", "red"), seed=3)
     assert top1(made[1], f"--data={tmp_path / 'flat'}", capsys=capsys) > 90
 
 
-@pytest.mark.slow
 def test_an_unknown_class_is_refused_by_name(made, tmp_path, capsys):
     images, work = made
     shutil.copytree(images, tmp_path / "other")
@@ -82,7 +80,6 @@ def test_records_have_file_and_class(made):
     assert Path(file).parent.name == label
 
 
-@pytest.mark.slow
 def test_only_data_with_a_path_lie_elsewhere(tmp_path, capsys):
     tiny = ROOT / "tests" / "configs_tiny.py"
     work = tmp_path / "run"
@@ -91,7 +88,6 @@ def test_only_data_with_a_path_lie_elsewhere(tmp_path, capsys):
     assert "not for 'digits'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_size_and_normalisation_come_from_the_backbone(made, capsys):
     """A larger backbone sees its own size, and what it isn't made for is said."""
     given = ["plan", *config(made[0])]
@@ -109,7 +105,6 @@ def test_size_and_normalisation_come_from_the_backbone(made, capsys):
     assert "the nearest is resize(32)" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_swin_serves_sizes_that_are_no_multiple_of_its_patch(made, capsys):
     swin = ["--config.backbone.name=swin_t", "--config.backbone.weights="]
     small = ["--config.input.train=resize(30)", "--config.input.eval=resize(30)"]
@@ -118,7 +113,6 @@ def test_swin_serves_sizes_that_are_no_multiple_of_its_patch(made, capsys):
     assert "30 x 30 as 1 x 1 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_the_table_names_a_command_that_runs(made, capsys):
     """The line that compares methods keeps the folder's path."""
     images, _ = made

@@ -255,6 +255,7 @@ BACKBONES_IN_HALF = [
 
 
 @pytest.mark.parametrize("folder", BACKBONES_IN_HALF, ids=named)
+@pytest.mark.slow
 def test_backbone_in_bfloat16(folder):
     case = Case(folder)
     options = dict(dtype="bfloat16") if case.checkpoint.family == "point_mae" else {}

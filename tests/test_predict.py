@@ -15,6 +15,8 @@ from dynadapt.errors import DataError
 from dynadapt.main import main
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
+pytestmark = pytest.mark.slow
+
 BROKEN = ("cut.jpg", "empty.png", "words.png")
 
 
@@ -80,7 +82,6 @@ def rows(out):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
 def test_two_hundred_images_of_all_kinds(run, tmp_path, capsys, caplog, monkeypatch):
     images, out = write(tmp_path / "photos", 200), tmp_path / "answers"
     monkeypatch.setattr(data, "from_config", None)  # no data set is opened
@@ -102,7 +103,6 @@ def test_two_hundred_images_of_all_kinds(run, tmp_path, capsys, caplog, monkeypa
         assert picture.width > picture.height  # 24 x 16, turned upright: wide, with a line below
 
 
-@pytest.mark.slow
 def test_orientation_is_applied(run, tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -115,7 +115,6 @@ def test_orientation_is_applied(run, tmp_path):
     assert one["top5"] == other["top5"]
 
 
-@pytest.mark.slow
 def test_a_record_does_not_depend_on_the_batch(run, tmp_path):
     images = write(tmp_path / "photos")
     for size in (1, 4, 64, 10**6):
@@ -127,7 +126,6 @@ def test_a_record_does_not_depend_on_the_batch(run, tmp_path):
             assert float(got["probability"]) == pytest.approx(float(row["probability"]), abs=1e-5)
 
 
-@pytest.mark.slow
 def test_it_goes_on_where_it_was(run, tmp_path, monkeypatch):
     images, whole, out = write(tmp_path / "photos"), tmp_path / "whole", tmp_path / "out"
     assert main(command(run, images, whole)) == 0

@@ -15,7 +15,7 @@ from dynadapt.errors import CheckpointError, ConfigError
 from dynadapt.runs import product
 from tests import products
 
-pytestmark = pytest.mark.usefixtures("fast_compiling")
+pytestmark = [pytest.mark.usefixtures("fast_compiling"), pytest.mark.slow]
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 
@@ -44,7 +44,6 @@ def three(tmp_path_factory):
     return {name: write(work / name, seed=i) for i, name in enumerate(("a", "b", "c"))}
 
 
-@pytest.mark.slow
 def test_each_name_gives_its_own_models_answer(three):
     host = serving.host(three["a"])
     answer, images = serving.make_answer(host), pictures(4)
@@ -58,7 +57,6 @@ def test_each_name_gives_its_own_models_answer(three):
         assert np.abs(found[one] - found[other]).max() > 0.1
 
 
-@pytest.mark.slow
 def test_a_swap_compiles_nothing(three):
     host = serving.host(three["a"])
     trees = {name: serving.load_adapter(host, folder) for name, folder in three.items()}
@@ -99,7 +97,6 @@ def test_no_data_set_is_needed(tmp_path):
 QUICK = ("adapter_x", "dora", "iconformer", "norm_tune", "vfm_adapter", "vpt")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -226,7 +223,6 @@ def test_an_adapter_of_another_model(three, tmp_path, method, change, words):
     assert words in text and str(folder) in text and str(three["a"]) in text and "\n" not in text
 
 
-@pytest.mark.slow
 def test_what_acts_in_training_alone_may_differ(three, tmp_path):
     def change(config):
         config.adapter.dropout = 0.3

@@ -21,7 +21,7 @@ from dynadapt.runs import product
 from tests import devices
 from tests.toy import command, steps
 
-pytestmark = pytest.mark.usefixtures("fast_compiling")
+pytestmark = [pytest.mark.usefixtures("fast_compiling"), pytest.mark.slow]
 
 CONFIG = steps.CONFIG
 
@@ -86,7 +86,6 @@ def test_each_example_has_its_record(whole):
 
 
 @pytest.mark.parametrize("norm", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
-@pytest.mark.slow
 def test_parts_of_a_batch_are_as_the_whole(norm, compiled_as_for_users):
     """Valid pixels are counted over all parts, and statistics are those of the whole batch."""
     found = []
@@ -105,7 +104,6 @@ def test_parts_of_a_batch_are_as_the_whole(norm, compiled_as_for_users):
             np.testing.assert_allclose(same[path], x, rtol=0, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.slow
 def test_eight_devices_are_as_one():
     call = [sys.executable, "-m", "tests.toy.steps"]
     done = subprocess.run(
@@ -125,7 +123,6 @@ def test_eight_devices_are_as_one():
                 np.testing.assert_allclose(other["moved"][path], x, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_two_processes_are_as_one(whole, tmp_path):
     work = tmp_path / "run"
     argv = ["train", f"--config={CONFIG}:", f"--workdir={work}", "--json"]
@@ -179,7 +176,6 @@ def test_what_is_killed_goes_on_as_if_nothing_had_been(whole, tmp_path, monkeypa
     assert written(work / "predictions") == written(whole / "predictions")
 
 
-@pytest.mark.slow
 def test_a_fresh_process_answers_the_same(whole, tmp_path):
     """From the adapter's folder alone."""
     shutil.copytree(whole / "adapter", tmp_path / "elsewhere" / "adapter")
@@ -207,7 +203,6 @@ def test_new_images_are_answered_as_those_of_the_evaluation(whole, tmp_path):
     assert len((out / "predictions.csv").read_text().splitlines()) == 1 + len(source)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'dynadapt[tpu]'")
 def test_it_is_planned_for_chips_that_are_not_here():
     done = in_process("plan", f"--config={CONFIG}:", "--topology=v5e:2x2", "--json")

@@ -240,6 +240,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, monkeypatch, caplo
         assert not (everything_damaged / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_all_checkpoints_damaged_is_a_clear_error(whole, tmp_path, capsys):
     work = tmp_path / "run"
     shutil.copytree(whole, work)

@@ -33,6 +33,7 @@ def test_pictures_differ_and_show_something():
     assert (drawn.std((1, 2, 3)) > 4).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_splits():
     source = generated.source("test[:16]", size=32)
     assert len(source) == 16 and source.info.counts["train"] == 32

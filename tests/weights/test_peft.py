@@ -101,6 +101,7 @@ def filled(network, seed):
     nnx.update(network, tree.map_leaves(draw, nnx.state(network)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize(
     "targets", [("q", "v"), ("v", "q"), ("k",), ("q", "k", "v"), ("q", "v", "proj"), ("qkv", "fc1")]
