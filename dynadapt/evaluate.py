@@ -52,7 +52,7 @@ def evaluate(
     batches: Iterable[Any],
     mesh: Any,
     record: Record | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Metrics over all batches of all processes.
 
     Args:
@@ -87,7 +87,7 @@ def evaluate(
         )
     found = task.value(every)
     for name, value in found.items():
-        if not np.isfinite(value):
+        if not isinstance(value, Mapping) and not np.isfinite(value):
             raise TrainingError(f"the evaluation's {name} is not finite: the model is of no use")
     return found
 
@@ -148,7 +148,7 @@ def run(folder: Path, out: Path | None = None, data: str = "", weights: str = ""
         record = records.add if records else None
         values = evaluate(step, task, kept, frozen, batches, mesh, record)
         if records:
-            records.finish()
+            records.finish(values)
     return {
         "method": config.adapter.name,
         "backbone": config.backbone.name,

@@ -1,6 +1,7 @@
 """The model: a backbone, adapted, and a head."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -152,7 +153,13 @@ def outputs(
         inputs = inputs.astype(config.compute.dtype)
     if "scale" in hyper:
         adapters.rescale(network.backbone, hyper["scale"].astype(inputs.dtype))
-    answer = network(inputs, ctx, parts)
+    if ctx.train or not hasattr(task, "look"):
+        answer = network(inputs, ctx, parts)
+    else:
+        # Each call writes on a tape of its own: they may be turns of a loop.
+        answer = task.look(lambda x: network(x, ctx.replace(tape={})), inputs)
+        finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree.leaves(answer)]
+        ctx.record(FINITE, functools.reduce(jnp.logical_and, finite))
     return task.within(answer, hyper["classes"]) if "classes" in hyper else answer
 
 
@@ -227,12 +234,12 @@ def bare_backbone(
 
     Options that the config leaves open are those of the weights' publisher, then the variant's.
     """
-    name, given = config.backbone.name, _sizes(config)
+    name, given = config.backbone.name, sizes(config)
     options = weights.options(checkpoint, name) if checkpoint else {}
     return backbones.create(name, rngs=rngs or _rngs(config, "backbone"), **{**options, **given})
 
 
-def _sizes(config: Any) -> dict[str, Any]:
+def sizes(config: Any) -> dict[str, Any]:
     """The fields of the backbone's size table that the config gives."""
     given = {k: v for k, v in config.backbone.items() if k not in ("name", "weights")}
     if not given["image_size"]:
@@ -258,7 +265,7 @@ def patterns(config: Any) -> tuple[str, ...]:
 def layers(config: Any) -> optim.Layers:
     """Depths and plain leaves of a config's model, as the optimizer wants them."""
     name = config.backbone.name
-    order = backbones.layers(name, **_sizes(config))
+    order = backbones.layers(name, **sizes(config))
     plain = backbones.plain(name) + adapters.plain(config.adapter.name)
     return optim.Layers(*(tuple(f"backbone/(?:{p})" for p in part) for part in (order, plain)))
 

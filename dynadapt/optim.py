@@ -34,14 +34,14 @@ class Layers:
         return 0
 
 
-SCHEDULES = ("cosine", "stairs", "constant")
+SCHEDULES = ("cosine", "linear", "stairs", "constant")
 
 
 def schedule(o: Any, steps: Any) -> optax.Schedule:
     """Linear warm-up over the first `o.warmup` part of the steps, then `o.schedule` of the rest.
 
-    "cosine" falls to zero; "stairs" falls to a tenth after 30, 60 and 90 % of all steps; "constant"
-    stays. Rate and number of steps may be traced.
+    "cosine" and "linear" fall to zero; "stairs" falls to a tenth after 30, 60 and 90 % of all
+    steps; "constant" stays. Rate and number of steps may be traced.
     """
 
     def rate(step: jax.Array) -> jax.Array:
@@ -52,8 +52,8 @@ def schedule(o: Any, steps: Any) -> optax.Schedule:
         elif o.schedule == "constant":
             level = 1.0
         else:
-            part = (step - warmup) / jnp.maximum(steps - warmup, 1)
-            level = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
+            part = jnp.clip((step - warmup) / jnp.maximum(steps - warmup, 1), 0, 1)
+            level = 1 - part if o.schedule == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * part))
         return o.lr * jnp.where(step < warmup, step / jnp.maximum(warmup, 1), level)
 
     return rate

@@ -1,7 +1,7 @@
 """Drawing: answers as pictures, for people who would rather look than read."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,18 @@ def captioned(image: np.ndarray, text: str) -> np.ndarray:
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int = 4, side: int = 2 * SIDE) -> np.ndarray:
-    """Pictures in rows, none of them larger than a square of `side` pixels."""
+    """Pictures in rows, none of them higher than `side` pixels or wider than its column.
+
+    Columns are `side` wide; where all pictures are more than twice as wide as high there is one,
+    as wide as all.
+    """
+    if min(picture.shape[1] / picture.shape[0] for picture in pictures) > 2:
+        columns, bound = 1, (columns * side, side)
+    else:
+        bound = side, side
     small = [Image.fromarray(picture) for picture in pictures]
     for picture in small:
-        picture.thumbnail((side, side))
+        picture.thumbnail(bound)
     wide, high = (max(p.size[i] for p in small) + MARGIN for i in (0, 1))
     size = wide * min(columns, len(small)), high * -(-len(small) // columns)
     canvas = Image.new("RGB", size, "white")
@@ -42,8 +50,99 @@ def sheet(pictures: Sequence[np.ndarray], columns: int = 4, side: int = 2 * SIDE
     return np.asarray(canvas)
 
 
+def beside(panels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Pictures of one size `h w 3` next to each other, each with its name below."""
+    named = [captioned(picture, name) for name, picture in panels.items()]
+    gap = np.full((len(named[0]), MARGIN, 3), 255, np.uint8)
+    return np.concatenate([x for picture in named for x in (picture, gap)][:-1], axis=1)
+
+
+def palette(count: int) -> np.ndarray:
+    """Colours `count 3`, uint8, that neighbours in the list differ by; the first ones the most."""
+    # Turns by the golden ratio spread hues evenly, however many there are.
+    hues = (np.arange(count) * 0.618034) % 1
+    values = [255, 180, 110]
+    rows = [
+        (int(255 * hue), (200, 230, 150)[n // 8 % 3], values[n // 5 % 3])
+        for n, hue in enumerate(hues)
+    ]
+    picture = Image.fromarray(np.array(rows, np.uint8).reshape(1, -1, 3), "HSV")
+    return np.asarray(picture.convert("RGB")).reshape(-1, 3)
+
+
+def label_png(labels: np.ndarray, classes: int) -> bytes:
+    """A label map `h w` as a PNG file whose values are the classes.
+
+    It has a palette up to 255 classes, and 16 bits above. What is not in [0, classes) becomes 255,
+    or 65,535.
+    """
+    known = (labels >= 0) & (labels < classes)
+    if classes > 255:
+        return png(np.where(known, labels, 65535).astype(np.uint16))
+    picture = Image.fromarray(np.where(known, labels, 255).astype(np.uint8), "P")
+    colours = np.zeros((256, 3), np.uint8)
+    colours[:classes] = palette(classes)
+    picture.putpalette(colours.tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def blended(image: np.ndarray, colours: np.ndarray, share: float = 0.5) -> np.ndarray:
+    """Colours `h w 3` over an image, of which `1 - share` is left."""
+    mixed = (1 - share) * image.astype(np.float32) + share * colours
+    return np.rint(mixed).astype(np.uint8)
+
+
+def with_legend(picture: np.ndarray, names: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """A picture above names, each beside its colour, in as many lines as it takes."""
+    font, left, top, places = ImageFont.load_default(TEXT), 2, 0, []
+    for name, colour in names:
+        wide = TEXT + 4 + int(font.getlength(name)) + 2 * MARGIN
+        if left + wide > picture.shape[1] and left > 2:
+            left, top = 2, top + TEXT + MARGIN
+        places.append((left, top, name, colour))
+        left += wide
+    below = Image.new("RGB", (picture.shape[1], top + TEXT + MARGIN), "white")
+    draw = ImageDraw.Draw(below)
+    for left, top, name, colour in places:
+        box = (left, top + 2, left + TEXT - 2, top + TEXT)
+        draw.rectangle(box, fill=tuple(int(v) for v in colour), outline="black")
+        draw.text((left + TEXT + 2, top), name, fill="black", font=font)
+    return np.concatenate([picture, np.asarray(below)])
+
+
+# From near to far, evenly spaced; lightness falls all the way, so that it prints in grey.
+_NEAR_TO_FAR = np.array(
+    [[255, 250, 200], [252, 190, 80], [240, 120, 60], [200, 50, 90], [120, 25, 120], [45, 15, 90],
+     [8, 5, 30]], np.float32
+)  # fmt: skip
+
+
+def heat(values: np.ndarray, low: float, high: float, valid: np.ndarray) -> np.ndarray:
+    """Values `h w` as colours, light at `low` and dark at `high`; grey where they are not valid."""
+    share = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * (len(_NEAR_TO_FAR) - 1)
+    at = np.arange(len(_NEAR_TO_FAR))
+    colours = np.stack([np.interp(share, at, _NEAR_TO_FAR[:, i]) for i in range(3)], axis=-1)
+    return np.where(valid[..., None], np.rint(colours), 128).astype(np.uint8)
+
+
+def with_bar(picture: np.ndarray, low: float, high: float, unit: str) -> np.ndarray:
+    """A picture above a bar of the colours of `heat`, with its ends and its middle in numbers."""
+    wide, high_px = picture.shape[1], TEXT
+    ramp = np.broadcast_to(np.linspace(low, high, wide)[None], (high_px, wide))
+    bar = Image.fromarray(heat(ramp, low, high, np.ones(ramp.shape, bool)))
+    below = Image.new("RGB", (wide, high_px + TEXT + MARGIN), "white")
+    below.paste(bar)
+    draw, font = ImageDraw.Draw(below), ImageFont.load_default(TEXT)
+    for share, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
+        text = f"{low + share * (high - low):.2f} {unit}"
+        draw.text((share * (wide - 1), high_px + 2), text, fill="black", font=font, anchor=anchor)
+    return np.concatenate([picture, np.asarray(below)])
+
+
 def png(image: np.ndarray) -> bytes:
-    """A picture `h w 3` or `h w`, uint8, as the bytes of a PNG file."""
+    """A picture `h w 3` or `h w`, uint8, or `h w` uint16, as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png")
     return buffer.getvalue()

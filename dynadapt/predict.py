@@ -169,7 +169,7 @@ def _answer(
                 content = {f"{stem}{suffix}": data for suffix, data in content.items()}
                 if draw:
                     image = decode(source[index]["image"], example["name"], orient=True)
-                    picture = pictures.png(trained.task.draw(image, answer))
+                    picture = pictures.png(trained.task.draw(image, answer, example))
                     content[f"pictures/{stem}.png"] = picture
                 log.write(example["name"], values, content)
             progress.tell(int((given["index"] >= 0).sum()))

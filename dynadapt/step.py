@@ -35,8 +35,8 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
 
     With `config.optim.accumulate` a batch is cut into parts, one after another, and the sum of
     their losses is divided once, by the weight of the whole batch. Where batch statistics are
-    taken, only the backbone sees the parts, and is computed anew for the gradient: statistics
-    are those of the whole batch.
+    taken, or the loss is no sum over examples, only the backbone sees the parts, and is computed
+    anew for the gradient: statistics and loss are those of the whole batch.
 
     Args:
         graph: of the model.
@@ -73,7 +73,8 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
 
     def gradients(state: Any, frozen: Any, batch: Any, key: Array, hyper: Hyper) -> Any:
         leaves = state["train"], state["stats"]
-        if parts == 1 or jax.tree.leaves(state["stats"]):
+        whole = jax.tree.leaves(state["stats"]) or getattr(task, "whole_batch", False)
+        if parts == 1 or whole:
             gradient = jax.grad(functools.partial(loss_of, summed=False), has_aux=True)
             grads, (logs, _, moved) = gradient(*leaves, frozen, batch, key, hyper)
             return grads, logs, moved

@@ -18,6 +18,7 @@ from dynadapt.errors import CheckpointError, TrainingError
 from dynadapt.runs import checkpoint, claims, product, workdir
 from dynadapt.runs.journal import Journal
 from dynadapt.runs.predictions import Predictions
+from dynadapt.runs.report import number_text
 from dynadapt.runs.stop import Preempted, asked, interruptible, stop_signal
 from dynadapt.step import best, collapsed, initial_state, make_step
 
@@ -90,7 +91,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             key = jax.random.fold_in(jax.random.key(config.seed), 3)
             key = sharding.put_whole(key, sharding.replicated(key, mesh))
 
-            def evaluation(out: Path | None = None) -> dict[str, float]:
+            def evaluation(out: Path | None = None) -> dict[str, Any]:
                 pieces = inputs.eval_batches(config, tested, mesh)
                 records = Predictions(out, task, tested.source, pieces.about) if out else None
                 values = evaluate.evaluate(
@@ -98,14 +99,14 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                     record=records.add if records else None,
                 )  # fmt: skip
                 if records:
-                    records.finish()
+                    records.finish(values)
                 stream.skipped.update(pieces.skipped)
                 return values
 
             def evaluate_now() -> None:
                 values = evaluation()
                 journal.record("eval", done, values)
-                journal.say(f"step {done}  {task.headline} {values[task.headline]:.2f}")
+                journal.say(f"step {done}  {task.headline} {number_text(values[task.headline])}")
 
             def evaluation_due() -> bool:
                 return bool(config.eval_every) and not done % config.eval_every and done < steps

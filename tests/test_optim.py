@@ -66,6 +66,12 @@ def test_warm_up_is_linear_then_a_cosine_to_zero():
     np.testing.assert_allclose(rate(50), 0, atol=1e-6)
 
 
+def test_a_linear_schedule_falls_evenly_to_zero():
+    rate = optim.schedule(settings(lr=2.0, warmup=0.2, schedule="linear"), 50)
+    found = [rate(n) for n in (5, 10, 20, 30, 50)]
+    np.testing.assert_allclose(found, [1, 2, 1.5, 1, 0], atol=1e-6)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_no_warm_up_starts_at_the_full_rate(steps):
     rate = optim.schedule(settings(lr=0.5, warmup=0.0), steps)

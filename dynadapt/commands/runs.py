@@ -31,7 +31,7 @@ def _plan_options(options: flags.FlagValues) -> None:
     config_options(options)
     text = "machine to compile for that isn't here: a TPU topology such as v5e:4x4, h100 or h200"
     flags.DEFINE_string("topology", None, text, flag_values=options)
-    text = "methods to compare at their default settings, or all; without --config"
+    text = "methods to compare, or all: at their default settings, or with those of --config"
     flags.DEFINE_list("methods", None, text, flag_values=options)
     text = "backbone of --methods; vit_b16 where none is given"
     flags.DEFINE_string("backbone", None, text, flag_values=options)
@@ -168,14 +168,26 @@ def _plan(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
 
 def _compare(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt.commands import config_file
     from dynadapt.plans import compare
 
-    given = [f"--{name}" for name in ("config", "topology") if options[name].value]
-    for other in given + overrides:
-        raise ConfigError(f"--methods compares default settings; it takes no {other}")
+    other = ["--topology"] if options.topology else [] if options.config else overrides
+    if other:
+        raise ConfigError(f"--methods compares what shapes tell; it takes no {other[0]}")
     counts(options, "classes")
     classes = 10 if options.classes is None else options.classes
-    result = compare.run(options.backbone or "vit_b16", options.methods, classes)
+    backbone, given = options.backbone or "vit_b16", None
+    if options.config:
+        of_backbone = f"backbone={options.backbone}" if options.backbone else ""
+        names = compare.chosen(options.methods)
+        given = {
+            name: config_file.load(
+                options.config, overrides, ",".join(filter(None, (f"method={name}", of_backbone)))
+            )
+            for name in names
+        }
+        backbone = given[names[0]].backbone.name
+    result = compare.run(backbone, options.methods, classes, given)
     return Answer(result, lambda: compare.show(result))
 
 

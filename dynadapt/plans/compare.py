@@ -1,4 +1,5 @@
-"""Methods side by side on one backbone, at their default settings, from shapes alone.
+"""Methods side by side on one backbone, from shapes alone: at their default settings with a linear
+head, or with the settings and the head of a config.
 
 Nothing is read, drawn or compiled: the forward pass of each is traced once.
 """
@@ -14,7 +15,7 @@ from dynadapt import adapters, attach, backbones, choices, model, tasks, tree
 from dynadapt import config as configs
 from dynadapt.attach import Shared
 from dynadapt.context import Context
-from dynadapt.data import MAX_CLASSES, numbered
+from dynadapt.data import MAX_CLASSES, Info, blank
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
 from dynadapt.plans import compiled
@@ -22,7 +23,7 @@ from dynadapt.runs import workdir
 from dynadapt.runs.journal import show_table, size_text
 
 NOTE = (
-    "rank: the method's own for this width. sites: adapted modules. bytes: float32, with the head, "
+    "rank: that of the settings. sites: adapted modules. bytes: float32, with the head, "
     "as in an adapter file. FLOPs: matrix products and convolutions of one input, without the "
     "head, over the bare backbone's; "
     "iconformer's depth-wise kernels are sums of products and not among them. printed: the "
@@ -30,16 +31,23 @@ NOTE = (
 )
 
 
-def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
+def run(
+    backbone: str,
+    methods: list[str],
+    classes: int = 10,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What each method adds to a backbone.
 
     Args:
         backbone: a variant such as `vit_b16`.
         methods: names of methods, or `all`.
-        classes: classes of the linear head that is counted.
+        classes: that the head tells apart, where it tells any.
+        given: a config for each method, on that backbone, whose settings and task are taken;
+            without, settings are the methods' own and the head is linear.
 
     Returns:
-        `backbone`, its `parameters`, `flops` of one input and `input`, and `methods`: a row each,
+        `backbone`, its `parameters`, `flops` of one input, `input`, `task`, `methods`: a row each,
         with `settings` as they are for this backbone, `sites`, `trained`, `trained_with_head`,
         `share` and `extra_flops` in percent, `bytes`, `mergeable`, `obstacle` (why not) and
         `printed`; or `reason` where the method can't serve the backbone.
@@ -50,23 +58,28 @@ def run(backbone: str, methods: list[str], classes: int = 10) -> dict[str, Any]:
     if not 2 <= classes <= MAX_CLASSES:
         raise ConfigError(f"classes must be at least 2 and at most {MAX_CLASSES:,}, not {classes}")
     names = chosen(methods)
+    given = given or {
+        name: configs.default(backbone=backbone, method=name, data_set="digits") for name in names
+    }
+    first = next(iter(given.values()))
     # Blocks of one kind are traced once; what is counted does not depend on it.
-    bare = backbones.abstract(backbone, scan=True)
+    bare = backbones.abstract(backbone, **{**model.sizes(first), "scan": True})
     graph, state = nnx.split(bare)
     inputs = jax.ShapeDtypeStruct((1, *_input(bare)), jnp.float32)
     flops = _forward_flops(bare, inputs)
-    section = configs.default(backbone=backbone, method="linear", data_set="digits").task
-    task = tasks.from_config(section, numbered(classes))
+    task = tasks.from_config(first.task, _info(first, classes))
     rows = []
     for name in names:
+        settings = {k: v for k, v in given[name].adapter.items() if k != "name"}
         printed = getattr(adapters.module(name), "PRINTED", {}).get(backbone, "")
         try:
-            row = _row(name, graph, state, inputs, flops, task)
+            row = _row(name, settings, graph, state, inputs, flops, task)
         except ConfigError as error:
             row = {"reason": str(error)}
         rows.append({"method": name, **row, "printed": printed})
     counted = tree.size(nnx.filter_state(state, nnx.Param))
     values = {"backbone": backbone, "parameters": counted, "flops": flops, "classes": classes}
+    values["task"] = first.task.name
     return {**values, "input": list(inputs.shape[1:]), "methods": rows}
 
 
@@ -108,15 +121,27 @@ def _input(backbone: nnx.Module) -> tuple[int, ...]:
     return (16 * backbone.config.groups, 3)
 
 
+def _info(config: Any, classes: int) -> Info:
+    """Data of so many classes with all fields that the config's task needs."""
+    needs = tasks.module(config.task.name).Task.needs
+    return blank.source("train", fields=tuple(needs), classes=classes).info
+
+
 def _row(
-    name: str, graph: Any, state: Any, inputs: jax.ShapeDtypeStruct, flops: int, task: Any
+    name: str,
+    settings: Mapping[str, Any],
+    graph: Any,
+    state: Any,
+    inputs: jax.ShapeDtypeStruct,
+    flops: int,
+    task: Any,
 ) -> dict[str, Any]:
     obstacle = ""
 
     def adapted(state: Any) -> model.Model:
         nonlocal obstacle
         backbone = nnx.merge(graph, state)
-        adapters.adapt(backbone, name, rngs=SameKey())
+        adapters.adapt(backbone, name, rngs=SameKey(), **settings)
         obstacle = adapters.obstacle(backbone, name)
         like = model.features(backbone, {backbone.takes: inputs})
         return model.Model(backbone, task.head(like, rngs=SameKey()))
@@ -128,7 +153,7 @@ def _row(
     counts = workdir.counts(train, frozen)
     hosts = [host for _, host in attach.adapted(network)]
     return {
-        "settings": adapters.resolved(network.backbone, name),
+        "settings": adapters.resolved(network.backbone, name, **settings),
         "sites": sum(not isinstance(host.adapter, Shared) for host in hosts),
         "trained": counts["trained"],
         "trained_with_head": counts["trained_with_head"],
@@ -167,6 +192,7 @@ def show(result: dict[str, Any]) -> None:
     size = "x".join(map(str, result["input"]))
     title = (
         f"{result['backbone']}: {result['parameters']:,} parameters, "
-        f"{result['flops'] / 1e9:.1f} GFLOP an input of {size}, {result['classes']} classes"
+        f"{result['flops'] / 1e9:.1f} GFLOP an input of {size}, {result['task']} of "
+        f"{result['classes']} classes"
     )
     show_table(title, [*columns, "printed", "merges"], rows, note=NOTE)

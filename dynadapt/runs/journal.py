@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ class Journal:
         if not self.silent:
             self.console.print(text, highlight=False, soft_wrap=True)
 
-    def record(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """One line in `metrics.jsonl`, and the same to TensorBoard."""
+    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One line in `metrics.jsonl`, and its numbers to TensorBoard."""
         if self._file is not None:
             line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
             with files.writing(self._path):
@@ -77,7 +78,8 @@ class Journal:
                 self._file.flush()
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+                if not isinstance(value, Mapping):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """Records training values and shows step, loss, images/s and the time that is left."""

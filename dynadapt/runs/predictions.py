@@ -1,6 +1,7 @@
 """Records of an evaluation in a folder: a table, the files that a task writes, some pictures.
 
 predictions.csv        one line an example, in the order of the split
+metrics.json           what was found, by class too where the task has them
 <name><suffix>         what the task writes of an example, such as a label map
 pictures.png           the first examples with their answers
 """
@@ -17,7 +18,7 @@ import numpy as np
 from dynadapt import files, pictures, processes
 from dynadapt.data.decode import decode
 
-TABLE, SHEET = "predictions.csv", "pictures.png"
+TABLE, METRICS, SHEET = "predictions.csv", "metrics.json", "pictures.png"
 PICTURES = 12
 
 
@@ -34,7 +35,7 @@ class Predictions:
     def __init__(self, folder: Path, task: Any, source: Any, about: dict[int, dict[str, Any]]):
         self.folder, self.task, self.source, self.about = folder, task, source, about
         self._rows: dict[int, dict[str, Any]] = {}
-        self._answers: dict[int, Mapping[str, np.ndarray]] = {}
+        self._answers: dict[int, tuple[Mapping[str, np.ndarray], dict[str, Any]]] = {}
         self._stems: set[str] = set()
 
     def add(self, answer: Mapping[str, np.ndarray], row: dict[str, Any]) -> None:
@@ -52,10 +53,10 @@ class Predictions:
                 files.write_bytes(self.folder / f"{stem}{suffix}", content)
         self._rows[index] = values
         if index < PICTURES:
-            self._answers[index] = answer
+            self._answers[index] = answer, example
 
-    def finish(self) -> None:
-        """Writes the table of all processes; all of them must ask."""
+    def finish(self, values: Mapping[str, Any]) -> None:
+        """Writes the metrics, and the table of all processes; all of them must ask."""
         every = processes.gather_bytes(json.dumps(self._rows).encode())
         if jax.process_index():
             return
@@ -64,13 +65,14 @@ class Predictions:
         with files.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_table(self.folder / TABLE, [rows[index] for index in sorted(rows)])
+            files.write_json(self.folder / METRICS, values)
             if drawn:
                 pictures.write(self.folder / SHEET, pictures.sheet(drawn))
 
     def _drawn(self, index: int) -> np.ndarray:
         given = self.source[index]
         image = decode(given["image"], given["name"], given.get("orient", False))
-        return self.task.draw(image, self._answers[index])
+        return self.task.draw(image, *self._answers[index])
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """The table at the end of training."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def show(results: list[dict[str, Any]], folder: Path, others: str = "") -> None:
     rows = [
         [
             r["method"],
-            f"{r[headline]:.2f}",
+            number_text(r[headline]),
             r["trained"],
             r["trained_with_head"],
             f"{100 * r['trained'] / r['backbone']:.2f} %",
@@ -60,6 +61,18 @@ def _next(results: list[dict[str, Any]], folder: Path, others: str) -> str:
 
 
 def show_metrics(result: dict[str, Any]) -> None:
-    """Prints what an evaluation found."""
-    rows = [[k, round(v, 4) if isinstance(v, float) else str(v)] for k, v in result.items()]
-    show_table("evaluation", ["what", "value"], [[k, str(v)] for k, v in rows])
+    """Prints what an evaluation found, and a table for what it found of each class."""
+    tables = {k: v for k, v in result.items() if isinstance(v, Mapping)}
+    rows = [[k, number_text(v)] for k, v in result.items() if k not in tables]
+    show_table("evaluation", ["what", "value"], rows)
+    for title, table in tables.items():
+        columns = list(dict.fromkeys(name for row in table.values() for name in row))
+        cells = [[k, *(number_text(row.get(c, "")) for c in columns)] for k, row in table.items()]
+        show_table(title, ["", *columns], cells)
+
+
+def number_text(value: Any) -> str:
+    """A number with two decimals, or four where it is small; anything else as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"

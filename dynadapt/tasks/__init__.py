@@ -8,10 +8,16 @@
     value(rows)                    -> metrics; on the host, of the rows of all examples in order
     answer(outputs, batch)         -> {name: `b …`}: what a user asked for
     record(answer, example)        -> plain values, and {suffix: bytes} of files; on the host
-    draw(image, answer)            -> picture `h w 3`; on the host
+    draw(image, answer, example)   -> picture `h w 3`; on the host
 
-`head`, `prepare`, `loss`, `rows` and `answer` run under `jax.jit`. The `example` of `record` has
-the fields of the batch, `name`, the stored picture's `size` and the `frame` that led from there.
+and, where a task needs it:
+
+    look(forward, inputs)          -> outputs of an evaluation, by several calls of the model
+    whole_batch                    whether the loss is of a whole batch, and no sum over its parts
+
+`head`, `prepare`, `loss`, `rows`, `answer` and `look` run under `jax.jit`. The `example` of
+`record` and `draw` has the fields of the batch, `name`, the stored picture's `size` and the `frame`
+that led from there. Of the metrics one may be a table: values of each class, by their names.
 """
 
 import sys

@@ -122,7 +122,9 @@ class Task:
         own = {"prediction": names[0], "probability": shares[0], "top5": best}
         return {"file": example["name"], **known, **own}, {}
 
-    def draw(self, image: np.ndarray, answer: dict[str, np.ndarray]) -> np.ndarray:
+    def draw(
+        self, image: np.ndarray, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> np.ndarray:
         """The image with its class and probability below."""
         name, share = self.classes[answer["classes"][0]], answer["probabilities"][0]
         return pictures.captioned(image, f"{name} {100 * share:.1f} %")

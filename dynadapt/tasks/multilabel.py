@@ -93,7 +93,9 @@ class Task:
         each = {f"p({name})": round(share, 6) for name, share in shares.items()}
         return {"file": example["name"], **known, "prediction": sure, **each}, {}
 
-    def draw(self, image: np.ndarray, answer: dict[str, np.ndarray]) -> np.ndarray:
+    def draw(
+        self, image: np.ndarray, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> np.ndarray:
         """The image with its classes below."""
         sure = [c for c, p in zip(self.classes, answer["probabilities"], strict=True) if p >= SURE]
         return pictures.captioned(image, ", ".join(sure) or "nothing")

@@ -112,7 +112,9 @@ class Task:
         """File and mean."""
         return {"file": example["name"], "mean": float(answer["mean"])}, {}
 
-    def draw(self, image: np.ndarray, answer: dict[str, np.ndarray]) -> np.ndarray:
+    def draw(
+        self, image: np.ndarray, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> np.ndarray:
         """The image alone."""
         return image
 

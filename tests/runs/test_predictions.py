@@ -20,7 +20,7 @@ class Task:
         more = {} if number % 2 else {"even": "yes"}
         return {"file": example["name"], "number": number, **more, "frame": example["frame"]}, files
 
-    def draw(self, image, answer):
+    def draw(self, image, answer, example):
         return np.full_like(image, int(answer["number"]))
 
 
@@ -50,7 +50,7 @@ def read(folder):
 
 def test_rows_are_in_the_order_of_the_split(tmp_path):
     records = collected(tmp_path / "out", 5, order=[3, 0, 4, 2, 1])
-    records.finish()
+    records.finish({"loss": 0.5, "classes": {"a": {"iou": 1.0}}})
     rows = read(tmp_path / "out")
     assert [row["number"] for row in rows] == ["0", "1", "2", "3", "4"]
     assert rows[1] == {"file": "images/01.png", "number": "1", "even": "", "frame": "f1"}
@@ -62,9 +62,9 @@ def test_files_are_named_after_the_examples(tmp_path):
     records = collected(out, 4)
     assert sorted(p.name for p in out.iterdir()) == ["00.txt", "02.txt"]
     assert (out / "02.txt").read_text() == "2"
-    records.finish()
+    records.finish({"loss": 0.5, "classes": {"a": {"iou": 1.0}}})
     assert sorted(p.name for p in out.iterdir()) == [
-        *("00.txt", "02.txt", "pictures.png", "predictions.csv"),
+        *("00.txt", "02.txt", "metrics.json", "pictures.png", "predictions.csv"),
     ]
 
 
@@ -75,7 +75,9 @@ def test_two_examples_of_one_name_have_a_file_each(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 5, 30])
 def test_the_first_examples_are_drawn(count, tmp_path):
-    collected(tmp_path, count, order=reversed(range(count))).finish()
+    collected(tmp_path, count, order=reversed(range(count))).finish(
+        {"loss": 0.5, "classes": {"a": {"iou": 1.0}}}
+    )
     sheet = np.asarray(Image.open(tmp_path / predictions.SHEET))
     drawn = min(count, predictions.PICTURES)
     side = sheet.shape[1] // min(drawn, 4)

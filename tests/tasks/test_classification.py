@@ -204,7 +204,7 @@ def test_records_have_names():
 def test_a_drawn_answer_has_the_picture_and_a_line_of_text():
     image = np.full((8, 8, 3), 90, np.uint8)
     drawn = [
-        Task(info()).draw(image, {"classes": np.array([n]), "probabilities": np.array([0.5])})
+        Task(info()).draw(image, {"classes": np.array([n]), "probabilities": np.array([0.5])}, {})
         for n in (2, 3)
     ]
     assert (drawn[0][:128] == 90).all() and drawn[0].shape == drawn[1].shape

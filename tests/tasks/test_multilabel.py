@@ -90,7 +90,7 @@ def test_records_name_labels_and_predictions():
         and content == {}
     )
     assert "labels" not in Task(info()).record(answer, dict(name="a.jpg"))[0]
-    picture = Task(info()).draw(np.zeros((200, 160, 3), np.uint8), answer)
+    picture = Task(info()).draw(np.zeros((200, 160, 3), np.uint8), answer, {})
     assert picture.shape[1] == 160 and picture.shape[0] > 200 and picture.max() == 255
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from dynadapt import backbones, config, inputs, model, tasks
 from dynadapt.context import Context
-from dynadapt.data import Info
+from dynadapt.data import Info, frames
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError
 from tests import infos
@@ -25,6 +25,7 @@ INFO = Info(
         "image": Field("pixels", size=(SIDE, SIDE)),
         "label": Field("number", classes=("a", "b", "c")),
         "labels": Field("labels", fill=255, classes=("a", "b", "c"), size=(SIDE, SIDE)),
+        "depth": Field("values", size=(SIDE, SIDE)),
         "boxes": Field("boxes", most=2),
     },
     {},
@@ -38,7 +39,7 @@ PARAMETERS = {
     "value": ("rows",),
     "answer": ("outputs", "batch"),
     "record": ("answer", "example"),
-    "draw": ("image", "answer"),
+    "draw": ("image", "answer", "example"),
 }
 
 
@@ -121,20 +122,27 @@ def test_a_task_goes_from_a_batch_to_metrics_and_records(name):
 
     values = task.value({k: v[:-1] for k, v in rows.items()})
     assert task.headline in values
-    assert all(isinstance(v, int | float) and np.isfinite(v) for v in values.values())
+    assert all(np.isfinite(list(numbers(values).values())))
     twice = task.value({k: np.concatenate([v[:-1]] * 2) for k, v in rows.items()})
     assert twice[task.headline] == pytest.approx(values[task.headline])
     nothing = task.value({k: v[:0] for k, v in rows.items()})
-    assert nothing.keys() == values.keys() and np.isfinite(list(nothing.values())).all()
+    assert nothing.keys() == values.keys() and np.isfinite(list(numbers(nothing).values())).all()
 
     one = {k: v[0] for k, v in answers.items()}
-    about = {"name": "images/a.png", "size": (SIDE, SIDE), "frame": None}
-    record, written = task.record(one, {k: v[0] for k, v in given.items()} | about)
+    frame = frames.identity((SIDE, SIDE))
+    about = {"name": "images/a.png", "size": (SIDE, SIDE), "frame": frame}
+    example = {k: v[0] for k, v in given.items()} | about
+    record, written = task.record(one, example)
     assert record["file"] == "images/a.png"
     assert all(isinstance(v, str | int | float) for v in record.values())
     assert all(k.startswith(".") and isinstance(v, bytes) for k, v in written.items())
-    drawn = task.draw(given["image"][0], one)
+    drawn = task.draw(given["image"][0], one, example)
     assert drawn.ndim == 3 and drawn.shape[2] == 3 and drawn.dtype == np.uint8
+
+
+def numbers(values):
+    """The metrics that are no table."""
+    return {k: v for k, v in values.items() if not isinstance(v, dict)}
 
 
 @every_task

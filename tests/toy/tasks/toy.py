@@ -107,7 +107,9 @@ class Task:
         sure = round(float(answer["sure"]), 6)
         return {"file": example["name"], "sure": sure}, {".png": pictures.png(answer["labels"])}
 
-    def draw(self, image: np.ndarray, answer: dict[str, np.ndarray]) -> np.ndarray:
+    def draw(
+        self, image: np.ndarray, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> np.ndarray:
         """The image beside the map."""
         grey = np.repeat(answer["labels"][..., None] * 100, 3, axis=-1).astype(np.uint8)
         return np.concatenate([image, grey], axis=1)

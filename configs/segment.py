@@ -1,0 +1,75 @@
+"""Semantic segmentation: of drawn scenes in a few minutes, of your own images and masks, of ADE20K.
+
+    launch/local.sh train --config=configs/segment.py --workdir=runs/segment
+    launch/local.sh train --config=configs/segment.py:path=/data/streets --workdir=runs/streets
+    launch/local.sh plan --config=configs/segment.py:recipe=ade20k,data=blank --topology=v5e:4x4
+
+The first takes the small shipped backbone and 600 scenes of 64 pixels that are drawn as they are
+read. Your own folder has `images/train`, `masks/train`, `images/test`, `masks/test`, and
+`classes.txt`; docs/dense.md has other layouts. Settings and rates of the small recipe are ours,
+chosen on `val` of the scenes with one seed; docs/dense.md has the figures.
+"""
+
+from dynadapt import backbones, config
+from dynadapt.errors import UnknownName
+
+RECIPES = ("small", "ade20k")
+RATES = {"linear": 5e-3, "full": 1e-3}  # of the small recipe; others have RATE
+RATE = 3e-3
+# What differs from the methods' own defaults.
+SETTINGS = {
+    "adaptformer": dict(rank=32, scale=1.0),
+    "convpass": dict(),
+    "iconformer": dict(rank=32, scale=1.0),
+    "vfm_adapter": dict(rank=8, z=24, scale=1.0),
+}
+
+
+def get_config(arg=None):
+    """Arguments: method; path (of images and masks) or data (a data set with labels); recipe (one
+    of RECIPES); backbone."""
+    arg = config.parse_arg(arg, method="iconformer", path="", data="", recipe="small", backbone="")
+    if arg.recipe not in RECIPES:
+        raise UnknownName("recipe", arg.recipe, RECIPES)
+    own = dict(small="masks" if arg.path else "scenes", ade20k="ade20k")
+    name = arg.backbone or dict(small="vit_mini", ade20k="dinov2_b14")[arg.recipe]
+    c = config.default(
+        backbone=name, method=arg.method, task="segmentation", data_set=arg.data or own[arg.recipe]
+    )
+    if arg.path:
+        c.data.path = arg.path
+    if "fields" in c.data:
+        c.data.fields = ("labels",)
+    return small(c) if arg.recipe == "small" else ade20k(c)
+
+
+def small(c):
+    """300 steps of 16 images, a head on three depths of the backbone."""
+    if c.backbone.name == "vit_mini":
+        c.backbone.weights = "vit_mini"
+    depth = getattr(backbones.config(c.backbone.name), "depth", 0)
+    if depth:  # hierarchical ones have levels of their own
+        c.backbone.levels = tuple(depth * k // 3 - 1 for k in (1, 2, 3))
+    c.adapter.update(SETTINGS.get(c.adapter.name, {}))
+    c.task.update(dict(head="fused", dropout=0.1))
+    drawn = c.data.name == "scenes"
+    c.input.train = "flip" if drawn else "random_resized_crop({size},scale=(0.3,1.0))|flip"
+    c.input.eval = "" if drawn else "resize({size})"
+    c.input.update(dict(batch_size=16, eval_batch_size=50))
+    c.optim.update(dict(steps=300, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
+    return c
+
+
+def ade20k(c):
+    """mmsegmentation's schedule for SegFormer: 160,000 steps of 16 crops (as VFM-Adapter's Table 2
+    has no schedule of its own)."""
+    c.task.update(dict(head="segformer", dropout=0.1))
+    c.input.train = "resize_random(512,2048)|crop({size},category=0.75)|flip|distort"
+    c.input.eval = "resize_within({size},{size})|pad({size})"
+    c.input.update(dict(batch_size=16, eval_batch_size=16))
+    c.optim.update(dict(steps=160_000, warmup=1500 / 160_000, schedule="linear", lr=6e-5))
+    c.optim.update(dict(weight_decay=0.01, lr_mults=(("head/.*", 10.0),), drop_path=0.1))
+    c.compute.update(dict(dtype="bfloat16", frozen_dtype="bfloat16"))
+    c.backbone.scan = True
+    c.eval_every = c.save_every = 8000
+    return c

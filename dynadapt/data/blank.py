@@ -1,0 +1,80 @@
+"""Examples that hold nothing: what a run would cost is planned before its data is there.
+
+launch/local.sh plan --config=configs/segment.py:recipe=ade20k,data=blank
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dynadapt.data import Info, Rows
+from dynadapt.data.fields import DENSE, Field
+from dynadapt.errors import DataError, UnknownName
+
+OBTAIN = "nothing is to be obtained"
+# Fields by the names that tasks know them by, and their kinds.
+KINDS = {
+    "label": "number",
+    "labels": "labels",
+    "depth": "values",
+    "normals": "vectors",
+    "instances": "masks",
+}
+
+
+class Blank:
+    """Grey pictures, of class 0 everywhere."""
+
+    in_memory = True
+
+    def __init__(self, split: str, info: Info):
+        self.info, self._rows = info, Rows(split, info.counts)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name, position = self._rows[index]
+        example: dict[str, Any] = {"name": f"{name}[{position}]"}
+        for key, field in self.info.fields.items():
+            deep = (3,) if field.kind in ("pixels", "vectors") else ()
+            shape = (*field.size, *deep) if field.kind in DENSE else ()
+            example[key] = np.full(shape, 128 if key == "image" else 0, field.dtype)
+        return example
+
+
+def source(
+    split: str,
+    fields: tuple[str, ...] = ("labels",),
+    classes: int = 150,
+    size: tuple[int, int] = (512, 683),
+    count: int = 20210,
+) -> Blank:
+    """Splits `train` and `test` of `count` pictures each.
+
+    Args:
+        split: which.
+        fields: those beside `image`, of `KINDS`.
+        classes: of labels.
+        size: (h, w) of the pictures.
+        count: of pictures.
+
+    Raises:
+        UnknownName: for a field that is not there.
+        DataError: for numbers below 1.
+    """
+    for name in fields:
+        if name not in KINDS:
+            raise UnknownName("field of blank examples", name, KINDS)
+    if min(classes, count, *size, 1) < 1 or len(size) != 2:
+        raise DataError(
+            f"blank examples need classes, count and two sides of at least 1, not {classes}, "
+            f"{count} and {tuple(size)}"
+        )
+    names = tuple(map(str, range(classes)))
+    made = {"image": Field("pixels", size=tuple(size))}
+    for name in fields:
+        kind = KINDS[name]
+        counted = dict(classes=names) if kind in ("labels", "number") else {}
+        made[name] = Field(kind, size=tuple(size) if kind in DENSE else (), **counted)
+    return Blank(split, Info("blank", made, {"train": count, "test": count}, OBTAIN))
