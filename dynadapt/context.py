@@ -98,11 +98,15 @@ def drop_path(x: Array, ctx: Context, name: str) -> Array:
     return x * (kept / keep).astype(x.dtype)
 
 
-def dropout(x: Array, rate: float, ctx: Context, name: str) -> Array:
-    """Zeroes entries with probability `rate` (static) while training, scaled to keep the mean."""
+def dropout(x: Array, rate: float, ctx: Context, name: str, *, channels: bool = False) -> Array:
+    """Zeroes entries with probability `rate` (static) while training, scaled to keep the mean.
+
+    With `channels`, an example's channel `b ... d` is zeroed everywhere or nowhere.
+    """
     if not ctx.train or rate == 0.0 or ctx.key is None:
         return x
-    kept = jax.random.bernoulli(ctx.random(name), 1.0 - rate, x.shape)
+    shape = (len(x), *(1,) * (x.ndim - 2), x.shape[-1]) if channels else x.shape
+    kept = jax.random.bernoulli(ctx.random(name), 1.0 - rate, shape)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 

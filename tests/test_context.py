@@ -221,6 +221,15 @@ def test_dropout_drops_entries_and_keeps_the_mean():
     assert not (y == y[:, :1]).all()
 
 
+def test_dropout_of_channels_drops_each_of_an_example_everywhere_or_nowhere():
+    ctx = Context(train=True, key=jax.random.key(2))
+    y = np.asarray(dropout(jnp.ones((100, 3, 2, 40)), 0.25, ctx, "a", channels=True))
+    assert (y == y[:, :1, :1]).all()
+    np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
+    assert abs(y.mean() - 1) < 0.03
+    assert not (y == y[:1]).all() and not (y == y[..., :1]).all()
+
+
 def test_dropout_stops_a_gradient_that_is_not_finite():
     """What was dropped must not come back as 0 * inf."""
     ctx = Context(train=True, key=jax.random.key(2))

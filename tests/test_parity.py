@@ -7,7 +7,6 @@ outputs; `meta.atol` states the allowance of each output. Run with `-s` to see t
 import functools
 import importlib.util
 import json
-import os
 import types
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from dynadapt import adapters, attach, files, tree, weights
 from dynadapt.backbones.point_mae import group
 from dynadapt.context import Context
 from dynadapt.weights import published
+from tests.oracles import FOLDER, Check, cases, named
 
-FOLDER = Path(os.environ["DYNADAPT_ORACLES"])
 # Cases of families and methods that are not built yet; the list only shrinks.
 NOT_YET = (
     *("tadformer_dynamic_filter", "tadformer_dynamic_filter_reinterpreted_skip"),
@@ -32,14 +31,6 @@ NOT_YET = (
 )
 # Root of the mean squared deviation in bfloat16, over the output's standard deviation.
 BFLOAT16 = 3e-2
-
-
-def cases() -> list[Path]:
-    return sorted(p.parent for p in FOLDER.glob("**/meta.json"))
-
-
-def named(case: Path) -> str:
-    return "/".join(case.parts[-2:])
 
 
 def of_kind(kind: str) -> list[Path]:
@@ -52,26 +43,6 @@ pytestmark = pytest.mark.usefixtures("fast_compiling")
 BACKBONES = of_kind("backbone")
 METHODS = of_kind("peft")
 MODULES = of_kind("peft_module")
-
-
-class Check:
-    """Compares outputs with a case's own allowances, and tells all that deviate at the end."""
-
-    def __init__(self, case):
-        self.case, self.faults = case, []
-
-    def __call__(self, name, found, wanted, allowed=None):
-        if allowed is None:
-            allowed = self.case.meta["atol"].get(name, 1e-4)
-        assert found.shape == wanted.shape, name
-        gap = np.abs(np.asarray(found, np.float64) - wanted)
-        told = f"{gap.max():.1e} of {np.max(allowed):.1e}"
-        print(f"{named(self.case.folder)} {name}: {told}")
-        if not (gap <= allowed).all():
-            self.faults.append(f"{name} deviates by {told}")
-
-    def done(self):
-        assert not self.faults, "; ".join(self.faults)
 
 
 class Recorder(nnx.Module):

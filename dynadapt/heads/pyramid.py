@@ -1,5 +1,7 @@
 """ViTDet's simple feature pyramid (Li et al., arXiv 2203.16527): all levels from the last map."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +11,9 @@ from dynadapt.errors import ConfigError
 from dynadapt.layers import ACTIVATIONS, Conv, LayerNorm, Linear
 
 Array = jax.Array
+Initializer = jax.nn.initializers.Initializer
+
+_lecun = nnx.initializers.lecun_normal()
 
 SCALES = (4, 2, 1, 0.5)
 
@@ -19,23 +24,37 @@ class Upsample(nnx.Module):
     Each pixel alone makes its 2x2 outputs, so it is one product. `kernel` is `d 2 2 o`.
     """
 
-    def __init__(self, dim: int, out: int, *, rngs: nnx.Rngs):
-        kernel = nnx.initializers.lecun_normal()(rngs.params(), (dim, 4 * out))
+    def __init__(
+        self,
+        dim: int,
+        out: int,
+        *,
+        use_bias: bool = True,
+        kernel_init: Initializer = _lecun,
+        rngs: nnx.Rngs,
+    ):
+        kernel = kernel_init(rngs.params(), (dim, 4 * out))
         self.kernel = nnx.Param(kernel.reshape(dim, 2, 2, out))
-        self.bias = nnx.Param(jnp.zeros(out))
+        self.bias = nnx.Param(jnp.zeros(out)) if use_bias else nnx.data(None)
 
     def __call__(self, x: Array, ctx: Context) -> Array:
         b, h, w, d = x.shape
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        y = (x.reshape(-1, d) @ kernel.reshape(d, -1)).reshape(b, h, w, 2, 2, -1)
+        kernel = self.kernel[...].astype(x.dtype).reshape(d, -1)
+        y = (x.reshape(-1, d) @ kernel).reshape(b, h, w, 2, 2, -1)
         y = y.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1)
-        return y + bias[None, None, None]
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None, None]
 
 
-class Level(nnx.Module):
-    """One level: the map `b h w d` rescaled, then a 1x1 and a 3x3 convolution, each normed."""
+class Rescaled(nnx.Module):
+    """The map `b h w d` at one of the `SCALES`: `b sh sw dim`.
 
-    def __init__(self, dim: int, channels: int, scale: float, *, epsilon: float, rngs: nnx.Rngs):
+    A last row or column without a partner is dropped at scale 0.5.
+
+    Attributes:
+        dim: width of the outcome: a quarter of d at scale 4, half of it at scale 2, else d.
+    """
+
+    def __init__(self, dim: int, scale: float, *, epsilon: float = 1e-6, rngs: nnx.Rngs):
         self.scale = scale
         if scale >= 2:
             self.up1 = Upsample(dim, dim // 2, rngs=rngs)
@@ -44,11 +63,7 @@ class Level(nnx.Module):
             self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
             self.up2 = Upsample(dim, dim // 2, rngs=rngs)
             dim //= 2
-        # The norms that follow have biases, so the convolutions need none.
-        self.conv1 = Linear(dim, channels, use_bias=False, rngs=rngs)
-        self.norm1 = LayerNorm(channels, epsilon=epsilon, rngs=rngs)
-        self.conv2 = Conv(channels, channels, (3, 3), use_bias=False, rngs=rngs)
-        self.norm2 = LayerNorm(channels, epsilon=epsilon, rngs=rngs)
+        self.dim = dim
 
     def __call__(self, x: Array, ctx: Context) -> Array:
         if self.scale >= 2:
@@ -56,16 +71,31 @@ class Level(nnx.Module):
         if self.scale == 4:
             x = self.up2(ACTIVATIONS["gelu"](self.norm(x, ctx)), ctx)
         if self.scale == 0.5:
+            _check_halves(x.shape)
             x = nnx.max_pool(x, (2, 2), (2, 2))
-        x = self.norm1(self.conv1(x, ctx), ctx)
+        return x
+
+
+class Level(Rescaled):
+    """One level: the map `b h w d` rescaled, then a 1x1 and a 3x3 convolution, each normed."""
+
+    def __init__(self, dim: int, channels: int, scale: float, *, epsilon: float, rngs: nnx.Rngs):
+        super().__init__(dim, scale, epsilon=epsilon, rngs=rngs)
+        # The norms that follow have biases, so the convolutions need none.
+        self.conv1 = Linear(self.dim, channels, use_bias=False, rngs=rngs)
+        self.norm1 = LayerNorm(channels, epsilon=epsilon, rngs=rngs)
+        self.conv2 = Conv(channels, channels, (3, 3), use_bias=False, rngs=rngs)
+        self.norm2 = LayerNorm(channels, epsilon=epsilon, rngs=rngs)
+
+    def __call__(self, x: Array, ctx: Context) -> Array:
+        x = self.norm1(self.conv1(super().__call__(x, ctx), ctx), ctx)
         return self.norm2(self.conv2(x, ctx), ctx)
 
 
 class SimplePyramid(nnx.Module):
     """Levels `b sh sw channels`, fine to coarse, from the last map `b h w d` of the features.
 
-    Of a map at stride 16, scales 4, 2, 1 and 0.5 make strides 4, 8, 16 and 32. A last row or
-    column without a partner is dropped at scale 0.5.
+    Of a map at stride 16, scales 4, 2, 1 and 0.5 make strides 4, 8, 16 and 32.
 
     Attributes:
         dims: width of each level.
@@ -83,8 +113,7 @@ class SimplePyramid(nnx.Module):
     ):
         if unknown := [s for s in scales if s not in SCALES]:
             raise ConfigError(f"no pyramid level of scale {unknown[0]}; choose among {SCALES}")
-        if dim % 4:
-            raise ConfigError(f"width {dim} is not divisible by 4, as halving it twice needs")
+        _check_width(dim)
         self.scales = tuple(sorted(scales, reverse=True))
         self.dims = (channels,) * len(self.scales)
         self.levels = nnx.List(
@@ -92,7 +121,45 @@ class SimplePyramid(nnx.Module):
         )
 
     def __call__(self, features: object, ctx: Context) -> tuple[Array, ...]:
-        x = features.maps[-1]
-        if 0.5 in self.scales and min(x.shape[1:3]) < 2:
-            raise ConfigError(f"a map of {x.shape[1]}x{x.shape[2]} is too small to halve")
-        return tuple(level(x, ctx) for level in self.levels)
+        return tuple(level(features.maps[-1], ctx) for level in self.levels)
+
+
+class Levels(nnx.Module):
+    """Maps at several strides, fine to coarse, for heads that need them.
+
+    They are the backbone's own where it has several strides, and else the last map at the
+    `SCALES`, by transposed convolutions and pooling alone.
+
+    Attributes:
+        dims: width of each level.
+    """
+
+    def __init__(self, like: Any, *, rngs: nnx.Rngs):
+        if has_strides(like):
+            self.dims = tuple(m.shape[-1] for m in like.maps)
+            return
+        last = like.maps[-1]
+        _check_width(last.shape[-1])
+        _check_halves(last.shape)
+        self.rescaled = nnx.List([Rescaled(last.shape[-1], s, rngs=rngs) for s in SCALES])
+        self.dims = tuple(level.dim for level in self.rescaled)
+
+    def __call__(self, features: object, ctx: Context) -> tuple[Array, ...]:
+        if not hasattr(self, "rescaled"):
+            return features.maps
+        return tuple(level(features.maps[-1], ctx) for level in self.rescaled)
+
+
+def has_strides(like: Any) -> bool:
+    """Whether the maps of such features differ in size."""
+    return len({m.shape[1:3] for m in like.maps}) > 1
+
+
+def _check_width(dim: int) -> None:
+    if dim % 4:
+        raise ConfigError(f"width {dim} is not divisible by 4, as halving it twice needs")
+
+
+def _check_halves(shape: tuple[int, ...]) -> None:
+    if min(shape[1:3]) < 2:
+        raise ConfigError(f"a map of {shape[1]}x{shape[2]} is too small to halve")

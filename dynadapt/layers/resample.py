@@ -1,4 +1,4 @@
-"""Position embeddings of one grid at the size of another, by the rule of their source.
+"""Maps at another size; position embeddings too, each by the rule of its source.
 
 The rules differ, and features with them: `antialias` shrinks with a widened cubic (a = -0.5, timm,
 DINOv2 with registers), `cubic` takes four neighbours at every size (a = -0.75, borders repeated;
@@ -13,6 +13,11 @@ import numpy as np
 Array = jax.Array
 
 RULES = ("antialias", "cubic", "offset", "linear")
+
+
+def resize(x: Array, size: tuple[int, int]) -> Array:
+    """Maps `b h w c` at `size`, bilinear: half-pixel centres, borders repeated, no antialiasing."""
+    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "bilinear", antialias=False)
 
 
 def resample(grid: Array, old: tuple[int, int], new: tuple[int, int], rule: str) -> Array:

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynadapt.layers.resample import RULES, cubic, linear, resample
+from dynadapt.layers.resample import RULES, cubic, linear, resample, resize
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -42,3 +42,13 @@ def test_linear_weights(old, new):
     np.testing.assert_allclose(matrix.sum(1), 1.0)
     inner = (np.arange(new) + 0.5) * old / new - 0.5
     np.testing.assert_allclose(matrix @ np.arange(old), np.clip(inner, 0, old - 1))
+
+
+@pytest.mark.parametrize("new", [(6, 10), (7, 9), (2, 3), (3, 5)])
+def test_maps_are_resized_by_two_neighbours(new):
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype(np.float32)
+    rows, columns = linear(3, new[0]), linear(5, new[1])
+    wanted = np.einsum("yh,xw,bhwc->byxc", rows, columns, x)
+    np.testing.assert_allclose(resize(jnp.asarray(x), new), wanted, rtol=1e-5, atol=1e-6)
+    half = resize(jnp.asarray(x, jnp.bfloat16), new)
+    assert half.dtype == jnp.bfloat16
