@@ -45,13 +45,14 @@ def dense_head(name: str, like: Any, outputs: int, *, rngs: nnx.Rngs, **given: A
         like: shapes of the adapted backbone's features.
         outputs: channels of its maps.
         rngs: source of the random weights.
-        **given: settings of the head.
+        **given: settings of the head; -1 is its own default.
 
     Raises:
         UnknownName: for a head or a setting that does not exist, naming the nearest.
         ConfigError: for a value that a setting can't have, or features that it can't serve.
     """
     known = dense_settings(name)
+    given = {key: value for key, value in given.items() if value != -1}
     choices.check_settings(f"head {name!r}", given, known)
     for key, value in given.items():
         interval = _INTERVALS[key]
