@@ -18,7 +18,7 @@ from flax import nnx
 from dynadapt import files, heads, tree
 from dynadapt.backbones import Features
 from dynadapt.context import Context
-from tests.oracles import Check, cases, named
+from tests.oracles import FOLDER, Check, cases, named
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -84,7 +84,5 @@ def test_head(folder):
     check.done()
 
 
-def test_there_are_cases_of_every_translator():
-    assert {c.__name__ for c in CASES.values()} == {
-        f"tests.task_cases.{name}" for name in TRANSLATORS.values()
-    }
+def test_there_are_cases():
+    assert CASES, f"no cases of dense heads under {FOLDER}"

@@ -5,6 +5,8 @@ import re
 import jax
 import jax.numpy as jnp
 
+from dynadapt.layers.resample import resize
+
 HEADS = {"SegformerHead": "segformer", "UPerHead": "uper"}
 LAYERS = (
     *((r"convs\.(\d+)", r"project/\1"), ("fusion_conv", "mix")),
@@ -49,8 +51,7 @@ def found(meta, run, given, inputs):
 
     def loss(given):
         logits, stats = run(given, True)
-        size = (len(logits), *target.shape[1:], logits.shape[-1])
-        whole = jax.nn.log_softmax(jax.image.resize(logits, size, "bilinear", antialias=False))
+        whole = jax.nn.log_softmax(resize(logits, target.shape[1:]))
         own = jnp.take_along_axis(whole, jnp.where(valid, target, 0)[..., None], -1)[..., 0]
         total = -jnp.where(valid, own, 0.0).sum()
         return total / valid.sum(), (logits, total / target.size, stats)
