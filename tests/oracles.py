@@ -25,7 +25,7 @@ class Check:
     def __call__(self, name, found, wanted, allowed=None):
         if allowed is None:
             allowed = self.case.meta["atol"].get(name, 1e-4)
-        assert found.shape == wanted.shape, name
+        assert np.shape(found) == np.shape(wanted), name
         gap = np.abs(np.asarray(found, np.float64) - wanted)
         told = f"{gap.max():.1e} of {np.max(allowed):.1e}"
         print(f"{named(self.case.folder)} {name}: {told}")

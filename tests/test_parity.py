@@ -21,13 +21,13 @@ from dynadapt.backbones.point_mae import group
 from dynadapt.context import Context
 from dynadapt.weights import published
 from tests.oracles import FOLDER, Check, cases, named
+from tests.task_cases import dense_heads, metrics
 
 # Cases of families and methods that are not built yet; the list only shrinks.
 NOT_YET = (
     *("tadformer_dynamic_filter", "tadformer_dynamic_filter_reinterpreted_skip"),
     "tadformer_static_filter",
-    *("atss_head", "coco_ap", "depth", "detection_losses", "matrix_nms", "multitask_meters"),
-    *("semseg_iou", "solo_head"),
+    *("atss_head", "coco_ap", "detection_losses", "matrix_nms", "multitask_meters", "solo_head"),
 )
 # Root of the mean squared deviation in bfloat16, over the output's standard deviation.
 BFLOAT16 = 3e-2
@@ -43,6 +43,12 @@ pytestmark = pytest.mark.usefixtures("fast_compiling")
 BACKBONES = of_kind("backbone")
 METHODS = of_kind("peft")
 MODULES = of_kind("peft_module")
+TASKS = {
+    folder: runner
+    for folder in of_kind("task")
+    for runner in (dense_heads, metrics)
+    if runner.knows(json.loads((folder / "meta.json").read_text()))
+}
 
 
 class Recorder(nnx.Module):
@@ -359,4 +365,13 @@ def test_module(folder):
     ctx = Context(grid=tuple(map(int, inputs.get("hw", (0, 0)))))
     check = Check(types.SimpleNamespace(folder=folder, meta=meta))
     check("y", x + adapter.branch(x, ctx), expected["y"])
+    check.done()
+
+
+@pytest.mark.parametrize("folder", TASKS, ids=named)
+def test_task(folder):
+    """Heads, losses, metrics: all that a case expects of them."""
+    meta = json.loads((folder / "meta.json").read_text())
+    check = Check(types.SimpleNamespace(folder=folder, meta=meta))
+    TASKS[folder].run(folder, meta, check)
     check.done()
