@@ -223,7 +223,7 @@ def test_the_command_answers_in_json(capsys):
     [
         (["--methods=lorra"], "unknown method 'lorra'; did you mean 'lora'"),
         (["--methods="], "--methods= is empty"),
-        (["--methods=all", "--config=x.py"], "takes no --config"),
+        (["--methods=all", "--config=x.py"], "no config file"),
         (["--methods=all", "--topology=h100"], "takes no --topology"),
         (["--methods=lora", "--config.adapter.rank=4"], "takes no --config.adapter.rank=4"),
         (["--backbone=vit_b16"], "--backbone goes with --methods"),
