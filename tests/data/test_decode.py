@@ -8,12 +8,6 @@ from dynadapt.data import decode, transforms
 from dynadapt.errors import DataError
 
 
-@pytest.fixture
-def photo():
-    y, x = np.mgrid[:30, :40]
-    return np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8)
-
-
 def save(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
