@@ -4,6 +4,8 @@ Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017. Masks count the 
 all else, is void.
 """
 
+from pathlib import Path
+
 from dynadapt.data import masks, pairs, parse
 from dynadapt.data.lists import nfc, read_lines
 from dynadapt.data.pairs import Pairs
@@ -38,7 +40,7 @@ def source(split: str, path: str = "") -> Pairs:
     return masks.opened("ade20k", split, root, files, encoding, OBTAIN)
 
 
-def _classes(file) -> tuple[str, ...]:
+def _classes(file: Path) -> tuple[str, ...]:
     if not file.is_file():
         return tuple(str(number) for number in range(1, CLASSES + 1))
     lines = [line.split("\t") for line in read_lines(file)[1:] if line.strip()]
