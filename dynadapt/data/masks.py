@@ -5,6 +5,7 @@ A mask is grey of 1 to 16 bits, a palette, whose indices count and not its colou
 """
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 
@@ -89,6 +90,7 @@ class Reader:
     def __init__(self, encoding: Encoding):
         self._classes = len(encoding.classes)
         self._table = encoding.table()
+        self._doubt = self._classes == 2 and self._table[255] == VOID and not encoding.remap
         colours = np.array(encoding.colours, np.int64).reshape(-1, 4)
         colours = colours[np.argsort(_code(colours))]
         self._codes, self._targets = _code(colours), colours[:, 3].astype(np.int32)
@@ -104,6 +106,12 @@ class Reader:
                 f"{name} holds the value {value}, which is neither one of the {self._classes} "
                 "classes nor void; say in data.ignore or data.remap what it is"
             )
+        if self._doubt and (values == 255).any() and not (values == 1).any():
+            self._doubt = False
+            message = (
+                "%s holds 255, which is void, and no 1; if white is a class, set data.remap=%s"
+            )
+            logging.getLogger(__name__).warning(message, name, "255:1")
         return labels
 
     def _of_colours(self, values: np.ndarray, name: str) -> np.ndarray:

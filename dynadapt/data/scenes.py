@@ -15,8 +15,8 @@ same scene in two styles has the same labels.
 | `saliency` | 1 for the nearest instance |
 | `edges` | 1 where a pixel shows something else than the one above it or left of it |
 
-A solid of which less than about a quarter of a percent of a picture's side squared is seen is part
-of `labels`, but no instance.
+A solid of which fewer than `LEAST` pixels of 64 x 64 are seen, or that share of another size, is in
+`labels` but no instance.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ SHAPES = ("ball", "box", "cylinder", "cone")
 CLASSES = ("floor", "wall", *SHAPES)
 COUNTS = {"train": 600, "val": 200, "test": 200}
 MOST = 6  # solids of a scene
-LEAST = 12  # pixels of an instance in a picture of 64 x 64
-KEPT = 256 << 20  # bytes of scenes that are kept rather than drawn again
+LEAST = 12
+KEPT = 512 << 20  # bytes of scenes that are kept rather than drawn again
 SIZES = (16, 1024)
 OBTAIN = "nothing to obtain: the scenes are drawn when they are asked for"
 BINARY = ("rest", "salient"), ("inside", "edge")
@@ -104,8 +104,8 @@ class Scenes:
         self.info = info
         self._rows = Rows(split, info.counts)
         self._size, self._style, self._seed = size, style, seed
-        room = KEPT // (40 * size * size)  # bytes a pixel of all fields
-        self._draw = functools.lru_cache(maxsize=room)(self._drawn)
+        room = sum(value.nbytes for value in self._drawn(*self._rows[0]).values())
+        self._draw = functools.lru_cache(maxsize=KEPT // room)(self._drawn)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -123,6 +123,19 @@ def test_values_are_remapped_first(one):
     assert labels(source)[0, ::4].tolist() == [VOID, 0, 1, VOID]
 
 
+def test_black_and_white_masks_are_not_taken_for_void_unsaid(one, caplog):
+    source = one(grey([0, 255]), ("ground", "cell"))
+    assert labels(source)[0, ::8].tolist() == labels(source)[0, ::8].tolist() == [0, VOID]
+    [message] = caplog.messages  # said once
+    assert message.endswith("1.png holds 255, which is void, and no 1; if white is a class, set "
+                            "data.remap=255:1")  # fmt: skip
+    caplog.clear()
+    for values, settings in (([0, 1, 255], {}), ([0, 255], {"remap": "255:void"}), ([0, 1], {})):
+        labels(one(grey(values), ("ground", "cell"), **settings))
+    labels(one(grey([0, 255])))  # three classes
+    assert not caplog.messages
+
+
 def test_colours_of_a_table(one, tmp_path):
     table = "0 0 0 void\n255 255 255 void\n\n200 0 0 tall building\n0 0 9 sea\n0 0 8 sea\n"
     (tmp_path / "colours.txt").write_text(table)

@@ -70,6 +70,11 @@ def test_layouts(tmp_path, layout, caplog):
     assert not caplog.records
 
 
+def test_names_compare_in_one_normal_form(tmp_path):
+    touch(tmp_path, "images/\u00e9.jpg", "masks/e\u0301.png")
+    assert find(tmp_path)["train"] == [("images/\u00e9.jpg", "masks/e\u0301.png")]
+
+
 def test_the_order_mixes_and_is_the_same_each_time(tmp_path):
     names = [f"{c}/{i}" for c in "ab" for i in range(20)]
     touch(tmp_path, *(f"images/{n}.jpg" for n in names), *(f"masks/{n}.png" for n in names))
