@@ -25,7 +25,10 @@ from dynadapt.data.lists import nfc, read_lines
 from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
 
 # Modules of this package that are not data sets.
-_PIPELINE = ("decode", "fields", "frames", "images", "lists", "loader", "scenes", "transforms")
+_PIPELINE = (
+    *("arguments", "colours", "decode", "fields", "frames", "geometric", "images", "listing"),
+    *("lists", "loader", "pairs", "solids", "structured", "transforms"),
+)
 MAX_CLASSES = 1_000_000  # of a set; each has a name, and a row in a head
 _PART = re.compile(r"([\w.\-]+)(?:\[(-?\d{1,18})?:(-?\d{1,18})?\])?")
 

@@ -1,11 +1,12 @@
 """Image files, whatever they hold, as uint8 `h w 3`."""
 
+import contextlib
 import functools
 import io
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -66,19 +67,9 @@ def decode(image: bytes | np.ndarray, name: str = "an image", orient: bool = Fal
         DataError: for what cannot be decoded, ends early, or has more than `MAX_PIXELS`.
     """
     if isinstance(image, bytes):
-        try:
-            _check_sizes(_png_sizes(image))
-            with Image.open(io.BytesIO(image), formats=formats()) as opened:
-                _check_sizes([opened.size])
-                if opened.format == "PNG" and not _ends(image):
-                    raise ValueError("the file is cut short: it has no end")
-                opened.load()
-                return _rgb(_turned(opened) if orient else opened)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise DataError(f"cannot decode {name}: {_TOO_LARGE}") from error
-        except Exception as error:  # Pillow's readers raise a dozen different classes
-            reason = re.sub(r" ?<_io\.BytesIO[^>]*>", "", str(error)) or type(error).__name__
-            raise DataError(f"cannot decode {name}: {' '.join(reason.split())[:300]}") from error
+        with _opened(image, name, formats()) as opened:
+            opened.load()
+            return _rgb(_turned(opened) if orient else opened)
     image = np.asarray(image)
     if image.ndim == 2:
         image = image[..., None]
@@ -88,6 +79,44 @@ def decode(image: bytes | np.ndarray, name: str = "an image", orient: bool = Fal
             f"{name} is {image.dtype} with shape {image.shape} and must be uint8 `h w 3`"
         )
     return np.repeat(image, 3, axis=-1) if channels == 1 else image[..., :3]
+
+
+def numbers(png: bytes, name: str = "a map") -> np.ndarray:
+    """What the pixels of a PNG file are stored as, which is not what they look like.
+
+    Returns:
+        Grey values or indices of a palette `h w`, uint8, or uint16 where they have 16 bits; colours
+        uint8 `h w 3` for a file that holds these. Transparency is dropped.
+
+    Raises:
+        DataError: for what is no whole PNG file, or has more than `MAX_PIXELS`.
+    """
+    with _opened(png, name, ("PNG",)) as opened:
+        # Pillow spreads grey of 2 or 4 bits over 0 to 255
+        spread = {"L;2": 85, "L;4": 17}.get(opened.tile[0][3], 1)
+        opened.load()
+        values = np.asarray(opened)
+        if opened.mode in ("LA", "RGBA"):
+            values = values[..., 0] if opened.mode == "LA" else values[..., :3]
+        wide = opened.mode == "I" or opened.mode.startswith("I;16")
+        return values.astype(np.uint16 if wide else np.uint8) // spread
+
+
+@contextlib.contextmanager
+def _opened(image: bytes, name: str, allowed: tuple[str, ...]) -> Iterator[Image.Image]:
+    """The picture of a file, not loaded yet; raises a DataError for what is wrong with it."""
+    try:
+        _check_sizes(_png_sizes(image))
+        with Image.open(io.BytesIO(image), formats=allowed) as opened:
+            _check_sizes([opened.size])
+            if opened.format == "PNG" and not _ends(image):
+                raise ValueError("the file is cut short: it has no end")
+            yield opened
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"cannot decode {name}: {_TOO_LARGE}") from error
+    except Exception as error:  # Pillow's readers raise a dozen different classes
+        reason = re.sub(r" ?<_io\.BytesIO[^>]*>", "", str(error)) or type(error).__name__
+        raise DataError(f"cannot decode {name}: {' '.join(reason.split())[:300]}") from error
 
 
 _TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"

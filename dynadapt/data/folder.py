@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from dynadapt.data import Info, Rows, labelled, lists, parse, read_classes
-from dynadapt.data.decode import MAX_BYTES, is_image
+from dynadapt.data.decode import MAX_BYTES
 from dynadapt.data.fields import Field
+from dynadapt.data.listing import list_folder, order, walk
 from dynadapt.data.lists import Row, nfc
 from dynadapt.errors import DataError, MissingSplit, suggest
 from dynadapt.files import regular
@@ -23,9 +24,6 @@ OBTAIN = (
     "put images in path/<split>/<class>/, or in path/<class>/ for the one split train, or list "
     "them in path/<split>.txt with lines `relative/path label`"
 )
-# What operating systems and programs leave behind, beside everything whose name starts with a dot.
-LEFTOVERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__pycache__")
-MAX_DEPTH = 100  # folders in each other
 _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval)\d*", re.IGNORECASE)
 
 
@@ -158,7 +156,7 @@ def _read_folders(root: Path, splits: Iterable[str], given: tuple[str, ...]):
         rows = _read_split(root, bases[split], numbers)
         if not rows:
             raise DataError(f"{bases[split]} holds no images; {OBTAIN}")
-        files[split] = sorted(rows, key=lambda row: _order(row[0]))
+        files[split] = sorted(rows, key=lambda row: order(row[0]))
     found = {split: {numbers[name] for name in names if name in numbers}
              for split, names in held.items()}  # fmt: skip
     _warn_of_classes(classes, found, splits, subset=bool(given))
@@ -167,7 +165,7 @@ def _read_folders(root: Path, splits: Iterable[str], given: tuple[str, ...]):
 
 def _layout(root: Path, splits: Iterable[str]) -> dict[str, Path]:
     """Where the class folders of each split lie, by the rule that `source` states."""
-    folders = _list(root)[0]
+    folders = list_folder(root)[0]
     inside = {name: root / name for name in folders if _is_split(root / name)}
     if not any(name in splits or _SPLIT.fullmatch(name) for name in inside):
         if not any(_holds_images(root / name) for name in folders):
@@ -189,29 +187,29 @@ def _layout(root: Path, splits: Iterable[str]) -> dict[str, Path]:
 
 def _is_split(path: Path) -> bool:
     """Whether folders in it hold images, and no fewer than lie beside them."""
-    folders, images, _ = _list(path)
-    deeper = (file for name in folders for file, image in _walk(f"{path}/{name}") if image)
+    folders, images, _ = list_folder(path)
+    deeper = (file for name in folders for file, image in walk(f"{path}/{name}") if image)
     wanted = max(1, len(images))
     return sum(1 for _ in islice(deeper, wanted)) == wanted
 
 
 def _holds_images(path: Path) -> bool:
-    return any(image for _, image in _walk(str(path)))
+    return any(image for _, image in walk(str(path)))
 
 
 def _class_folders(base: Path) -> Collection[str]:
     """The classes whose folders in `base` hold images."""
-    return sorted({nfc(name) for name in _list(base)[0] if _holds_images(base / name)})
+    return sorted({nfc(name) for name in list_folder(base)[0] if _holds_images(base / name)})
 
 
 def _read_split(root: Path, base: Path, numbers: Mapping[str, int]) -> list[Row]:
     """The images below the class folders in `base`; says what it passes over."""
-    folders, stray, _ = _list(base)
+    folders, stray, _ = list_folder(base)
     rows, others = [], []
     start = "" if base == root else f"{base.name}/"
     for name in folders:
         labels = (numbers.get(nfc(name), -1),)  # -1 in folders that hold no images
-        for file, image in _walk(f"{base}/{name}"):
+        for file, image in walk(f"{base}/{name}"):
             if image:
                 rows.append((f"{start}{name}/{file}", labels))
             else:
@@ -220,48 +218,6 @@ def _read_split(root: Path, base: Path, numbers: Mapping[str, int]) -> list[Row]
         if files:
             _warn("passed over %d files %s in %s, such as %s", len(files), what, base, min(files))
     return rows
-
-
-def _order(relative: str) -> bytes:
-    return hashlib.sha256(nfc(relative).encode(errors="surrogateescape")).digest()
-
-
-def _list(path: str | Path) -> tuple[list[str], list[str], list[str]]:
-    """Names of the folders, images and other files in a folder; hidden ones are left out."""
-    folders, images, others = [], [], []
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name in LEFTOVERS:
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif is_image(entry.name) and entry.is_file():  # no dead link
-                    images.append(entry.name)
-                else:
-                    others.append(entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read the folder {path}: {error.strerror}") from None
-    return sorted(folders), images, others
-
-
-def _walk(path: str, above: frozenset = frozenset()) -> Iterator[tuple[str, bool]]:
-    """Each file below `path`, and whether it is an image; links back to a folder above end."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise DataError(f"cannot read the folder {path}: {error.strerror}") from None
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    if len(above) == MAX_DEPTH:
-        raise DataError(f"{path[:300]}… is nested deeper than {MAX_DEPTH} folders")
-    folders, images, others = _list(path)
-    yield from ((name, True) for name in images)
-    yield from ((name, False) for name in others)
-    for name in folders:
-        for file, image in _walk(f"{path}/{name}", above | {here}):
-            yield f"{name}/{file}", image
 
 
 def _warn_of_classes(

@@ -42,7 +42,7 @@ from dynadapt.data import (
     find_task,
     labelled,
     reading,
-    scenes,
+    structured,
 )
 from dynadapt.errors import DataError, DynadaptError
 
@@ -84,7 +84,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "omniglot": tuple(ALPHABETS.split()),
     "bccd": ("Platelets", "RBC", "WBC"),
     "nuclei": ("ground", "alone", "touching"),
-    **{name: names for name, (_, names) in scenes.TASKS.items()},
+    **{name: names for name, (_, names) in structured.TASKS.items()},
 }
 
 Example = tuple[str, int, Callable[[], Any]]  # its name, its label, and what reads its image
@@ -165,7 +165,7 @@ def _reading(task: str, path: str) -> Iterator[None]:
 
 def _examples(task: str, path: str) -> Iterator[Example]:
     """All examples of a task in their order."""
-    if task in scenes.TASKS:
+    if task in structured.TASKS:
         return _scenes(task)
     if task == "digits":
         return _digits()
@@ -186,7 +186,7 @@ def _order(names: Iterable[str]) -> list[str]:
 
 def _scenes(task: str) -> Iterator[Example]:
     for i in itertools.count():
-        yield f"{task}[{i}]", scenes.label(task, i), functools.partial(scenes.draw, task, i)
+        yield f"{task}[{i}]", structured.label(task, i), functools.partial(structured.draw, task, i)
 
 
 def _digits() -> Iterator[Example]:

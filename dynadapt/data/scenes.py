@@ -1,198 +1,287 @@
-"""Rendered scenes for structured tasks: boxes and ellipsoids on a floor, cast ray by ray.
+"""Drawn rooms with every dense label, exact and with nothing to download.
 
-Every picture is a pure function of a task and an index. Colours, floors, light, proportions and the
-camera vary at random and tell nothing about the label.
+Two to six balls, boxes, cylinders and cones stand on a floor before a wall. All fields of a scene
+come from one cast of rays, so they agree with each other to the pixel. A scene is a pure function
+of seed, split, position and style; the style changes colours, textures and light alone, so that the
+same scene in two styles has the same labels.
+
+| field | what |
+| --- | --- |
+| `labels` | one of `CLASSES` for each pixel |
+| `depth` | metres along the camera's axis |
+| `normals` | unit vectors in the camera's axes: x to the right, y down, z away from it |
+| `instances` | solids numbered from 1 in the order of their boxes; 0 for floor and wall |
+| `boxes`, `box_classes` | around the pixels of each instance, and which of `SHAPES` it is |
+| `saliency` | 1 for the nearest instance |
+| `edges` | 1 where a pixel shows something else than the one above it or left of it |
+
+A solid of which fewer than `LEAST` pixels of 64 x 64 are seen, or that share of another size, is in
+`labels` but no instance.
 """
 
+import dataclasses
 import functools
+import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-SIZE = 64
-SEED = 20
-VIEW = 0.6  # tangent of half the camera's angle
-FAR = 1e4  # of rays that meet nothing
+from dynadapt.data import Info, Rows
+from dynadapt.data.fields import Field
+from dynadapt.data.solids import VIEW, Camera, Solid, cast, meet
+from dynadapt.errors import DataError, UnknownName
+
+SHAPES = ("ball", "box", "cylinder", "cone")
+CLASSES = ("floor", "wall", *SHAPES)
+COUNTS = {"train": 600, "val": 200, "test": 200}
+MOST = 6  # solids of a scene
+LEAST = 12
+KEPT = 512 << 20  # bytes of scenes that are kept rather than drawn again
+SIZES = (16, 1024)
+OBTAIN = "nothing to obtain: the scenes are drawn when they are asked for"
+BINARY = ("rest", "salient"), ("inside", "edge")
 
 
-@dataclass(frozen=True)
-class Solid:
-    """A box or ellipsoid turned by `yaw` about the vertical through its centre `3`.
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How scenes look.
 
-    `half` holds half its lengths along its own axes, `3`; `colour` is red, green, blue in 0 to 1.
+    Attributes:
+        colours: least and greatest red, green and blue of surfaces.
+        texture: share by which patterns change the colours.
+        ambient: share of the light that comes from everywhere.
+        light: red, green and blue of the lamp.
+        reach: metres at which the lamp, held by the camera, is at half its strength; infinite for
+            daylight from above.
+        noise: standard deviation of a pixel, of 255.
     """
 
-    kind: str
-    centre: np.ndarray
-    half: np.ndarray
-    yaw: float
-    colour: np.ndarray
+    colours: tuple[float, float]
+    texture: float
+    ambient: float
+    light: tuple[float, float, float]
+    reach: float
+    noise: float
 
 
-@dataclass(frozen=True)
-class Camera:
-    """A camera above (0, 0), `pitch` below the horizon; it looks along the second axis."""
-
-    height: float
-    pitch: float
-
-
-def label(task: str, index: int) -> int:
-    """The label of a picture."""
-    return int(_rng(task, index).integers(len(TASKS[task][1])))
-
-
-@functools.lru_cache(maxsize=2048)  # 25 MB: splits of a task share pictures
-def draw(task: str, index: int) -> np.ndarray:
-    """A picture uint8 `64 64 3`, which can't be written to."""
-    make, classes = TASKS[task]
-    rng = _rng(task, index)
-    camera, solids = make(int(rng.integers(len(classes))), rng)
-    image = render(camera, solids, rng)
-    image.flags.writeable = False
-    return image
-
-
-def _rng(task: str, index: int) -> np.random.Generator:
-    return np.random.default_rng([SEED, *task.encode(), index])
-
-
-def render(camera: Camera, solids: list[Solid], rng: np.random.Generator) -> np.ndarray:
-    """uint8 `64 64 3`; the light, the floor and the sky are drawn from `rng`."""
-    eye, rays = _rays(camera)
-    colour, depth, normal = _ground(eye, rays, rng)
-    for solid in solids:
-        at, out = _meet(solid, eye, rays)
-        nearer = at < depth
-        depth = np.where(nearer, at, depth)
-        normal = np.where(nearer[:, None], out, normal)
-        colour = np.where(nearer[:, None], solid.colour.astype(np.float32), colour)
-    light = np.array([rng.uniform(-1, 1), rng.uniform(-1, 0.3), rng.uniform(0.7, 1.5)])
-    light = (light / np.linalg.norm(light)).astype(np.float32)
-    shade = np.where(depth < FAR, 0.45 + 0.55 * np.clip(normal @ light, 0, 1), 1.0)
-    image = colour * shade[:, None] * rng.uniform(0.8, 1.15) * 255
-    image = image + rng.normal(0, rng.uniform(0, 8), image.shape)
-    return np.clip(image, 0, 255).astype(np.uint8).reshape(SIZE, SIZE, 3)
-
-
-def _rays(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """The eye `3` and a direction for each pixel `p 3`, row by row from the top left."""
-    steps = ((np.arange(SIZE) + 0.5) / SIZE * 2 - 1) * VIEW
-    up, right = (a.ravel()[:, None] for a in np.meshgrid(-steps, steps, indexing="ij"))
-    sine, cosine = math.sin(camera.pitch), math.cos(camera.pitch)
-    rays = np.array([0, cosine, -sine]) + right * [1, 0, 0] + up * [0, sine, cosine]
-    return np.array([0, 0, camera.height], np.float32), rays.astype(np.float32)
-
-
-def _ground(eye: np.ndarray, rays: np.ndarray, rng: np.random.Generator):
-    """Colour `p 3`, depth `p` and normal `p 3` of a floor and the sky above it."""
-    down = rays[:, 2] < -1e-3
-    depth = np.where(down, -eye[2] / np.where(down, rays[:, 2], -1), FAR).astype(np.float32)
-    x, y = (depth[:, None] * rays)[:, :2].T
-    turn, wide = rng.uniform(0, math.pi), rng.uniform(0.5, 2.5)
-    u = (x * math.cos(turn) + y * math.sin(turn)) * wide
-    v = (y * math.cos(turn) - x * math.sin(turn)) * wide
-    stripes = np.sin(math.pi * u)
-    kind = rng.integers(3)  # plain, striped or chequered
-    texture = (0 * u, stripes, np.sign(stripes * np.sin(math.pi * v)))[kind]
-    texture = texture * np.exp(-depth / 8) * rng.uniform(0.05, 0.2)
-    floor = rng.uniform(0.15, 0.85, 3) + texture[:, None]
-    sky = rng.uniform(0.2, 0.9, 3) + np.clip(rays[:, 2:], 0, 1) * rng.uniform(-0.4, 0.4)
-    colour = np.where(down[:, None], floor, sky).astype(np.float32)
-    return colour, depth, np.broadcast_to(np.float32([0, 0, 1]), rays.shape)
-
-
-def _meet(solid: Solid, eye: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth `p` where rays meet the solid first, FAR where they don't, and its normals `p 3`."""
-    sine, cosine = math.sin(solid.yaw), math.cos(solid.yaw)
-    turn = np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]], np.float32)
-    half = solid.half.astype(np.float32)
-    # in the solid's own axes, in which it is the unit cube or ball
-    start = turn @ (eye - solid.centre.astype(np.float32)) / half
-    step = rays @ turn.T / half
-    if solid.kind == "box":
-        step = np.where(np.abs(step) < 1e-6, np.float32(1e-6), step)
-        enter, leave = (-np.sign(step) - start) / step, (np.sign(step) - start) / step
-        depth = enter.max(1)
-        hit = (depth < leave.min(1)) & (depth > 0)
-        own = -np.sign(step) * (enter == depth[:, None])
-    else:
-        a, b, c = (step * step).sum(1), step @ start, start @ start - 1
-        inside = b * b - a * c
-        depth = (-b - np.sqrt(np.maximum(inside, 0))) / a
-        hit = (inside > 0) & (depth > 0)
-        own = start + depth[:, None] * step
-    normal = (own / half) @ turn
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
-    return np.where(hit, depth, FAR).astype(np.float32), normal.astype(np.float32)
-
-
-def _solid(rng: np.random.Generator, x: float, y: float, half: np.ndarray, yaw: float) -> Solid:
-    """A solid of a random kind and colour that stands on the floor at (x, y)."""
-    kind = ("box", "ellipsoid")[rng.integers(2)]
-    return Solid(kind, np.array([x, y, half[2]]), half, yaw, rng.uniform(0.05, 1, 3))
-
-
-def _count(label: int, rng: np.random.Generator) -> tuple[Camera, list[Solid]]:
-    """`label` + 1 solids that stand apart."""
-    places: list[np.ndarray] = []
-    while len(places) <= label:
-        y = rng.uniform(1.6, 4.4)
-        place = np.array([rng.uniform(-0.42, 0.42) * math.hypot(y, 2.6), y])
-        if all(np.linalg.norm(place - other) > 0.85 for other in places):
-            places.append(place)
-    turns = rng.uniform(0, math.pi, len(places))
-    solids = [
-        _solid(rng, *place, rng.uniform(0.2, 0.4, 3), yaw)
-        for place, yaw in zip(places, turns, strict=True)
-    ]
-    return Camera(rng.uniform(2.4, 2.8), math.radians(42)), solids
-
-
-def _distance(label: int, rng: np.random.Generator) -> tuple[Camera, list[Solid]]:
-    """The nearest of one to four solids is `label` + 2 to `label` + 3 away."""
-    nearest = 2 + label + rng.uniform(0, 1)
-    others = nearest + rng.uniform(0.3, 4, rng.integers(4))
-    solids = []
-    for y in (nearest, *others):
-        half = rng.uniform(0.2, 0.5) * rng.uniform(0.7, 1.3, 3)
-        solids.append(_solid(rng, rng.uniform(-0.4, 0.4) * y, y, half, rng.uniform(0, math.pi)))
-    return Camera(rng.uniform(1.3, 1.5), math.radians(16)), solids
-
-
-def _orientation(label: int, rng: np.random.Generator) -> tuple[Camera, list[Solid]]:
-    """One long solid seen from above, turned by the label's eighth of half a turn."""
-    yaw = (label + rng.uniform()) * math.pi / 8
-    long = rng.uniform(0.5, 0.9)
-    half = np.array([long, long * rng.uniform(0.2, 0.5), rng.uniform(0.1, 0.3)])
-    x, y = rng.uniform(-0.5, 0.5, 2)
-    return Camera(rng.uniform(2.3, 3.2), math.pi / 2), [_solid(rng, x, y, half, yaw)]
-
-
-def _azimuth(label: int, rng: np.random.Generator) -> tuple[Camera, list[Solid]]:
-    """A car, a body with a cabin behind its middle, turned by the label's eighth of a turn."""
-    yaw = (label + rng.uniform()) * math.pi / 4
-    body = np.array([0.8, 0.36, 0.18]) * rng.uniform(0.85, 1.15, 3)
-    cabin = body * [0.5, 0.9, 1.0] * rng.uniform(0.9, 1.1, 3)
-    along = np.array([math.cos(yaw), math.sin(yaw)])
-    place = np.array([rng.uniform(-0.3, 0.3), rng.uniform(1.9, 2.5)])
-    behind = place - along * (body[0] - cabin[0]) * rng.uniform(0.6, 0.95)
-    solids = [
-        Solid("box", np.array([*place, body[2]]), body, yaw, rng.uniform(0.05, 1, 3)),
-        Solid(
-            *("box", np.array([*behind, 2 * body[2] + cabin[2]]), cabin, yaw),
-            rng.uniform(0.05, 1, 3),
-        ),
-    ]
-    return Camera(rng.uniform(1.5, 2.1), math.radians(rng.uniform(34, 42))), solids
-
-
-Maker = Callable[[int, np.random.Generator], tuple[Camera, list[Solid]]]
-TASKS: dict[str, tuple[Maker, tuple[str, ...]]] = {  # how to make a scene, and the classes
-    "count": (_count, tuple("123456")),
-    "distance": (_distance, ("2-3", "3-4", "4-5", "5-6", "6-7")),
-    "orientation": (_orientation, tuple(f"{22.5 * n:g}-{22.5 * n + 22.5:g}" for n in range(8))),
-    "azimuth": (_azimuth, tuple(f"{45 * n}-{45 * n + 45}" for n in range(8))),
+STYLES: dict[str, Style] = {
+    "plain": Style((0.15, 0.95), 0.0, 0.4, (1.0, 1.0, 1.0), math.inf, 3.0),
+    "textured": Style((0.25, 0.85), 0.45, 0.4, (1.0, 0.97, 0.9), math.inf, 6.0),
+    "night": Style((0.2, 0.9), 0.15, 0.12, (0.75, 0.85, 1.0), 3.0, 8.0),
 }
+
+
+def fields_of(size: int) -> dict[str, Field]:
+    """All fields that a scene of `size` pixels square has."""
+    dense = functools.partial(Field, size=(size, size))
+    return {
+        "image": dense("pixels"),
+        "labels": dense("labels", fill=-1, classes=CLASSES),
+        "depth": dense("values"),
+        "normals": dense("vectors"),
+        "instances": dense("masks"),
+        "boxes": Field("boxes", most=MOST),
+        "box_classes": Field("rows", fill=-1, classes=SHAPES, most=MOST),
+        "saliency": dense("labels", fill=-1, classes=BINARY[0]),
+        "edges": dense("labels", fill=-1, classes=BINARY[1]),
+    }
+
+
+def intrinsics(size: int) -> np.ndarray:
+    """The camera's matrix `3 3`, from points in metres in its axes to pixels (x, y), as edges."""
+    focal, centre = size / (2 * VIEW), size / 2
+    return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]])
+
+
+class Scenes:
+    """A source over scenes, which are drawn when they are first asked for."""
+
+    in_memory = True
+
+    def __init__(self, split: str, size: int, style: str, seed: int, info: Info):
+        self.info = info
+        self._rows = Rows(split, info.counts)
+        self._size, self._style, self._seed = size, style, seed
+        room = sum(value.nbytes for value in self._drawn(*self._rows[0]).values())
+        self._draw = functools.lru_cache(maxsize=KEPT // room)(self._drawn)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        split, position = self._rows[index]
+        return {**self._draw(split, position), "name": f"{split}[{position}]"}
+
+    def _drawn(self, split: str, position: int) -> dict[str, np.ndarray]:
+        scene = draw(split, position, self._size, self._style, self._seed)
+        return {name: scene[name] for name in self.info.fields}
+
+
+def source(
+    split: str,
+    size: int = 64,
+    style: str = "plain",
+    seed: int = 0,
+    fields: tuple[str, ...] = ("labels", "depth"),
+) -> Scenes:
+    """Scenes of the splits `train` (600), `val` and `test` (200 each).
+
+    Args:
+        split: which.
+        size: side of the pictures in pixels.
+        style: one of `STYLES`.
+        seed: of all scenes.
+        fields: those beside `image` that examples have; `boxes` and `box_classes` come together.
+
+    Raises:
+        DataError: for a size or seed that can't be served.
+        UnknownName: for a style or field that isn't there.
+    """
+    if style not in STYLES:
+        raise UnknownName("style of scenes", style, STYLES)
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise DataError(f"scenes have {SIZES[0]} to {SIZES[1]} pixels a side, not {size}")
+    if not 0 <= seed < 1 << 32:
+        raise DataError(f"the seed of scenes is {seed}, not one from 0 to {(1 << 32) - 1}")
+    known = fields_of(size)
+    for name in fields:
+        if name not in known:
+            raise UnknownName("field of scenes", name, known)
+    wanted = {"image", *fields}
+    if wanted & {"boxes", "box_classes"}:
+        wanted |= {"boxes", "box_classes"}
+    chosen = {name: field for name, field in known.items() if name in wanted}
+    first = draw("train", 0, size, style, seed)
+    digest = hashlib.sha256(f"{style} {seed} {size}".encode())
+    digest.update(first["image"].tobytes() + first["labels"].tobytes())
+    return Scenes(
+        split, size, style, seed, Info("scenes", chosen, COUNTS, OBTAIN, digest.hexdigest())
+    )
+
+
+def draw(split: str, position: int, size: int, style: str, seed: int) -> dict[str, np.ndarray]:
+    """All fields of a scene, which can't be written to; `fields_of` says what they are."""
+    where = [seed, list(COUNTS).index(split), position]
+    camera, solids, wall = _make(np.random.default_rng([0, *where]))
+    eye, rays = cast(camera, size)
+    depth, normal, owner = _surfaces(eye, rays, wall, solids)
+    kinds = np.array([0, 1, *(2 + SHAPES.index(_NAMES[solid.kind]) for solid in solids)], np.int32)
+    look = np.random.default_rng([1, list(STYLES).index(style), *where])
+    image = _shade(eye, rays, depth, normal, owner, STYLES[style], look)
+    scene = {
+        "image": image.reshape(size, size, 3),
+        "labels": kinds[owner].reshape(size, size),
+        "depth": depth.reshape(size, size),
+        "normals": _in_camera(normal, camera).reshape(size, size, 3),
+        **_objects(owner.reshape(size, size), depth.reshape(size, size), kinds),
+    }
+    for value in scene.values():
+        value.flags.writeable = False
+    return scene
+
+
+_NAMES = {"ellipsoid": "ball", "box": "box", "cylinder": "cylinder", "cone": "cone"}
+
+
+def _make(rng: np.random.Generator) -> tuple[Camera, list[Solid], float]:
+    """The camera, solids that stand apart, and how far away the wall is."""
+    camera = Camera(rng.uniform(1.1, 1.6), math.radians(rng.uniform(16, 34)))
+    solids: list[Solid] = []
+    for _ in range(rng.integers(2, MOST + 1)):
+        kind, radius = (*_NAMES,)[rng.integers(len(_NAMES))], rng.uniform(0.2, 0.42)
+        high = 1.0 if kind == "ellipsoid" else rng.uniform(0.7, 1.4)
+        half = radius * np.array([1, rng.uniform(0.7, 1) if kind == "box" else 1, high])
+        for _ in range(20):  # else it is left out
+            y = rng.uniform(1.1, 3.0)
+            place = np.array([rng.uniform(-0.5, 0.5) * (y + 0.6), y])
+            gaps = [np.hypot(*(s.centre[:2] - place)) - s.half[:2].max() for s in solids]
+            if all(gap > radius * 1.2 for gap in gaps):
+                yaw = rng.uniform(0, math.pi)
+                solids.append(Solid(kind, np.array([*place, half[2]]), half, yaw, np.zeros(3)))
+                break
+    return camera, solids, rng.uniform(4.0, 5.5)
+
+
+def _surfaces(eye: np.ndarray, rays: np.ndarray, wall: float, solids: list[Solid]):
+    """Depth `p`, world normal `p 3` and number `p` of what each ray meets: floor, wall, solids."""
+    down, ahead = rays[:, 2], rays[:, 1]
+    floor = np.where(down < -1e-6, -eye[2] / np.minimum(down, -1e-6), np.inf)
+    back = np.where(ahead > 1e-6, wall / np.maximum(ahead, 1e-6), np.inf)
+    depth = np.minimum(floor, back).astype(np.float32)
+    owner = (back < floor).astype(np.int32)
+    normal = np.float32([[0, 0, 1], [0, -1, 0]])[owner]
+    for number, solid in enumerate(solids, 2):
+        at, out = meet(solid, eye, rays)
+        nearer = at < depth
+        depth, owner = np.where(nearer, at, depth), np.where(nearer, np.int32(number), owner)
+        normal = np.where(nearer[:, None], out, normal)
+    return depth, normal, owner
+
+
+def _in_camera(normal: np.ndarray, camera: Camera) -> np.ndarray:
+    sine, cosine = math.sin(camera.pitch), math.cos(camera.pitch)
+    axes = np.array([[1, 0, 0], [0, -sine, -cosine], [0, cosine, -sine]])  # right, down, ahead
+    return (normal @ axes.T).astype(np.float32)
+
+
+def _shade(
+    eye: np.ndarray,
+    rays: np.ndarray,
+    depth: np.ndarray,
+    normal: np.ndarray,
+    owner: np.ndarray,
+    style: Style,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """uint8 `p 3`; colours, patterns, light and noise are drawn from `rng`."""
+    surfaces = MOST + 2
+    point = eye + depth[:, None] * rays
+    colours = rng.uniform(*style.colours, (surfaces, 3))
+    # a checkerboard of each surface's own direction, width and strength
+    waves = rng.normal(size=(surfaces, 2, 3))
+    waves *= rng.uniform(4, 16, (surfaces, 1, 1)) / np.linalg.norm(waves, axis=2, keepdims=True)
+    strength = style.texture * rng.uniform(0.4, 1, surfaces)
+    phases = point @ waves.astype(np.float32).reshape(-1, 3).T  # p, two of each surface
+    pixels = np.arange(len(owner))
+    pattern = np.sin(phases[pixels, 2 * owner]) * np.sin(phases[pixels, 2 * owner + 1])
+    colour = colours[owner] * (1 + strength[owner] * np.sign(pattern))[:, None]
+    above = np.array([rng.uniform(-1, 1), rng.uniform(-1, 0.2), rng.uniform(0.8, 1.5)])
+    held = eye + np.array([rng.uniform(-1, 1), 0, rng.uniform(0.2, 0.8)])
+    if math.isfinite(style.reach):
+        towards = held - point
+        fall = 1 / (1 + (towards**2).sum(1, keepdims=True) / style.reach**2)
+    else:
+        towards, fall = np.broadcast_to(above, point.shape), 1.0
+    towards = towards / np.linalg.norm(towards, axis=1, keepdims=True)
+    direct = np.clip((normal * towards).sum(1, keepdims=True), 0, 1) * fall * style.light
+    shade = style.ambient + (1 - style.ambient) * direct
+    image = 255 * colour * shade * rng.uniform(0.85, 1.1)
+    image += style.noise * rng.standard_normal(image.shape, np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _objects(owner: np.ndarray, depth: np.ndarray, kinds: np.ndarray) -> Mapping[str, np.ndarray]:
+    """The fields that follow from who owns each pixel `h w`: instances, boxes, saliency, edges."""
+    least = LEAST * owner.size / 64**2
+    seen = np.bincount(owner.ravel(), minlength=len(kinds))
+    found = [n for n in range(2, len(kinds)) if seen[n] >= least]
+    numbers, boxes, nearest = np.zeros(len(kinds), np.int32), [], []
+    for number, own in enumerate(found, 1):
+        numbers[own] = number
+        ys, xs = np.nonzero(owner == own)
+        boxes.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        nearest.append(depth[ys, xs].min())
+    instances = numbers[owner]
+    salient = instances == np.argmin(nearest) + 1 if found else np.zeros_like(owner)
+    edges = np.zeros(owner.shape, bool)
+    edges[1:] |= owner[1:] != owner[:-1]
+    edges[:, 1:] |= owner[:, 1:] != owner[:, :-1]
+    return {
+        "instances": instances,
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
+        "box_classes": kinds[found] - 2 if found else np.zeros(0, np.int32),
+        "saliency": salient.astype(np.int32),
+        "edges": edges.astype(np.int32),
+    }

@@ -15,3 +15,9 @@ def encode():
         return buffer.getvalue()
 
     return run
+
+
+@pytest.fixture
+def photo():
+    y, x = np.mgrid[:30, :40]
+    return np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8)

@@ -8,12 +8,6 @@ from dynadapt.data import decode, transforms
 from dynadapt.errors import DataError
 
 
-@pytest.fixture
-def photo():
-    y, x = np.mgrid[:30, :40]
-    return np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8)
-
-
 def save(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -134,3 +128,32 @@ def test_formats_that_run_programs_are_no_images():
     with pytest.raises(DataError, match="cannot decode"):
         decode.decode(save(Image.new("RGB", (4, 4)), "EPS"))
     assert {".jpg", ".jpe", ".jfif", ".png", ".tga", ".pbm", ".tif"} <= decode.suffixes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "RGB", "RGBA"])
+def test_numbers_are_what_is_stored(mode):
+    rng = np.random.default_rng(0)
+    shape, top, dtype = {
+        "1": ((5, 7), 2, bool),
+        "L": ((5, 7), 256, np.uint8),
+        "LA": ((5, 7, 2), 256, np.uint8),
+        "P": ((5, 7), 256, np.uint8),
+        "I;16": ((5, 7), 65536, np.uint16),
+        "RGB": ((5, 7, 3), 256, np.uint8),
+        "RGBA": ((5, 7, 4), 256, np.uint8),
+    }[mode]
+    values = rng.integers(0, top, shape).astype(dtype)
+    picture = Image.fromarray(values)
+    if mode == "P":
+        picture.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
+    assert picture.mode == mode
+    out = decode.numbers(save(picture, "PNG"))
+    wanted = {"LA": (..., 0), "RGBA": (..., slice(3))}.get(mode, ...)
+    assert np.array_equal(out, values[wanted])
+    assert out.dtype == (np.uint16 if mode == "I;16" else np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "GIF"])
+def test_numbers_are_read_from_png_alone(photo, kind):
+    with pytest.raises(DataError, match="cannot decode masks/1.png"):
+        decode.numbers(save(Image.fromarray(photo), kind), "masks/1.png")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynadapt.data import frames, transforms
+from dynadapt.data import frames, geometric, transforms
 from dynadapt.data.fields import Field
 from dynadapt.data.frames import Frame
 
@@ -167,7 +167,7 @@ def test_centres_on_an_edge_belong_to_the_pixel_that_begins_there():
 
 
 def test_values_are_never_mixed_with_invalid_ones(example):
-    frame = transforms.rotate((H, W), (30, 30), rng=np.random.default_rng(0))
+    frame = geometric.rotate((H, W), (30, 30), rng=np.random.default_rng(0))
     out = frames.warp_all(example, FIELDS, frame)
     assert set(out["depth"].ravel()) <= {*example["depth"].ravel(), -1}
     assert set(out["labels"].ravel()) <= {*example["labels"].ravel(), 255}
@@ -179,7 +179,7 @@ def test_values_are_never_mixed_with_invalid_ones(example):
 def test_vectors_turn_by_the_angle_of_the_picture():
     right = np.zeros((9, 9, 3), np.float32)
     right[..., 0] = 1
-    frame = transforms.rotate((9, 9), (30, 30), rng=np.random.default_rng(0))
+    frame = geometric.rotate((9, 9), (30, 30), rng=np.random.default_rng(0))
     wide = frames.compose(frames.window(0, 0, 9, 9, (9, 36)), frame)  # stretching turns nothing
     for each in (frame, wide):
         up_right = frames.warp(right, FIELDS["normals"], each)[4, 4]
@@ -192,7 +192,7 @@ def test_vectors_turn_by_the_angle_of_the_picture():
 def test_pixels_come_from_where_the_frame_says(method):
     y, x = np.mgrid[:40, :50]
     image = np.stack([x * 5, y * 6, x + y], -1).astype(np.uint8)
-    turn = transforms.rotate((30, 35), (20, 20), rng=np.random.default_rng(0))
+    turn = geometric.rotate((30, 35), (20, 20), rng=np.random.default_rng(0))
     part = frames.window(3.25, 4.5, 30.5, 36, (30, 35), method)
     # Pillow's cubic of a rotation is not exact on ramps
     tolerance = {"nearest": 4, "bicubic": 2}.get(method, 1.01)
@@ -229,7 +229,7 @@ def test_answers_come_back(example):
 def test_scores_come_back_smoothly():
     y, x = np.mgrid[:H, :W] + 0.5
     scores = np.stack([2 * x, y, x + y], -1)
-    turn = transforms.rotate((H, W), (10, 10), rng=np.random.default_rng(0))
+    turn = geometric.rotate((H, W), (10, 10), rng=np.random.default_rng(0))
     back = frames.unwarp(scores, Field("values", fill=-5), turn, (H, W), smooth=True)
     at = np.stack([x, y], -1) - turn.matrix[:, 2]
     at = at @ np.linalg.inv(turn.matrix[:, :2]).T

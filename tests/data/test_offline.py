@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dynadapt.data import SPLITS, decode, offline, scenes
+from dynadapt.data import SPLITS, decode, offline, structured
 from dynadapt.errors import DataError, UnknownName
 
 REAL = ("clothing10", "omniglot", "bccd", "nuclei")
@@ -57,15 +57,15 @@ def test_sets_of_the_shared_folder(task, shared_data):
 def test_scenes_are_the_drawn_ones():
     source = offline.source("val200", "count")
     for i in (0, 199):
-        np.testing.assert_array_equal(source[i]["image"], scenes.draw("count", 800 + i))
-        assert source[i]["label"] == scenes.label("count", 800 + i)
-    assert set(scenes.TASKS) <= set(offline.TASKS)
+        np.testing.assert_array_equal(source[i]["image"], structured.draw("count", 800 + i))
+        assert source[i]["label"] == structured.label("count", 800 + i)
+    assert set(structured.TASKS) <= set(offline.TASKS)
 
 
 def test_training_draws_nothing_of_the_test_split(monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        scenes, "draw", lambda task, i: drawn.append(i) or np.zeros((8, 8, 3), "u1")
+        structured, "draw", lambda task, i: drawn.append(i) or np.zeros((8, 8, 3), "u1")
     )
     offline.source("train800val200", "azimuth")
     assert drawn == list(range(1000))

@@ -1,0 +1,124 @@
+"""Writes small dense data sets as their publishers lay them out."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+H, W = 12, 16
+
+
+def picture(number: int = 0, size: tuple[int, int] = (H, W)) -> np.ndarray:
+    """An image uint8 `h w 3` that differs by its number."""
+    return np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
+
+
+def blocks(values: list[int], size: tuple[int, int] = (H, W)) -> np.ndarray:
+    """A map `h w` of upright stripes of these values."""
+    columns = np.arange(size[1]) * len(values) // size[1]
+    return np.broadcast_to(np.array(values)[columns], size)
+
+
+def write(file: Path, array: np.ndarray) -> Path:
+    """Saves an array as its ending says: NPY, or an image of 8 or 16 bits."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".npy":
+        np.save(file, array)
+    else:
+        Image.fromarray(np.ascontiguousarray(array)).save(file)
+    return file
+
+
+def palette(file: Path, indices: np.ndarray) -> Path:
+    """Saves a palette PNG, whose colours look like no indices."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.ascontiguousarray(indices.astype(np.uint8)))
+    image.putpalette(np.random.default_rng(9).integers(0, 256, 768, np.uint8).tobytes())
+    image.save(file)
+    return file
+
+
+def grey_png(file: Path, values: np.ndarray, bits: int) -> Path:
+    """Saves a grey PNG of 1, 2 or 4 bits, which Pillow itself does not write."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    planes = values.astype(np.uint8)[..., None] >> np.arange(bits - 1, -1, -1, np.uint8) & 1
+    rows = np.packbits(planes.reshape(len(values), -1), axis=1)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return file
+
+
+def masks(root: Path, splits: dict[str, int], values=(0, 1, 2, 255), names=("sky", "road", "car")):
+    """`images/<split>/`, `masks/<split>/` at two depths, and `classes.txt`."""
+    for split, count in splits.items():
+        for i in range(count):
+            stem = f"{split}/{'a' if i % 2 else 'b/c'}/{i}"
+            write(root / "images" / f"{stem}.jpg", picture(i))
+            write(root / "masks" / f"{stem}.png", blocks([*values]).astype(np.uint8))
+    (root / "classes.txt").write_text("\n".join(names))
+    return root
+
+
+def camvid(root: Path):
+    """`train/`, `trainannot/` and so on; 11 classes and 11 for void."""
+    for split in ("train", "val"):
+        for i in range(2):
+            write(root / split / f"{split}_{i}.jpg", picture(i))
+            values = blocks([0, 3, 10, 11]).astype(np.uint8)
+            write(root / f"{split}annot" / f"{split}_{i}.png", values)
+    return root
+
+
+def ade20k(root: Path, info: bool = True):
+    """ADEChallengeData2016 with masks of 0 to 150."""
+    root = root / "ADEChallengeData2016"
+    for split, short in (("training", "train"), ("validation", "val")):
+        for i in range(3):
+            name = f"ADE_{short}_{i + 1:08d}"
+            write(root / "images" / split / f"{name}.jpg", picture(i))
+            values = blocks([0, 1, 75, 150]).astype(np.uint8)
+            write(root / "annotations" / split / f"{name}.png", values)
+    if info:
+        rows = [f"{k}\t0.01\t10\t2\t1\tthing {k}, object" for k in range(1, 151)]
+        heading = "Idx\tRatio\tTrain\tVal\tStuff\tName"
+        (root / "objectInfo150.txt").write_text("\n".join([heading, *rows]) + "\n")
+    return root
+
+
+def voc(root: Path):
+    """VOCdevkit/VOC2012 with palette masks and one image that no list has."""
+    root = root / "VOCdevkit" / "VOC2012"
+    ids = {"train": ["2007_000032", "2007_000039"], "val": ["2007_000033"]}
+    ids["trainval"] = sorted(ids["train"] + ids["val"])
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for split, names in ids.items():
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    for i, name in enumerate([*ids["trainval"], "2008_000001"]):
+        write(root / "JPEGImages" / f"{name}.jpg", picture(i))
+        if name != "2008_000001":
+            palette(root / "SegmentationClass" / f"{name}.png", blocks([0, 15, 20, 255]))
+    return root
+
+
+def nyu(root: Path, train: str = "sync", test: str = "official_splits/test"):
+    """Lists and files as GLPDepth prepares them: training and test images apart."""
+    depth = blocks([0, 500, 2500, 9999]).astype(np.uint16)
+    for split, place in (("train", train), ("test", test)):
+        lines = []
+        for i in range(3):
+            scene = f"kitchen_000{i}" if split == "train" else "kitchen"
+            image, below = f"{scene}/rgb_{i:05d}.jpg", f"{scene}/sync_depth_{i:05d}.png"
+            write(root / place / image, picture(i))
+            write(root / place / below, depth)
+            lines.append(f"/{image} /{below} 518.8579")
+        (root / f"{split}_list.txt").write_text("\n".join(lines) + "\n")
+    return root

@@ -1,0 +1,52 @@
+"""The page on dense data names the sets and settings that are there, and its layouts are read."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynadapt import choices, config, data
+from tests.data import layouts
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "dense_data.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+SETS = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
+
+
+def test_the_sets_are_there():
+    assert set(SETS) == {"scenes", "masks", "ade20k", "voc_segmentation", "depths", "nyu"}
+    assert set(SETS) <= set(data.names())
+
+
+def test_settings_are_those_of_a_set():
+    known = {key for name in SETS for key in data.settings(name)}
+    named = re.findall(r"--config\.data\.(\w+)=", TEXT)
+    assert len(named) > 15 and set(named) <= known
+
+
+def lines():
+    return [cell for cell in re.findall(r"`(--config[^`]+)`", TEXT) if "/data/" not in cell]
+
+
+@pytest.mark.parametrize("line", lines())
+def test_settings_have_the_types_of_their_defaults(line):
+    name = "scenes" if "fields" in line else "depths" if "depths" in line else "masks"
+    defaults = data.settings(name)
+    for key, text in re.findall(r'--config\.data\.(\w+)=("[^"]+"|\S+)', line):
+        value = text.strip('"')
+        if isinstance(defaults[key], bool | int | tuple):
+            value = eval(value)
+        assert choices.alike(value, defaults[key]), (key, value)
+
+
+def test_a_config_opens_a_set(tmp_path):
+    layouts.camvid(tmp_path)
+    c = config.default(data_set="masks")
+    c.data.update(path=str(tmp_path), images="{split}", masks="{split}annot", class_count=11)
+    c.data.ignore = (11,)
+    source = data.from_config(c.data, "val", tuple(map(str, range(11))))
+    assert len(source) == 2 and np.unique(source[0]["labels"]).tolist() == [-1, 0, 3, 10]
+    c = config.default(data_set="scenes")
+    c.data.fields = ("boxes",)
+    assert set(data.from_config(c.data, "val").info.fields) == {"image", "boxes", "box_classes"}
