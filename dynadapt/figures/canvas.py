@@ -27,6 +27,7 @@ def blank(width: float, height: float, title: str = "") -> Any:
         raise MachineError("plots need matplotlib: pip install 'dynadapt[viz]'") from error
 
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     if title:
         figure.suptitle(title, fontsize=10, wrap=True)
     return figure
@@ -71,6 +72,13 @@ def numbered(axes: Any, values: np.ndarray, most: float) -> Any:
         text = f"{value:.2f}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return shown
+
+
+def colours(count: int) -> list[Any]:
+    """So many colours for classes, at most 20."""
+    from matplotlib import colormaps
+
+    return list(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])
 
 
 def short(name: str, most: int = 18) -> str:

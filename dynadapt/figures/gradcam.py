@@ -46,12 +46,8 @@ def unfit(run: TrainedRun) -> str:
     return ""
 
 
-def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
-    """Draws the maps over the pictures, each scaled to its largest value.
-
-    Returns:
-        `images`, each with its `label`, `prediction` and `probability`.
-    """
+def maps(run: TrainedRun, examples: int) -> dict[str, np.ndarray]:
+    """Of each example its `map` `h w`, the predicted `class` and its `probability`."""
 
     def look(state: Any, batch: Any) -> dict[str, Array]:
         def class_logits(added: Array | None) -> tuple[Array, tuple[Array, Array]]:
@@ -66,7 +62,16 @@ def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
         sure = run.task.answer(logits, batch)["probabilities"].max(-1)
         return {"map": cam(m, slope), "class": logits.argmax(-1), "probability": sure}
 
-    rows, classes = run.rows(look, examples), run.task.classes
+    return run.rows(look, examples)
+
+
+def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
+    """Draws the maps over the pictures, each scaled to its largest value.
+
+    Returns:
+        `images`, each with its `label`, `prediction` and `probability`.
+    """
+    rows, classes = maps(run, examples), run.task.classes
     labels = run.titles(rows)
     found = [
         dict(label=label, prediction=str(classes[int(n)]), probability=float(p))

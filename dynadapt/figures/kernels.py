@@ -19,8 +19,8 @@ unfit = spread.unfit
 def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
     """Draws a row for each image: itself, its kernels in some blocks, their differences.
 
-    Shown are blocks whose kernels vary. Of depth-wise kernels `k k r` the channel is shown whose taps vary most over images, of full
-    ones `k k r r` the mean over the diagonal.
+    Shown are blocks whose kernels vary. Of depth-wise kernels `k k r` the channel is shown whose
+    taps vary most over images, of full ones `k k r r` the mean over the diagonal.
 
     Returns:
         `size`, the root mean square of all kernels, and `varies`, their standard deviation over
@@ -45,9 +45,9 @@ def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
     varies = float(np.sqrt(np.mean(squares)) / size) if size else 0.0
     largest = max(float(np.abs(d).max()) for _, d in columns)
     title = (
-        f"Kernels that {run.method} generates. Over {int(over.count)} images they vary by "
-        f"{100 * varies:.2g} % of their size, so the left ones look alike; "
-        "on the right, the difference from their mean on a scale of its own"
+        f"Kernels that {run.method} generates: over {int(over.count)} images they vary by "
+        f"{100 * varies:.2g} % of their size (root mean square). "
+        "Right: the difference from their mean over images, on a scale of its own"
     )
     _draw(run, rows, titles, columns, title, path)
     return {"images": len(rows["image"]), "size": size, "varies": varies, "largest": largest}

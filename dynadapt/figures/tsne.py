@@ -56,7 +56,7 @@ def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
     title = f"t-SNE of the {seen} of {run.method} on {run.config.backbone.name}, {count} images"
     figure = canvas.blank(7.5, 6, title)
     axes = figure.subplots()
-    _scatter(axes, places, names)
+    scatter(axes, places, names)
     axes.set_xlabel(f"t-SNE 1 (perplexity {perplexity:.3g})")
     axes.set_ylabel("t-SNE 2")
     canvas.bare(axes)
@@ -71,12 +71,13 @@ def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
 
 def neighbours(places: np.ndarray, names: np.ndarray) -> float:
     """The share of points `n 2` whose nearest neighbour has their name."""
-    apart = np.square(places[:, None].astype(np.float64) - places[None]).sum(-1)
-    np.fill_diagonal(apart, np.inf)
-    return float((names[apart.argmin(1)] == names).mean())
+    from sklearn.neighbors import NearestNeighbors
+
+    nearest = NearestNeighbors(n_neighbors=1).fit(places).kneighbors(return_distance=False)[:, 0]
+    return float((names[nearest] == names).mean())
 
 
-def _scatter(axes: Any, places: np.ndarray, names: np.ndarray) -> None:
+def scatter(axes: Any, places: np.ndarray, names: np.ndarray) -> None:
     """Points by class, each with a legend; without classes in one colour."""
     found, counts = np.unique(names, return_counts=True)
     frequent = found[np.argsort(-counts, kind="stable")][:CLASSES]
@@ -84,10 +85,7 @@ def _scatter(axes: Any, places: np.ndarray, names: np.ndarray) -> None:
     if other.any():
         label = f"{len(found) - CLASSES} other classes"
         axes.scatter(*places[other].T, s=8, color="lightgray", label=label)
-    from matplotlib import colormaps
-
-    colours = colormaps["tab10" if len(frequent) <= 10 else "tab20"].colors
-    for name, colour in zip(np.sort(frequent), colours, strict=False):
+    for name, colour in zip(np.sort(frequent), canvas.colours(len(frequent)), strict=True):
         look = dict(s=12, color=colour, label=canvas.short(name), linewidths=0)
         axes.scatter(*places[names == name].T, **look)
     if any(names):
