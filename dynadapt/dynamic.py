@@ -207,22 +207,30 @@ def hypernetwork(
     return jnp.einsum("bry,yijs->bijrs", a, out) + out_bias[None, :, :, None]
 
 
-def pool_by_prompts(features: Array, prompts: Array, scale: float = 1.0) -> Array:
-    """The mean over prompts of features averaged by softmax over positions, `b d`, in float32.
+def importance(features: Array, prompts: Array, scale: float = 1.0) -> Array:
+    """Maps M of prompts, `b n t`, in float32: each sums to 1 over positions.
 
-    M_t = softmax over positions of scale F . E_t;  H = 1/T sum_t sum_p F_p M_tp
+    M_t = softmax over positions of scale F . E_t
 
     Args:
         features: F, `b n d`.
         prompts: E, `t d`.
         scale: of the scores; the paper has none (1).
 
-    Source: VFM-Adapter, equations 6 and 7.
+    Source: VFM-Adapter, equation 6.
     """
-    features = features.astype(jnp.float32)
-    scores = scale * jnp.einsum("bnd,td->bnt", features, prompts.astype(jnp.float32))
-    weights = jax.nn.softmax(scores, axis=1).mean(-1)
-    return jnp.einsum("bn,bnd->bd", weights, features)
+    features, prompts = features.astype(jnp.float32), prompts.astype(jnp.float32)
+    return jax.nn.softmax(scale * jnp.einsum("bnd,td->bnt", features, prompts), axis=1)
+
+
+def pool_by_importance(features: Array, maps: Array) -> Array:
+    """The mean over prompts of features `b n d` averaged by maps `b n t`: `b d`, in float32.
+
+    H = 1/T sum_t sum_p F_p M_tp
+
+    Source: VFM-Adapter, equation 7.
+    """
+    return jnp.einsum("bn,bnd->bd", maps.mean(-1), features.astype(jnp.float32))
 
 
 def filter_norm(kernel: Array, scale: Array, shift: Array, epsilon: float = 1e-10) -> Array:

@@ -223,14 +223,18 @@ def test_hypernetwork_by_hand():
 def test_pooling_by_prompts():
     rng = np.random.default_rng(6)
     f, e = (rng.normal(size=s).astype(np.float32) for s in ((2, 7, 4), (3, 4)))
-    found = dynamic.pool_by_prompts(f, e, 0.5)
+
+    def pooled(f, e, scale=1.0):
+        return dynamic.pool_by_importance(f, dynamic.importance(f, e, scale))
+
+    found = pooled(f, e, 0.5)
     for b in range(2):
         m = np.exp(0.5 * f[b].astype(np.float64) @ e.T)
         m = m / m.sum(0)  # over positions: every prompt's map sums to 1
         np.testing.assert_allclose(found[b], (f[b].T @ m).mean(1), rtol=1e-5, atol=1e-6)
     order = rng.permutation(7)
-    np.testing.assert_allclose(dynamic.pool_by_prompts(f[:, order], e, 0.5), found, atol=1e-6)
-    flat = dynamic.pool_by_prompts(f, np.zeros((1, 4), np.float32))
+    np.testing.assert_allclose(pooled(f[:, order], e, 0.5), found, atol=1e-6)
+    flat = pooled(f, np.zeros((1, 4), np.float32))
     np.testing.assert_allclose(flat, f.mean(1), rtol=1e-5, atol=1e-6)
 
 

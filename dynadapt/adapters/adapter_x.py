@@ -72,8 +72,9 @@ class Mixture(nnx.Module):
         z = x.reshape(b, n, self.heads, d // self.heads)
         chances = self.chances(z, ctx)
         gate = mixture.top1(chances) if self.routing == "learned" else chances
-        ctx.record("router/load", (gate > 0).astype(jnp.float32).mean((0, 1, 2)))
-        ctx.record("router/probability", chances.mean((0, 1, 2)))
+        # Of each example: a batch may be padded.
+        ctx.record("router/load", (gate > 0).astype(jnp.float32).mean((1, 2)))
+        ctx.record("router/probability", chances.mean((1, 2)))
         weights = (v[...] for v in (self.down, self.down_bias, self.up, self.up_bias))
         thin = functools.partial(dropout, rate=self.rate, ctx=ctx, name="adapter_x")
         y = mixture.experts(z, gate, *weights, thin)

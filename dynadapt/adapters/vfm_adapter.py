@@ -115,11 +115,13 @@ class Common(nnx.Module):
         spread = 0.02 * (shape[1] ** 0.5 if self.scaled else 1.0)
         return spread * jax.random.normal(key, shape)
 
-    def embedding(self, x: Array) -> Array:
-        """The embedding `b z` of patch tokens `b n d`."""
-        d = x.shape[-1]
+    def embedding(self, x: Array, ctx: Context) -> Array:
+        """The embedding `b z` of patch tokens `b n d`; their maps are recorded, `b h w t`."""
+        b, _, d = x.shape
         scale = d ** (-0.5 * (self.scale_logits + self.scaled))
-        pooled = dynamic.pool_by_prompts(x, self.prompts[f"d{d}"][...], scale)
+        maps = dynamic.importance(x, self.prompts[f"d{d}"][...], scale)
+        ctx.record("importance", maps.reshape(b, *ctx.grid, -1))
+        pooled = dynamic.pool_by_importance(x, maps)
         return self.project[f"d{d}"](standard(pooled) if self.scaled else pooled)
 
 
@@ -157,7 +159,8 @@ class Hom(nnx.Module):
         if self.kernels == "layer":
             embedding = jnp.broadcast_to(self.embedding[...], (x.shape[0], self.embedding.shape[1]))
         else:
-            embedding = lent(ctx, Common).embedding(x[:, x.shape[1] - math.prod(ctx.grid) :])
+            patches = x[:, x.shape[1] - math.prod(ctx.grid) :]
+            embedding = lent(ctx, Common).embedding(patches, ctx)
         return getattr(lent(ctx, Common), self.side)(embedding)
 
 

@@ -211,6 +211,31 @@ def _diagnose_options(options: flags.FlagValues) -> None:
     _backbone_option(options)
 
 
+def _figures_options(options: flags.FlagValues) -> None:
+    workdir_options(options)
+    text = "figures to draw: kernels, spread, importance, singular, router, tsne, gradcam; or all, "
+    text += "which are those that serve the run's method and task"
+    flags.DEFINE_list("what", ["all"], text, flag_values=options)
+    flags.DEFINE_string("out", None, "folder; figures/ of the run by default", flag_values=options)
+    text = "images to look at; by default 6 in a grid, and at most 1,000 for statistics"
+    flags.DEFINE_integer("examples", None, text, flag_values=options)
+    text = "folder of a run whose singular values are drawn beside this one's"
+    flags.DEFINE_string("beside", None, text, flag_values=options)
+    _backbone_option(options)
+
+
+def _figures(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt.figures import figures
+
+    counts(options, "examples")
+    out = out_folder(options) if options.out else None
+    beside = need(options, "beside") if options.beside else None
+    result = figures.run(
+        need(options, "workdir"), options.what, out, options.examples, beside, options.weights
+    )
+    return Answer(result, lambda: figures.show(result))
+
+
 COMMANDS = {
     "train": Command(
         "train an adapter and evaluate it; started again, it goes on where it was",
@@ -241,6 +266,12 @@ COMMANDS = {
         "dynadapt diagnose --workdir=runs/quickstart",
         _diagnose,
         _diagnose_options,
+    ),
+    "figures": Command(
+        "draw what papers draw of a run: kernels, importance maps, routes, t-SNE, Grad-CAM",
+        "dynadapt figures --workdir=runs/quickstart --what=kernels,tsne",
+        _figures,
+        _figures_options,
     ),
     "verify": Command(
         "compare all that a run wrote, and its backbone, with their hashes",

@@ -82,16 +82,18 @@ def usual_pool(found: weights.Checkpoint, config: Any) -> str:
     return "cls" if token else "mean"
 
 
-def of_run(folder: Path, *, fitted: bool = False) -> Merged:
+def of_run(folder: Path, *, base: str = "", fitted: bool = False) -> Merged:
     """The backbone of a run with its adapter folded in, and its head.
 
     Args:
         folder: `adapter/` of the run.
+        base: where the backbone's weights lie now, if not where they lay in training.
         fitted: bring position embeddings to the size of the run's images, for layouts whose code
             has another rule for it.
     """
     adapter = product.read(folder)
     config, leaves = adapter.config, adapter.leaves
+    config.backbone.weights = base or config.backbone.weights
     product.check_backbone(adapter)
     backbone = model.adapted_backbone(config)
     state = nnx.state(backbone)

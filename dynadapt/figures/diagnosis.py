@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from dynadapt import evaluate, inputs, model, sharding, tree
+from dynadapt import evaluate, model, tree
 from dynadapt.context import Context
-from dynadapt.runs import product
+from dynadapt.figures import moments
+from dynadapt.figures.trained import TrainedRun
 from dynadapt.runs.journal import show_table
 from dynadapt.step import mean
 
 Array = jax.Array
-# What layers make from each input, as its name on the tape begins.
-MADE = "kernel"
 
 
 def run(folder: Path, weights: str = "") -> dict[str, Any]:
@@ -44,38 +41,30 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
     Raises:
         CheckpointError: for a damaged adapter or another backbone than it was trained on.
     """
-    trained = product.load(folder, weights)
-    config, task, (graph, *state) = trained.config, trained.task, trained.parts
-    split = inputs.open_split(config, "eval", trained.adapter.info.classes)
-    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-
-    def outputs(state: Any, batch: Any, ctx: Context) -> Any:
-        return model.outputs(nnx.merge(graph, *state), batch, ctx, task, config, {})
+    trained = TrainedRun(folder, weights)
+    task, state = trained.task, trained.state
 
     @functools.partial(jax.jit, static_argnames="probe")
-    def look(state: Any, batch: Any, probe: str) -> tuple[Any, Array, dict[str, Array]]:
-        batch = inputs.prepared(task, batch, config, None, False)
-        ctx = Context(mask=batch["mask"], probe=probe)
-        found = outputs(state, batch, ctx)
-        return task.rows(found, batch), found.argmax(-1), _summed(ctx.tape, batch["mask"])
+    def look(state: Any, batch: Any, probe: str) -> tuple[Any, Array, Any, dict[str, Array]]:
+        ctx = Context(probe=probe)
+        found, batch = trained.outputs(trained.network(state), batch, ctx)
+        made = moments.of_batch(ctx.tape, batch["mask"])
+        return task.rows(found, batch), found.argmax(-1), made, _summed(ctx.tape, batch["mask"])
 
     @jax.jit
     def gradient(train: Any, rest: Any, batch: Any) -> Any:
-        batch = inputs.prepared(task, batch, config, None, False)
-
         def loss(train: Any) -> Array:
-            found = outputs((train, *rest), batch, Context(mask=batch["mask"]))
-            return mean(*task.loss(found, batch)[:2])
+            found, prepared = trained.outputs(trained.network((train, *rest)), batch, Context())
+            return mean(*task.loss(found, prepared)[:2])
 
         return jax.grad(loss)(train)
 
     rows: dict[str, list[Any]] = {"branches": [], "mean": []}
-    kept, changed, sums, norms, weight = [], [], [], {}, 0.0
-    with jax.set_mesh(mesh):
-        for batch in inputs.eval_batches(config, split, mesh):
-            placed = inputs.place(batch, mesh)
-            own, said, found = jax.device_get(look(state, placed, "branches"))
-            other, said_then, _ = jax.device_get(look(state, placed, "mean"))
+    kept, changed, sums, norms, gathered = [], [], [], {}, moments.Gathered()
+    with jax.set_mesh(trained.mesh):
+        for batch, placed in trained.batches():
+            own, said, made, found = jax.device_get(look(state, placed, "branches"))
+            other, said_then, *_ = jax.device_get(look(state, placed, "mean"))
             if not norms:
                 norms = _norms(jax.device_get(gradient(state[0], state[1:], placed)))
             rows["branches"].append(own)
@@ -84,18 +73,18 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
             changed.append(1.0 - same[batch["mask"] > 0])
             kept.append({k: batch[k] for k in ("index", "mask")})
             sums.append(found)
-            weight += float(batch["mask"].sum())
+            gathered.add(made, float(batch["mask"].sum()))
     index, mask = (np.concatenate([b[k] for b in kept]) for k in ("index", "mask"))
     values = {
         probe: task.value(evaluate.in_order(_joined(parts), index, mask))[task.headline]
         for probe, parts in rows.items()
     }
-    total = {k: sum(np.asarray(s[k], np.float64) for s in sums) / weight for k in sums[0]}
+    total = {k: sum(np.asarray(s[k], np.float64) for s in sums) / gathered.count for k in sums[0]}
     return {
-        "method": config.adapter.name,
-        "backbone": config.backbone.name,
-        "images": int(weight),
-        "made": _made(total),
+        "method": trained.method,
+        "backbone": trained.config.backbone.name,
+        "images": int(gathered.count),
+        "made": moments.rows(gathered.moments),
         "branches": _branches(total),
         "gradients": norms,
         "features_variance": float(total[model.VARIANCE]),
@@ -111,29 +100,9 @@ def _joined(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _summed(tape: Mapping[str, Array], mask: Array) -> dict[str, Array]:
-    """Sums over images: of what is made, `layers b …`, and of its squares; else value x images."""
-    found = {}
-    for name, value in tape.items():
-        if name.split(".")[0] == MADE:
-            wide = value.astype(jnp.float32)
-            found[f"sum/{name}"] = jnp.einsum("lb...,b->l...", wide, mask)
-            found[f"square/{name}"] = jnp.einsum("lb...,b->l...", jnp.square(wide), mask)
-        elif name.startswith("branch/") or name == model.VARIANCE:
-            found[name] = value * mask.sum()
-    return found
-
-
-def _made(total: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    rows = []
-    for key, squares in total.items():
-        if not key.startswith("square/"):
-            continue
-        name = key.removeprefix("square/")
-        for block, (square, centre) in enumerate(zip(squares, total[f"sum/{name}"], strict=True)):
-            size = float(square.mean())
-            varies = 1.0 - float(np.square(centre).mean()) / size if size else 0.0
-            rows.append(dict(name=name, block=block, size=size**0.5, varies=max(varies, 0.0)))
-    return rows
+    """What is recorded of branches and features, times the images."""
+    names = [n for n in tape if n.startswith("branch/") or n == model.VARIANCE]
+    return {name: tape[name] * mask.sum() for name in names}
 
 
 def _branches(total: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from dynadapt.layers import Linear
 Array = jax.Array
 
 POOLINGS = ("cls", "mean", "max")
+POOLED = "features/pooled"  # what a head records of what it sees
 
 
 def made_for(like: Any, classes: int, *, pool: str, rngs: nnx.Rngs) -> "LinearHead":
@@ -34,7 +35,9 @@ class LinearHead(nnx.Module):
         self.linear = Linear(dim, classes, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, features: object, ctx: Context) -> Array:
-        return self.linear(self.pooled(features).astype(jnp.float32), ctx)
+        x = self.pooled(features).astype(jnp.float32)
+        ctx.record(POOLED, x)
+        return self.linear(x, ctx)
 
     def pooled(self, features: object) -> Array:
         """One vector for each image, `b d`."""

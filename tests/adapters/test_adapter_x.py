@@ -106,9 +106,9 @@ def test_on_points_the_positions_skip_the_prompts():
 @pytest.mark.slow
 def test_what_is_recorded():
     _, tape = run(make(balance=0.3), images())
-    np.testing.assert_allclose(tape["router/load"].sum(1), np.ones(3), rtol=1e-5)
-    np.testing.assert_allclose(tape["router/probability"].sum(1), np.ones(3), rtol=1e-5)
-    balance = 4 * (tape["router/load"] * tape["router/probability"]).sum(1)
+    np.testing.assert_allclose(tape["router/load"].sum(2), np.ones((3, 2)), rtol=1e-5)
+    np.testing.assert_allclose(tape["router/probability"].sum(2), np.ones((3, 2)), rtol=1e-5)
+    balance = 4 * (tape["router/load"].mean(1) * tape["router/probability"].mean(1)).sum(1)
     np.testing.assert_allclose(tape["loss/balance"], 0.3 * balance.mean(), rtol=1e-5)
 
 

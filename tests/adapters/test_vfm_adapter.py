@@ -45,7 +45,8 @@ def test_a_site_by_hand():
     ctx = Context(grid=(4, 4), prefix=1, shared={type(shared): shared})
     normed, own = host.norm(x), host.adapter
     prompts = shared.prompts["d12"][...]
-    pooled = standard(dynamic.pool_by_prompts(normed[:, 1:], prompts, 1 / 12))
+    maps = dynamic.importance(normed[:, 1:], prompts, 1 / 12)
+    pooled = standard(dynamic.pool_by_importance(normed[:, 1:], maps))
     hyper, h = shared.mlp, pooled @ shared.project["d12"].kernel[...] / 12
     kernel = dynamic.hypernetwork(
         h, hyper.hidden[...] / 4, hyper.hidden_bias[...], hyper.out[...] / 4, hyper.out_bias[...]

@@ -6,22 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import config, inputs
+from dynadapt import inputs
 from dynadapt.context import Context
 from dynadapt.figures import diagnosis
 from dynadapt.runs import product
-from tests import products
+from tests.figures.saved import saved
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
-
-
-def saved(folder, method="iconformer", **given):
-    c = config.default(backbone="vit_mini", method=method, data_set="digits")
-    c.backbone.update(dict(dim=16, depth=2, heads=2, image_size=8))
-    c.input.train = c.input.eval = "resize(8)"
-    c.input.eval_batch_size = 256
-    c.adapter.update(dict(rank=4, **given))
-    return products.leave(folder / "adapter", c)
 
 
 @pytest.fixture(scope="module")
