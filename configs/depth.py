@@ -43,7 +43,7 @@ def get_config(arg=None):
 
 
 def small(c):
-    """300 steps of 16 images, a head on three depths of the backbone."""
+    """200 steps of 16 images, a head on three depths of the backbone."""
     if c.backbone.name == "vit_mini":
         c.backbone.weights = "vit_mini"
     depth = getattr(backbones.config(c.backbone.name), "depth", 0)
@@ -55,7 +55,7 @@ def small(c):
     c.input.train = "flip" if drawn else "random_resized_crop({size},scale=(0.5,1.0))|flip"
     c.input.eval = "" if drawn else "resize({size})"
     c.input.update(dict(batch_size=16, eval_batch_size=50))
-    c.optim.update(dict(steps=300, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
+    c.optim.update(dict(steps=200, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
     return c
 
 

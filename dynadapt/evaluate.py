@@ -52,6 +52,7 @@ def evaluate(
     batches: Iterable[Any],
     mesh: Any,
     record: Record | None = None,
+    about: dict[int, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Metrics over all batches of all processes.
 
@@ -63,20 +64,31 @@ def evaluate(
         batches: this process's; every process has equally many.
         mesh: of the devices.
         record: gets the answer to each example of this process, and its row of the batch.
+        about: what is known of each example, as `loader.Batches` has it, for a task that judges
+            its answers on the host.
 
     Raises:
         TrainingError: for features or a metric that are not finite.
     """
     parts = []
+    judged = bool(getattr(task, "stored", ())) and about is not None
     for batch in batches:
         rows, answers = step(kept, frozen, inputs.place(batch, mesh))
         rows = {k: sharding.local(v) for k, v in rows.items()}
-        parts.append({**rows, **{f"batch/{k}": batch[k] for k in ("index", "mask")}})
-        if record is not None:
+        if judged:
+            rows = {k: v.copy() for k, v in rows.items()}
+        if judged or record is not None:
             answers = {k: sharding.local(v) for k, v in answers.items()}
             for i in np.flatnonzero(batch["mask"]):
-                one = {k: v[i] for k, v in answers.items()}
-                record(one, {k: v[i] for k, v in batch.items()})
+                answer, row = ({k: v[i] for k, v in given.items()} for given in (answers, batch))
+                if judged:
+                    known = about[int(row["index"])]
+                    for name, value in task.judge(answer, {**row, **known}).items():
+                        rows[name][i] = value
+                    del known["stored"]  # as large as all labels of the split
+                if record is not None:
+                    record(answer, row)
+        parts.append({**rows, **{f"batch/{k}": batch[k] for k in ("index", "mask")}})
     every = processes.gather_rows({k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
     every = in_order(every, every.pop("batch/index"), every.pop("batch/mask"))
     fine = every.pop(FINITE)
@@ -143,10 +155,10 @@ def run(folder: Path, out: Path | None = None, data: str = "", weights: str = ""
     frozen = sharding.put_whole(parts.frozen, sharding.frozen(parts.frozen, mesh))
     with jax.set_mesh(mesh):
         step = make_step(parts.graph, task, config)
-        batches = inputs.eval_batches(config, split, mesh)
+        batches = inputs.eval_batches(config, split, mesh, task)
         records = Predictions(out, task, split.source, batches.about) if out else None
         record = records.add if records else None
-        values = evaluate(step, task, kept, frozen, batches, mesh, record)
+        values = evaluate(step, task, kept, frozen, batches, mesh, record, batches.about)
         if records:
             records.finish(values)
     return {

@@ -97,13 +97,14 @@ def train_batches(config: Any, split: Split) -> loader.Batches:
     )
 
 
-def eval_batches(config: Any, split: Split, mesh: Any) -> loader.Batches:
-    """This process's part of the evaluation batches."""
+def eval_batches(config: Any, split: Split, mesh: Any, task: Any = None) -> loader.Batches:
+    """This process's part of the evaluation batches, with what the task wants to know besides."""
     size = eval_batch_size(config.input.eval_batch_size, split.source, mesh)
     return loader.eval_batches(
         split.source,
         split.transform,
         batch_size=size // jax.process_count(),
+        stored=getattr(task, "stored", ()),
         **_reading(config),
     )
 

@@ -92,11 +92,11 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             key = sharding.put_whole(key, sharding.replicated(key, mesh))
 
             def evaluation(out: Path | None = None) -> dict[str, Any]:
-                pieces = inputs.eval_batches(config, tested, mesh)
+                pieces = inputs.eval_batches(config, tested, mesh, task)
                 records = Predictions(out, task, tested.source, pieces.about) if out else None
                 values = evaluate.evaluate(
                     eval_step, task, best(state), frozen, interruptible(pieces, stop), mesh,
-                    record=records.add if records else None,
+                    record=records.add if records else None, about=pieces.about,
                 )  # fmt: skip
                 if records:
                     records.finish(values)

@@ -46,7 +46,7 @@ class Blank:
 def source(
     split: str,
     fields: tuple[str, ...] = ("labels",),
-    classes: int = 150,
+    class_count: int = 150,
     size: tuple[int, int] = (512, 683),
     count: int = 20210,
 ) -> Blank:
@@ -55,7 +55,7 @@ def source(
     Args:
         split: which.
         fields: those beside `image`, of `KINDS`.
-        classes: of labels.
+        class_count: classes of labels.
         size: (h, w) of the pictures.
         count: of pictures.
 
@@ -66,12 +66,12 @@ def source(
     for name in fields:
         if name not in KINDS:
             raise UnknownName("field of blank examples", name, KINDS)
-    if min(classes, count, *size, 1) < 1 or len(size) != 2:
+    if min(class_count, count, *size) < 1 or len(size) != 2:
         raise DataError(
-            f"blank examples need classes, count and two sides of at least 1, not {classes}, "
+            f"blank examples need classes, count and two sides of at least 1, not {class_count}, "
             f"{count} and {tuple(size)}"
         )
-    names = tuple(map(str, range(classes)))
+    names = tuple(map(str, range(class_count)))
     made = {"image": Field("pixels", size=tuple(size))}
     for name in fields:
         kind = KINDS[name]

@@ -67,12 +67,16 @@ def spec(
 
 
 def example(
-    source: Source, transform: transforms.Pipeline, index: int, rng: np.random.Generator | None
+    source: Source,
+    transform: transforms.Pipeline,
+    index: int,
+    rng: np.random.Generator | None,
+    stored: tuple[str, ...] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """An example of a source, transformed and padded as `spec` says, and what is known of it.
 
-    What is known: its `name`, the `size` `(h, w)` of its picture as stored, and the `frame` that
-    led from there to here.
+    What is known: its `name`, the `size` `(h, w)` of its picture as stored, the `frame` that led
+    from there to here, and `stored`: the fields of these names as they were.
 
     Raises:
         DataError: for an example that can't be read or is not what the source's fields say.
@@ -95,7 +99,8 @@ def example(
             padded[: len(value)] = value
             value, values[f"{key}_mask"] = padded, mask
         values[key] = value
-    return values, {"name": name, **{k: changed.get(k) for k in ("size", "frame")}}
+    about = {"name": name, **{k: changed.get(k) for k in ("size", "frame")}}
+    return values, about | ({"stored": {k: given[k] for k in stored}} if stored else {})
 
 
 class Batches:
@@ -228,12 +233,14 @@ def eval_batches(
     process: tuple[int, int] = (0, 1),
     threads: int | None = None,
     on_error: str = "stop",
+    stored: tuple[str, ...] = (),
 ) -> Batches:
     """Every example once over all processes, in order; the rest of the last batches is padding.
 
-    All processes yield the same number of batches. Random transforms are refused.
+    All processes yield the same number of batches. Random transforms are refused. The fields
+    `stored` are told in `about` too, as they were before the transform.
     """
-    examples = _Examples(source, transform, on_error, about=True)
+    examples = _Examples(source, transform, on_error, about=True, stored=stored)
     if examples.random:
         raise ConfigError(f"{transform!r} draws at random, which an evaluation must not")
     size = len(source)
@@ -286,6 +293,7 @@ class _Examples:
         transform: str | transforms.Pipeline,
         on_error: str,
         about: bool = False,
+        stored: tuple[str, ...] = (),
     ):
         if on_error not in _MODES:
             raise ConfigError(f"on_error is {on_error!r} and must be 'stop' or 'skip'")
@@ -296,7 +304,7 @@ class _Examples:
         self.random = self.transform.random
         self.skipped: dict[str, str] = {}
         self.about: dict[int, dict[str, Any]] = {}
-        self._tells, self._lock = about, threading.Lock()
+        self._tells, self._stored, self._lock = about, stored, threading.Lock()
         shapes = spec(source.info, self.transform, 1)
         self._shapes = {name: x.shape[1:] for name, x in shapes.items()}
         fills = {name: field.fill for name, field in source.info.fields.items()} | {"index": -1}
@@ -308,7 +316,7 @@ class _Examples:
         generator = None if rng is None else np.random.default_rng(rng)
         number = {"index": np.int32(index)}
         try:
-            values, about = example(self.source, self.transform, index, generator)
+            values, about = example(self.source, self.transform, index, generator, self._stored)
             for name, value in values.items():
                 if value.shape != self._shapes[name]:
                     raise DataError(

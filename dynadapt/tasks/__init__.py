@@ -14,10 +14,14 @@ and, where a task needs it:
 
     look(forward, inputs)          -> outputs of an evaluation, by several calls of the model
     whole_batch                    whether the loss is of a whole batch, and no sum over its parts
+    stored                         names of fields that `judge` is to get as they are stored
+    judge(answer, example)         -> rows of one example, in the place of those of `rows`; on the
+                                   host, for what takes the stored picture's own pixels
 
 `head`, `prepare`, `loss`, `rows`, `answer` and `look` run under `jax.jit`. The `example` of
 `record` and `draw` has the fields of the batch, `name`, the stored picture's `size` and the `frame`
-that led from there. Of the metrics one may be a table: values of each class, by their names.
+that led from there; that of `judge` has `stored` besides, fields by their names. Of the metrics one
+may be a table: values of each class, by their names.
 """
 
 import sys

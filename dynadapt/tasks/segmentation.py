@@ -36,6 +36,8 @@ class Task:
         class_weights: of each class's pixels in the loss; () for 1.
         window: side of the windows that an image is evaluated by; 0 for the whole image at once.
         stride: between windows; 0 is two thirds of a window.
+        original: evaluate in the pixels of the images as they are stored, instead of those that
+            the transforms give; on the host.
     """
 
     headline, better, needs = "miou", "higher", ("labels",)
@@ -51,6 +53,7 @@ class Task:
         class_weights: tuple[float, ...] = (),
         window: int = 0,
         stride: int = 0,
+        original: bool = False,
     ):
         if normaliser not in NORMALISERS:
             raise UnknownName("normaliser", normaliser, NORMALISERS)
@@ -70,6 +73,7 @@ class Task:
         if not 0 <= stride <= window:
             raise ConfigError(f"stride must be from 0 to the window of {window}, not {stride}")
         self.normaliser, self.class_weights = normaliser, tuple(class_weights)
+        self.stored = ("labels",) if original else ()
         self.window, self.stride = window, stride or max(window * 2 // 3, 1)
 
     def head(self, like: Any, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -109,13 +113,26 @@ class Task:
         return (optax.softmax_cross_entropy_with_integer_labels(logits, own) * known).sum()
 
     def rows(self, outputs: tuple[Array, ...], batch: Batch) -> dict[str, Array]:
-        """Areas `b c` as of `targets.areas`, and the loss and pixels of each image."""
+        """Areas `b c` as of `targets.areas`, and of each image the loss over so many pixels."""
         labels = batch["labels"]
         known = self._known(labels)
         logits = resize(outputs[0], labels.shape[1:3])
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
         found = areas(logits.argmax(-1), jnp.where(known, labels, -1), len(self.classes))
-        return {**found, "loss": jnp.where(known, loss, 0.0).sum((1, 2))}
+        return {
+            **found,
+            "loss": jnp.where(known, loss, 0.0).sum((1, 2)),
+            "pixels": known.sum((1, 2)),
+        }
+
+    def judge(self, answer: dict[str, np.ndarray], example: dict[str, Any]) -> dict[str, Any]:
+        """The areas of one image, `c` each, in its own pixels."""
+        labels, found = example["stored"]["labels"], self.restored(answer, example)
+        known, classes = np.asarray(self._known(labels)), len(self.classes)
+        chosen = {"intersection": known & (labels == found), "labelled": known}
+        count = {k: np.bincount(labels[v], minlength=classes) for k, v in chosen.items()}
+        given = np.bincount(found[known], minlength=classes + 1)[:classes]
+        return count | {"predicted": given}
 
     def value(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         """`miou`, `macc`, `aacc` in percent, `loss`, `examples`, and `classes`: those of each one.
@@ -123,7 +140,8 @@ class Task:
         Means are over the classes that are there; `aacc` is over pixels.
         """
         found = by_class(rows)
-        pixels = max(int(rows["labelled"].sum(dtype=np.int64)), 1)
+        labelled = max(int(rows["labelled"].sum(dtype=np.int64)), 1)
+        pixels = max(int(rows["pixels"].sum(dtype=np.int64)), 1)
         right = int(rows["intersection"].sum(dtype=np.int64))
         percent = {
             name: {
@@ -134,7 +152,7 @@ class Task:
         return {
             "miou": 100 * _mean(found["iou"]),
             "macc": 100 * _mean(found["acc"]),
-            "aacc": 100 * right / pixels,
+            "aacc": 100 * right / labelled,
             "loss": float(rows["loss"].astype(np.float64).sum()) / pixels,
             "examples": len(rows["loss"]),
             "classes": percent,

@@ -6,7 +6,7 @@ from dynadapt.errors import DataError, UnknownName
 
 
 def test_a_batch_has_the_fields_that_were_asked_for():
-    source = blank.source("test", fields=("labels", "depth", "label"), classes=7, size=(8, 12))
+    source = blank.source("test", fields=("labels", "depth", "label"), class_count=7, size=(8, 12))
     assert source.info.classes == tuple("0123456") and source.info.counts["train"] == 20210
     plain = transforms.pipeline("")
     spec = loader.spec(source.info, plain, 2)
@@ -16,7 +16,7 @@ def test_a_batch_has_the_fields_that_were_asked_for():
     assert (found["image"] == 128).all() and found["depth"].dtype == np.float32
 
 
-@pytest.mark.parametrize("given", [dict(count=0), dict(classes=0), dict(size=(8, 0))])
+@pytest.mark.parametrize("given", [dict(count=0), dict(class_count=0), dict(size=(8, 0))])
 def test_bad_numbers(given):
     with pytest.raises(DataError, match="at least 1"):
         blank.source("train", **given)

@@ -198,3 +198,18 @@ def test_bad_names():
         Task(info(), head="segfromer")
     with pytest.raises(ConfigError, match="needs classes"):
         Task(info(()), head="fused")
+
+
+def test_the_stored_pixels_are_judged_where_asked():
+    """A picture of 24 x 32 whose transform halves it: a line of one pixel is lost there."""
+    made, size = task(original=True), (2 * H, 2 * W)
+    stored = np.zeros(size, np.int32)
+    stored[1::8] = 3
+    frame = frames.window(0, 0, *size, (H, W))
+    scores = np.asarray(made.answer((jnp.asarray(sure(np.zeros((1, H, W), int))),), {})["scores"])
+    example = {"name": "a", "size": size, "frame": frame, "stored": {"labels": stored}}
+    rows = made.judge({"scores": scores[0]}, example)
+    assert made.stored == ("labels",) and task().stored == ()
+    assert rows["labelled"].tolist() == [21 * 2 * W, 0, 0, 3 * 2 * W]
+    assert rows["intersection"].tolist() == [21 * 2 * W, 0, 0, 0]
+    assert rows["predicted"].tolist() == [24 * 2 * W, 0, 0, 0]
