@@ -45,7 +45,7 @@ def get_config(arg=None):
 def small(c):
     """200 steps of 16 images, a head on three depths of the backbone."""
     if c.backbone.name == "vit_mini":
-        c.backbone.weights = "vit_mini"
+        c.backbone.update(dict(weights="vit_mini", image_size=64))
     depth = getattr(backbones.config(c.backbone.name), "depth", 0)
     if depth:  # hierarchical ones have levels of their own
         c.backbone.levels = tuple(depth * k // 3 - 1 for k in (1, 2, 3))
@@ -53,7 +53,7 @@ def small(c):
     c.task.update(dict(head="fused"))
     drawn = c.data.name == "scenes"
     c.input.train = "flip" if drawn else "random_resized_crop({size},scale=(0.5,1.0))|flip"
-    c.input.eval = "" if drawn else "resize({size})"
+    c.input.eval = "resize({size})"
     c.input.update(dict(batch_size=16, eval_batch_size=50))
     c.optim.update(dict(steps=200, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
     return c

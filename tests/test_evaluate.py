@@ -60,7 +60,11 @@ def test_a_fresh_process_with_the_adapter_alone(made, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["metrics.json", "pictures.png", "predictions.csv"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "metrics.json",
+        "pictures.png",
+        "predictions.csv",
+    ]
     assert_same_rows(read_rows(out), read_rows(made / "predictions"))
     found, result = json.loads(done.stdout), files.read_json(made / "result.json")
     for name in ("top1", "top5", "mean_per_class", "examples", "method"):

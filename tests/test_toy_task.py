@@ -77,7 +77,9 @@ def test_statistics_are_kept_with_what_is_trained(whole):
 
 def test_each_example_has_its_record(whole):
     names = set(written(whole / "predictions"))
-    assert names == {f"test[{i}].png" for i in range(21)} | {"predictions.csv", "pictures.png"}
+    assert names == {f"test[{i}].png" for i in range(21)} | {
+        *("predictions.csv", "metrics.json", "pictures.png"),
+    }
     table = (whole / "predictions" / "predictions.csv").read_text().splitlines()
     assert table[0] == "file,sure"
     assert [line.split(",")[0] for line in table[1:]] == [f"test[{i}]" for i in range(21)]

@@ -108,7 +108,7 @@ def test_what_a_run_leaves(whole):
         "result.json",
     ]
     assert sorted(p.name for p in (whole / "predictions").iterdir()) == [
-        *("pictures.png", "predictions.csv"),
+        *("metrics.json", "pictures.png", "predictions.csv"),
     ]
     rows = records(whole)
     assert [r["step"] for r in rows if r["kind"] == "train"] == list(range(1, 13))
