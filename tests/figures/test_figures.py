@@ -93,6 +93,16 @@ def test_routes_by_place(tmp_path):
     assert found["images"] == 40
 
 
+def test_learned_routes(tmp_path):
+    """Shares of whole sub-tokens, and probabilities that are no such shares, add to 1."""
+    run = saved(tmp_path, "adapter_x", split=SPLIT, heads=2).parent
+    found = numbers(figures.run(run, ["router"]), "router")
+    counts = 40 * 5 * 2 * np.array([found["load"][0], found["probability"][0]])
+    off = np.abs(counts - counts.round()).max(1)
+    np.testing.assert_allclose(counts.sum(1), 400, rtol=1e-5)
+    assert off[0] < 0.01 < off[1] and counts[0].std() > 1
+
+
 def test_neighbours_of_the_same_class():
     places = np.array([[0.0, 0.0], [0.1, 0.0], [5.0, 5.0], [5.0, 5.1], [9.0, 0.0]])
     names = np.array(["a", "a", "b", "b", "a"])
