@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from flax import nnx
 
 from dynadapt import adapters, attach, backbones
 from dynadapt import config as configs
-from dynadapt.commands import config_file
+from dynadapt.commands import COMMANDS, config_file
+from dynadapt.figures import figures
 from dynadapt.layers import SameKey
 from dynadapt.main import main
 from tests import products
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "add_a_method.md"
 METHODS = ROOT / "docs" / "methods.md"
 SERVING = ROOT / "docs" / "serving.md"
+FIGURES = ROOT / "docs" / "figures.md"
 NAME = "mlp_affine"
 
 
@@ -188,8 +191,26 @@ def test_the_page_on_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, caps
     assert np.abs(logits["one"] - logits["two"]).max() > 1e-2
 
 
+def test_every_figure_has_a_line():
+    rows = re.findall(r"^\| `(\w+)` \|", FIGURES.read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == list(figures.FIGURES)
+
+
+def test_the_commands_of_figures():
+    for line in blocks(FIGURES, "bash")[0].splitlines():
+        command, *argv = shlex.split(line)[1:]
+        if command == "train":
+            given = dict(a.split("=", 1) for a in argv)
+            overrides = [a for a in argv if a.startswith("--config.")]
+            configs.check(config_file.load(str(ROOT / given["--config"]), overrides))
+        else:
+            options = flags.FlagValues()
+            COMMANDS[command].define(options)
+            assert options(["", *argv]) == [""]
+
+
 @pytest.mark.parametrize(
-    "document", [ROOT / "README.md", GUIDE, METHODS, SERVING], ids=lambda p: p.name
+    "document", [ROOT / "README.md", GUIDE, METHODS, SERVING, FIGURES], ids=lambda p: p.name
 )
 def test_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))

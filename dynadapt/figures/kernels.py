@@ -38,7 +38,7 @@ def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
         mean, variance = (x[block] for x in over.moments[name])
         reduce, what = _reduction(variance)
         kernels = np.stack([reduce(k) for k in rows[name][:, block].astype(np.float64)])
-        titles.append(f"{places[name]}, block {block}\n{what}")
+        titles.append(f"{places[name]}\nblock {block}\n{what}")
         columns.append((kernels, kernels - reduce(mean)[None]))
     size = float(np.sqrt(np.mean([shown[s]["size"] ** 2 for s in sites])))
     squares = [shown[s]["varies"] * shown[s]["size"] ** 2 for s in sites]

@@ -102,6 +102,8 @@ def draw(
     grid = figure.subplots(high, wide, squeeze=False, sharey=True)
     for axes in grid.flat[len(layers) :]:
         axes.set_axis_off()
+    drawn = np.concatenate([row["values"] for rows in found for row in rows])
+    bottom = 10 ** np.floor(np.log10(drawn[drawn > FLOOR].min()) - 1e-9)  # whole decades
     for axes, layer in zip(grid.flat, layers, strict=False):
         for rows, style in zip(found, ("-", "--"), strict=False):
             here = [row for row in rows if row["layer"] == layer]
@@ -109,7 +111,7 @@ def draw(
                 _line(axes, row, canvas.COLOURS[number % len(canvas.COLOURS)], style)
         axes.set_title(layer, fontsize=9)
         axes.set_yscale("log")
-        axes.set_ylim(FLOOR, 1.5)
+        axes.set_ylim(bottom, 1.5)
         axes.set_xlabel("number of the singular value")
         axes.legend(fontsize=7, title="rank for 90 % of the energy", title_fontsize=7)
     for axes in grid[:, 0]:

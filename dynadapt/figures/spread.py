@@ -43,25 +43,29 @@ def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
         `images`, and for each `site` and `block` that share, `spread`, with the `size` in the
         root mean square.
     """
-    over = gathered(run, examples)
+    over = run.kept(gathered) if examples == EXAMPLES else gathered(run, examples)
     sites = run.sites(run.recorded(moments.MADE))
     found = [
         dict(site=sites[r["name"]], block=r["block"], size=r["size"], spread=r["varies"] ** 0.5)
         for r in moments.rows(over.moments)
     ]
     title = f"How much the kernels of {run.method} vary over {int(over.count)} images"
-    figure = canvas.blank(7, 4, title)
+    # A branch is the last word of a site; before it stands a stage, where there are several.
+    places = list(dict.fromkeys((r["site"].rpartition(" ")[0], r["block"]) for r in found))
+    figure = canvas.blank(min(max(3 + 0.6 * len(places), 6), 14), 4, title)
     axes = figure.subplots()
-    names = list(dict.fromkeys(row["site"] for row in found))
-    width = 0.8 / len(names)
-    for number, name in enumerate(names):
-        rows = [row for row in found if row["site"] == name]
-        places = np.array([r["block"] for r in rows]) + (number - (len(names) - 1) / 2) * width
-        heights = [100 * r["spread"] for r in rows]
+    branches = list(dict.fromkeys(r["site"].split(" ")[-1] for r in found))
+    width = 0.8 / len(branches)
+    for number, branch in enumerate(branches):
+        rows = [r for r in found if r["site"].split(" ")[-1] == branch]
+        where = [places.index((r["site"].rpartition(" ")[0], r["block"])) for r in rows]
+        left = np.array(where) + (number - (len(branches) - 1) / 2) * width
         colour = canvas.COLOURS[number % len(canvas.COLOURS)]
-        axes.bar(places, heights, 0.9 * width, label=name, color=colour)
-    axes.set_xticks(range(1 + max(row["block"] for row in found)))
-    axes.set_xlabel("block")
+        axes.bar(left, [100 * r["spread"] for r in rows], 0.9 * width, label=branch, color=colour)
+    several = any(part for part, _ in places)
+    ticks = [f"{part.split()[-1]}.{block}" if part else str(block) for part, block in places]
+    axes.set_xticks(range(len(places)), ticks)
+    axes.set_xlabel(f"{places[0][0].split()[0]}.block" if several else "block")
     axes.set_ylabel("standard deviation over images,\n% of the root mean square")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)

@@ -37,6 +37,7 @@ def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
     """
     try:
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits  # comes with scikit-learn
     except ImportError as error:
         raise MachineError("t-SNE needs scikit-learn: pip install 'dynadapt[viz]'") from error
 
@@ -51,7 +52,10 @@ def draw(run: TrainedRun, path: Path, examples: int) -> dict[str, Any]:
     if count < LEAST:
         raise ConfigError(f"t-SNE needs at least {LEAST} images, not {count}; give more --examples")
     perplexity = min(30.0, (count - 1) / 3)
-    places = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    fit = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
+    # Its threads wait for each other a thousand times; on two busy cores that takes tenfold.
+    with threadpool_limits(1):
+        places = fit.fit_transform(features)
     seen = "class tokens" if getattr(run.task, "pool", "") == "cls" else "pooled features"
     title = f"t-SNE of the {seen} of {run.method} on {run.config.backbone.name}, {count} images"
     figure = canvas.blank(7.5, 6, title)

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from dynadapt.errors import MachineError
+from dynadapt.figures.canvas import COLOURS, blank
 
-# Colours that stay apart for most eyes, after Okabe and Ito; when they are used up they come back
-# hatched, with another mark.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
+# When colours are used up they come back hatched, with another mark.
 HATCHES, MARKS = ("", "///", "..."), ("o", "s", "^")
 
 
@@ -17,14 +15,9 @@ def draw(result: dict[str, Any], path: Path, form: str) -> None:
     Raises:
         MachineError: if matplotlib isn't installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MachineError("plots need matplotlib: pip install 'dynadapt[viz]'") from error
-
     rows = result["rows"]
     paired = result["paired"]
-    figure = Figure(figsize=(12, 12 if paired else 8), layout="constrained")
+    figure = blank(12, 12 if paired else 8)
     bars, points, *differences = figure.subplots(
         3 if paired else 2, height_ratios=(3, 2, 2) if paired else (3, 2)
     )

@@ -60,9 +60,8 @@ def test_all_that_serve_a_run(icon, capsys):
 
 def test_static_kernels_do_not_vary(tmp_path):
     run = saved(tmp_path, kernels="static", split="test[:10]").parent
-    result = figures.run(run, ["kernels", "spread"], tmp_path / "out")
-    assert_pictures(result, "kernels", "spread")
-    assert all(row["spread"] < 1e-6 for row in numbers(result, "spread")["blocks"])
+    result = figures.run(run, ["kernels"], tmp_path / "out")
+    assert_pictures(result, "kernels")
     assert numbers(result, "kernels")["varies"] < 1e-6
     assert numbers(result, "kernels")["largest"] < 1e-6
 
@@ -70,10 +69,10 @@ def test_static_kernels_do_not_vary(tmp_path):
 def test_importance_maps(tmp_path):
     """Of 2 x 2 positions each, they sum to 1."""
     run = saved(tmp_path, "vfm_adapter", split=SPLIT, z=4, prompts=3).parent
-    result = figures.run(run, ["importance"], examples=4)
+    result = figures.run(run, ["importance"], examples=2)
     assert_pictures(result, "importance")
     found = numbers(result, "importance")
-    assert found["images"] == 4 and found["sum"] == pytest.approx(1, abs=1e-5)
+    assert found["images"] == 2 and found["sum"] == pytest.approx(1, abs=1e-5)
     sites = [(row["site"], row["block"]) for row in found["peaks"]]
     assert sites == [("attn", 0), ("attn", 1), ("mlp", 0), ("mlp", 1)]
     assert all(1.01 < row["peak"] < 4 for row in found["peaks"])
@@ -91,6 +90,16 @@ def test_routes_by_place(tmp_path):
         np.testing.assert_allclose(load, wanted, rtol=1e-6)
         np.testing.assert_allclose(chance, wanted, rtol=1e-6)
     assert found["images"] == 40
+
+
+def test_learned_routes(tmp_path):
+    """Shares of whole sub-tokens, and probabilities that are no such shares, add to 1."""
+    run = saved(tmp_path, "adapter_x", split=SPLIT, heads=2).parent
+    found = numbers(figures.run(run, ["router"]), "router")
+    counts = 40 * 5 * 2 * np.array([found["load"][0], found["probability"][0]])
+    off = np.abs(counts - counts.round()).max(1)
+    np.testing.assert_allclose(counts.sum(1), 400, rtol=1e-5)
+    assert off[0] < 0.01 < off[1] and counts[0].std() > 1
 
 
 def test_neighbours_of_the_same_class():
