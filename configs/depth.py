@@ -11,7 +11,7 @@ the scenes with one seed; docs/dense.md has the figures.
 """
 
 from dynadapt import backbones, config
-from dynadapt.errors import UnknownName
+from dynadapt.errors import ConfigError, UnknownName
 
 RECIPES = ("small", "nyu")
 RATES = {"linear": 5e-3, "full": 1e-3}  # of the small recipe; others have RATE
@@ -26,8 +26,10 @@ SETTINGS = {
 
 def get_config(arg=None):
     """Arguments: method; path (of images and depth maps) or data (a data set with depth); recipe
-    (one of RECIPES); backbone."""
-    arg = config.parse_arg(arg, method="iconformer", path="", data="", recipe="small", backbone="")
+    (one of RECIPES); backbone;
+    kernels (of VFM-Adapter's ablation, or iConFormer's: none, static, layer, input, dynamic)."""
+    known = dict(method="iconformer", path="", data="", recipe="small", backbone="", kernels="")
+    arg = config.parse_arg(arg, **known)
     if arg.recipe not in RECIPES:
         raise UnknownName("recipe", arg.recipe, RECIPES)
     own = dict(small="depths" if arg.path else "scenes", nyu="nyu")
@@ -37,6 +39,10 @@ def get_config(arg=None):
     )
     if arg.path:
         c.data.path = arg.path
+    if arg.kernels and "kernels" not in c.adapter:
+        raise ConfigError(f"{arg.method} makes no kernels; vfm_adapter and iconformer do")
+    if arg.kernels:
+        c.adapter.kernels = arg.kernels
     if "fields" in c.data:
         c.data.fields = ("depth",)
     return small(c) if arg.recipe == "small" else nyu(c)

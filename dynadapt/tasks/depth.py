@@ -67,7 +67,9 @@ class Task:
         heads.dense_module(head)  # an unknown name is answered here
         self.given = dict(name=head, channels=channels, dropout=dropout)
         self.most, self.least, self.form, self.variance = most, least, loss, variance
-        self.crop, self.flip = CROPS[crop], flip
+        self.crop = CROPS[crop]
+        if flip:
+            self.look = self._both_ways
         # A loss that is no sum over images is that of a whole batch.
         self.whole_batch = loss == "silog"
 
@@ -75,12 +77,9 @@ class Task:
         """The head for features like these."""
         return heads.dense_head(like=like, outputs=1, rngs=rngs, **self.given)
 
-    def look(self, forward: Any, images: Array) -> tuple[Array, ...]:
+    def _both_ways(self, forward: Any, images: Array) -> tuple[Array, ...]:
         """The outputs for images `b h w 3` in an evaluation, and for their mirror images."""
-        outputs = forward(images)[:1]
-        if self.flip:
-            outputs += (forward(images[:, :, ::-1])[0][:, :, ::-1],)
-        return outputs
+        return forward(images)[0], forward(images[:, :, ::-1])[0][:, :, ::-1]
 
     def metres(self, outputs: tuple[Array, ...]) -> Array:
         """Depth `b h w`: the mean over outputs."""

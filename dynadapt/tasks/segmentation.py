@@ -75,15 +75,15 @@ class Task:
         self.normaliser, self.class_weights = normaliser, tuple(class_weights)
         self.stored = ("labels",) if original else ()
         self.window, self.stride = window, stride or max(window * 2 // 3, 1)
+        if window:
+            self.look = self._in_windows
 
     def head(self, like: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """The head for features like these."""
         return heads.dense_head(like=like, outputs=len(self.classes), rngs=rngs, **self.given)
 
-    def look(self, forward: Any, images: Array) -> tuple[Array, ...]:
-        """The outputs for images `b h w 3` in an evaluation."""
-        if not self.window:
-            return forward(images)
+    def _in_windows(self, forward: Any, images: Array) -> tuple[Array, ...]:
+        """The outputs for images `b h w 3` in an evaluation, by windows."""
         sides = (self.window,) * 2, (self.stride,) * 2
         return (slide(lambda x: resize(forward(x)[0], x.shape[1:3]), images, *sides),)
 

@@ -173,8 +173,7 @@ def test_windows_see_the_whole_image():
     images = jnp.asarray(np.random.default_rng(7).normal(size=(2, H, W, 3)), jnp.float32)
     (found,) = made.look(lambda x: (jnp.concatenate([x, x[..., :1]], -1)[:, ::2, ::2],), images)
     assert found.shape == (2, H, W, len(CLASSES))
-    (whole,) = task().look(lambda x: (x,), images)
-    assert whole is images
+    assert not hasattr(task(), "look")  # the model is called once, and what it records is kept
 
 
 @pytest.mark.parametrize(
