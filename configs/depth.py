@@ -5,7 +5,7 @@
     launch/local.sh plan --config=configs/depth.py:recipe=nyu,data=blank --topology=v5e:4x4
 
 The first takes the small shipped backbone and 600 scenes of 64 pixels that are drawn as they are
-read. Your own folder has `images/train`, `depth/train`, `images/test` and `depth/test`;
+read. Your own folder has `images/train`, `depths/train`, `images/test` and `depths/test`;
 docs/dense.md has other layouts. Settings and rates of the small recipe are ours, chosen on `val` of
 the scenes with one seed; docs/dense.md has the figures.
 """
@@ -49,7 +49,7 @@ def get_config(arg=None):
 
 
 def small(c):
-    """250 steps of 8 images, a head on three depths of the backbone."""
+    """200 steps of 16 images, a head on three depths of the backbone."""
     if c.backbone.name == "vit_mini":
         c.backbone.update(dict(weights="vit_mini", image_size=64))
     depth = getattr(backbones.config(c.backbone.name), "depth", 0)
@@ -60,8 +60,8 @@ def small(c):
     drawn = c.data.name == "scenes"
     c.input.train = "flip" if drawn else "random_resized_crop({size},scale=(0.5,1.0))|flip"
     c.input.eval = "resize({size})"
-    c.input.update(dict(batch_size=8, eval_batch_size=50))
-    c.optim.update(dict(steps=250, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
+    c.input.update(dict(batch_size=16, eval_batch_size=50))
+    c.optim.update(dict(steps=200, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
     return c
 
 

@@ -50,7 +50,7 @@ def get_config(arg=None):
 
 
 def small(c):
-    """250 steps of 8 images, a head on three depths of the backbone."""
+    """200 steps of 16 images, a head on three depths of the backbone."""
     if c.backbone.name == "vit_mini":
         c.backbone.update(dict(weights="vit_mini", image_size=64))
     depth = getattr(backbones.config(c.backbone.name), "depth", 0)
@@ -61,8 +61,8 @@ def small(c):
     drawn = c.data.name == "scenes"
     c.input.train = "flip" if drawn else "random_resized_crop({size},scale=(0.3,1.0))|flip"
     c.input.eval = "resize({size})"
-    c.input.update(dict(batch_size=8, eval_batch_size=50))
-    c.optim.update(dict(steps=250, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
+    c.input.update(dict(batch_size=16, eval_batch_size=50))
+    c.optim.update(dict(steps=200, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
     return c
 
 
