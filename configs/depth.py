@@ -61,6 +61,8 @@ def small(c):
     c.input.train = "flip" if drawn else "random_resized_crop({size},scale=(0.5,1.0))|flip"
     c.input.eval = "resize({size})"
     c.input.update(dict(batch_size=16, eval_batch_size=50))
+    if c.adapter.name == "full":  # the head starts at random, the backbone does not
+        c.optim.lr_mults = (("head/.*", 10.0),)
     c.optim.update(dict(steps=200, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
     return c
 
