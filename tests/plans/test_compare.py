@@ -11,6 +11,9 @@ from dynadapt import adapters
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.main import main
 from dynadapt.plans import compare
+from tests.devices import ROOT
+
+CONFIGS = ROOT / "configs"
 
 # ViT-B/16 at 224: width, blocks, tokens with the class token, patches.
 D, L, N, P = 768, 12, 197, 196
@@ -235,3 +238,23 @@ def test_options_that_do_not_go_together(options, message, capsys):
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert message in captured.err
+
+
+@pytest.mark.slow
+def test_a_config_has_its_settings_and_its_head(capsys):
+    """SegFormer's head on the levels that are made of SAM's last map, 256 wide, and 150 classes."""
+    spec = f"{CONFIGS / 'segment.py'}:recipe=ade20k,data=blank"
+    options = ["--methods=vfm_adapter,linear", "--backbone=sam_b16", f"--config={spec}"]
+    assert main(["plan", *options, "--classes=150", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["backbone"] == "sam_b16" and found["task"] == "segmentation"
+    linear, vfm = (rows(found)[name] for name in ("linear", "vfm_adapter"))
+    assert linear["trained_with_head"] == 778_966
+    assert vfm["trained"] == 2_779_776
+    assert vfm["trained_with_head"] == 2_779_776 + 778_966
+
+
+def test_a_config_for_another_backbone_says_so(capsys):
+    spec = f"{CONFIGS / 'quickstart.py'}"
+    assert main(["plan", "--methods=lora", "--backbone=vit_b16", f"--config={spec}"]) == 2
+    assert "unknown config argument 'backbone'" in capsys.readouterr().err
