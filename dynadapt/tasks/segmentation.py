@@ -208,11 +208,13 @@ class Task:
         found = self.restored(answer, example)
         colours = np.vstack([pictures.palette(len(self.classes)), [[0, 0, 0]]]).astype(np.uint8)
         painted = colours[found]
-        panels = {"image": image}
+        panels, maps = {"image": image}, [found]
         if "labels" in example:
-            panels["truth"] = colours[self._truth(example)]
+            maps.append(self._truth(example))
+            panels["truth"] = colours[maps[1]]
         panels |= {"answer": painted, "overlay": pictures.blended(image, painted)}
-        seen = np.bincount(found.ravel(), minlength=len(self.classes))[: len(self.classes)]
+        shown = np.concatenate([m[(m >= 0) & (m < len(self.classes))] for m in maps])
+        seen = np.bincount(shown, minlength=len(self.classes))
         order = [n for n in np.argsort(-seen, kind="stable") if seen[n]]
         names = [(self.classes[n], colours[n]) for n in order]
         return pictures.with_legend(pictures.beside(panels), names)

@@ -103,7 +103,9 @@ def test_training(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [n if n == "fused" else pytest.param(n, marks=pytest.mark.exhaustive) for n in NAMES]
+)
 def test_half_precision_is_close(name):
     like = dense_heads.vit(b=2)
     head, given = made(name, like), dense_heads.filled(like)
