@@ -123,3 +123,18 @@ def test_every_method_runs_on_the_task_or_says_why_not(task, method):
         return
     parts = model.split(network, c)
     assert nnx.to_pure_dict(parts.stats)  # of the head's batch norms
+
+
+@pytest.mark.slow
+def test_figures_and_diagnosis_of_maps(run, tmp_path, capsys):
+    name, work = run
+    assert main(["figures", f"--workdir={work}", f"--out={tmp_path}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [figure["name"] for figure in found["figures"]] == ["kernels", "spread"]
+    assert {"tsne", "gradcam"} <= set(found["left_out"])
+    assert main(["diagnose", f"--workdir={work}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["headline"] == HEADLINES[name] and 0 <= result["changed"] <= 100
+    assert result["score"] == pytest.approx(
+        files.read_json(work / "result.json")[HEADLINES[name]], rel=1e-4
+    )

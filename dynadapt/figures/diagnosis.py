@@ -18,9 +18,12 @@ from dynadapt.context import Context
 from dynadapt.figures import moments
 from dynadapt.figures.trained import TrainedRun
 from dynadapt.runs.journal import show_table
+from dynadapt.runs.report import number_text
 from dynadapt.step import mean
 
 Array = jax.Array
+
+MOVED = 0.01  # relative; classes differ by more, being whole numbers
 
 
 def run(folder: Path, weights: str = "") -> dict[str, Any]:
@@ -36,7 +39,8 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
         `branches`, of each site: `name`, `block` and `ratio`, the root mean square of what the
         adapter adds over that of what it adds to; `gradients`, of each group of trained leaves:
         the norm, on the first batch; `features_variance`; the task's `headline`, its value as
-        `score` and as `score_with_means`, and `changed`, the percentage of answers that are others.
+        `score` and as `score_with_means`, and `changed`, the percentage of answers (of pixels,
+        where each has one) that are another class, or a value that moves by more than `MOVED`.
 
     Raises:
         CheckpointError: for a damaged adapter or another backbone than it was trained on.
@@ -49,7 +53,7 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
         ctx = Context(probe=probe)
         found, batch = trained.outputs(trained.network(state), batch, ctx)
         made = moments.of_batch(ctx.tape, batch["mask"])
-        return task.rows(found, batch), found.argmax(-1), made, _summed(ctx.tape, batch["mask"])
+        return task.rows(found, batch), _said(found), made, _summed(ctx.tape, batch["mask"])
 
     @jax.jit
     def gradient(train: Any, rest: Any, batch: Any) -> Any:
@@ -69,7 +73,7 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
                 norms = _norms(jax.device_get(gradient(state[0], state[1:], placed)))
             rows["branches"].append(own)
             rows["mean"].append(other)
-            same = (said == said_then).reshape(len(said), -1).mean(1)
+            same = np.isclose(said, said_then, rtol=MOVED, atol=0).reshape(len(said), -1).mean(1)
             changed.append(1.0 - same[batch["mask"] > 0])
             kept.append({k: batch[k] for k in ("index", "mask")})
             sums.append(found)
@@ -93,6 +97,12 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
         "score_with_means": values["mean"],
         "changed": 100.0 * float(np.concatenate(changed).mean()),
     }
+
+
+def _said(outputs: Any) -> Array:
+    """The likeliest class, or the one value, of each example or pixel: `b …`."""
+    first = jax.tree.leaves(outputs)[0]
+    return first.argmax(-1) if first.shape[-1] > 1 else first[..., 0]
 
 
 def _joined(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -140,8 +150,8 @@ def show(result: dict[str, Any]) -> None:
     if result["made"]:
         print(
             f"with their mean in place of each image's own, {result['changed']:.1f} % of answers "
-            f"change, and {result['headline']} goes from {result['score']:.2f} to "
-            f"{result['score_with_means']:.2f}"
+            f"change, and {result['headline']} goes from {number_text(result['score'])} to "
+            f"{number_text(result['score_with_means'])}"
         )
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 from dynadapt.context import Context, join_map, split_map
 from dynadapt.figures import canvas
 from dynadapt.figures.trained import TrainedRun
+from dynadapt.heads.linear import POOLED
 
 Array = jax.Array
 EXAMPLES = 6
@@ -39,8 +40,8 @@ class Tap(nnx.Module):
 
 def unfit(run: TrainedRun) -> str:
     """Why it can't be drawn of a run; "" where it can."""
-    if not hasattr(run.task, "classes"):
-        return f"the task {run.config.task.name} predicts no class; classification does"
+    if not hasattr(run.task, "classes") or POOLED not in run.tape:
+        return f"the task {run.config.task.name} predicts no class of an image; classification does"
     if "image" not in run.product.adapter.spec:
         return "its map is drawn over images, and the run is of point clouds"
     return ""
