@@ -63,12 +63,16 @@ def _next(results: list[dict[str, Any]], folder: Path, others: str) -> str:
 def show_metrics(result: dict[str, Any]) -> None:
     """Prints what an evaluation found, and a table for what it found of each class."""
     tables = {k: v for k, v in result.items() if isinstance(v, Mapping)}
-    rows = [[k, number_text(v)] for k, v in result.items() if k not in tables]
+    rows = [[k, _exact(v)] for k, v in result.items() if k not in tables]
     show_table("evaluation", ["what", "value"], rows)
     for title, table in tables.items():
         columns = list(dict.fromkeys(name for row in table.values() for name in row))
-        cells = [[k, *(number_text(row.get(c, "")) for c in columns)] for k, row in table.items()]
+        cells = [[k, *(_exact(row.get(c, "")) for c in columns)] for k, row in table.items()]
         show_table(title, ["", *columns], cells)
+
+
+def _exact(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def number_text(value: Any) -> str:

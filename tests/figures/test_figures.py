@@ -168,7 +168,7 @@ def test_a_task_without_classes(tmp_path):
     products.leave(tmp_path / "adapter", c)
     with pytest.raises(ConfigError, match="the head of pretraining pools no features") as caught:
         figures.run(tmp_path, ["tsne", "gradcam"])
-    assert "pretraining predicts no class; classification does" in str(caught.value)
+    assert "pretraining predicts no class of an image; classification does" in str(caught.value)
 
 
 def test_without_matplotlib(icon, tmp_path, monkeypatch):

@@ -64,6 +64,22 @@ def test_metrics(capsys):
     assert "lora" in out and "91.2346" in out and "797" in out
 
 
+def test_metrics_of_classes_have_a_table(capsys):
+    classes = {"sky": {"iou": 50.0, "acc": 75.5}, "road": {"iou": 12.34567}}
+    report.show_metrics({"miou": 31.17, "classes": classes})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["│", "sky", "│", "50.0000", "│", "75.5000", "│"] in lines
+    assert ["│", "road", "│", "12.3457", "│", "│"] in lines
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(96.239, "96.24"), (0.08412, "0.0841"), (0.0, "0.0000"), (3, "3"), ("a", "a")],
+)
+def test_numbers_are_short(value, text):
+    assert report.number_text(value) == text
+
+
 def test_check_all_lists_each_problem_once():
     good = config.default(backbone="vit_mini", data_set="digits")
     report.check_all([good])

@@ -58,6 +58,7 @@ def test_a_whole_run(run, capsys):
         "result.json",
         "metrics.jsonl",
         "adapter/adapter.json",
+        "predictions/metrics.json",
         "predictions/pictures.png",
         "predictions/predictions.csv",
         "adapter",
