@@ -90,9 +90,14 @@ class Claims:
 
     def _make(self, path: Path) -> bool:
         """Makes a claim, whole from the start; false where there is one."""
-        own = files.partial_name(path)
-        own.write_text(self._token)
-        return link(own, path)
+        while True:
+            own = files.partial_name(path)
+            own.write_text(self._token)
+            try:
+                return link(own, path)
+            except FileNotFoundError:  # a new owner swept the folder just then
+                if not path.exists():
+                    raise
 
     def _stale(self, path: Path, token: str) -> bool:
         # After a power cut a claim may be empty; a stranger's may hold anything.
@@ -110,7 +115,7 @@ class Claims:
         except FileNotFoundError:
             return 0.0
         finally:
-            now.unlink()
+            now.unlink(missing_ok=True)
 
     def _clear(self, path: Path, token: str) -> bool:
         """Removes a dead process's claim; false if it is another's by now."""
@@ -164,7 +169,7 @@ def link(own: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     finally:
-        own.unlink()
+        own.unlink(missing_ok=True)
 
 
 def refuse(folder: Path, option: str = "--workdir") -> None:

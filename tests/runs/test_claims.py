@@ -155,3 +155,19 @@ def test_what_killed_processes_left_goes(tmp_path):
         assert left == {OWNER, "mine", "other"}
         assert len(list((tmp_path / "other").iterdir())) == 2
         assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_new_owner_that_sweeps_meanwhile_is_named(tmp_path, monkeypatch):
+    """What a loser is about to give its name to is among what the winner sweeps."""
+    link = os.link
+
+    def swept_first(source, target):
+        monkeypatch.setattr(os, "link", link)
+        plant(tmp_path, f"{platform.node()} {os.getpid()} winner")
+        files.sweep(tmp_path)
+        return link(source, target)
+
+    monkeypatch.setattr(os, "link", swept_first)
+    with pytest.raises(ConfigError, match="is in use by process"), claims.owner(tmp_path):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == [OWNER]
