@@ -42,7 +42,7 @@ SETTINGS = {
     "mona": dict(rank=32),
     "iconformer": dict(rank=32, scale=1.0),
     "adapter_x": dict(rank=32, heads=4, scale=1.0),
-    "vfm_adapter": dict(rank=8, z=24, scale=1.0),
+    "vfm_adapter": dict(rank=32, z=24, scale=1.0),
 }
 
 
