@@ -37,7 +37,7 @@ def pure_step(graph: Any, task: Any, config: Any) -> Any:
         batch = inputs.prepared(task, batch, config, None, False)
         network = nnx.merge(graph, kept["train"], kept["stats"], frozen)
         ctx = Context()
-        outputs = model.outputs(network, batch, ctx, task, config, hyper or {})
+        outputs = model.outputs(network, batch, ctx, task, config, hyper or {}, look=True)
         rows = {**task.rows(outputs, batch), FINITE: ctx.tape[FINITE]}
         return rows, task.answer(outputs, batch)
 

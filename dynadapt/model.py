@@ -135,6 +135,7 @@ def outputs(
     config: Any,
     hyper: Hyper,
     parts: int = 1,
+    look: bool = False,
 ) -> Any:
     """What a model answers to a prepared batch.
 
@@ -147,19 +148,21 @@ def outputs(
         hyper: `scale` takes the place of the adapters' fixed scales, and `classes` says how many
             of the head's classes there are.
         parts: into which the batch is cut for the backbone.
+        look: whether the task may call the model several times, as it wants in an evaluation;
+            what layers record is lost then.
     """
     inputs = batch[network.backbone.takes]
     if network.backbone.takes == "image":
         inputs = inputs.astype(config.compute.dtype)
     if "scale" in hyper:
         adapters.rescale(network.backbone, hyper["scale"].astype(inputs.dtype))
-    if ctx.train or not hasattr(task, "look"):
-        answer = network(inputs, ctx, parts)
-    else:
+    if look and hasattr(task, "look"):
         # Each call writes on a tape of its own: they may be turns of a loop.
         answer = task.look(lambda x: network(x, ctx.replace(tape={})), inputs)
         finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree.leaves(answer)]
         ctx.record(FINITE, functools.reduce(jnp.logical_and, finite))
+    else:
+        answer = network(inputs, ctx, parts)
     return task.within(answer, hyper["classes"]) if "classes" in hyper else answer
 
 

@@ -183,7 +183,8 @@ def make_step(graph: Any, task: Any, config: Any) -> Any:
     def step(kept: Any, frozen: Any, batch: Any) -> Any:
         batch = inputs.normalised(batch, config)
         network = nnx.merge(graph, kept["train"], kept["stats"], frozen)
-        return task.answer(model.outputs(network, batch, Context(), task, config, {}), batch)
+        outputs = model.outputs(network, batch, Context(), task, config, {}, look=True)
+        return task.answer(outputs, batch)
 
     return step
 

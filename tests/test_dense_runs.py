@@ -138,3 +138,13 @@ def test_figures_and_diagnosis_of_maps(run, tmp_path, capsys):
     assert result["score"] == pytest.approx(
         files.read_json(work / "result.json")[HEADLINES[name]], rel=1e-4
     )
+
+
+@pytest.mark.slow
+def test_what_looks_several_times_is_trained_evaluated_and_diagnosed(tmp_path, capsys):
+    """By windows, in the stored pixels."""
+    spec = f"{configs_dense.__file__}:task=segment"
+    given = ("--config.task.window=8", "--config.task.original=True", "--config.optim.steps=3")
+    assert main(["train", f"--config={spec}", f"--workdir={tmp_path}/run", *given]) == 0
+    assert main(["diagnose", f"--workdir={tmp_path}/run"]) == 0
+    assert "made from inputs" in capsys.readouterr().out
