@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from dynadapt.data import Info, Rows
+from dynadapt import choices
+from dynadapt.data import MAX_CLASSES, Info, Rows
 from dynadapt.data.fields import DENSE, Field
 from dynadapt.errors import DataError, UnknownName
 
+MAX_COUNT, MAX_SIDE = 1 << 30, 8000
 OBTAIN = "nothing is to be obtained"
 # Fields by the names that tasks know them by, and their kinds.
 KINDS = {
@@ -61,16 +63,18 @@ def source(
 
     Raises:
         UnknownName: for a field that is not there.
-        DataError: for numbers below 1.
+        DataError: for numbers out of range.
     """
     for name in fields:
         if name not in KINDS:
             raise UnknownName("field of blank examples", name, KINDS)
-    if min(class_count, count, *size) < 1 or len(size) != 2:
-        raise DataError(
-            f"blank examples need classes, count and two sides of at least 1, not {class_count}, "
-            f"{count} and {tuple(size)}"
-        )
+    bounds = {"class_count": (class_count, MAX_CLASSES), "count": (count, MAX_COUNT)}
+    bounds |= {f"size[{i}]": (side, MAX_SIDE) for i, side in enumerate(size)}
+    for name, (value, most) in bounds.items():
+        if not isinstance(value, int) or not choices.inside(value, f"[1, {most}]"):
+            raise DataError(f"data.{name} must be a whole number from 1 to {most:,}, not {value!r}")
+    if len(size) != 2:
+        raise DataError(f"data.size must be (h, w), not {tuple(size)}")
     names = tuple(map(str, range(class_count)))
     made = {"image": Field("pixels", size=tuple(size))}
     for name in fields:

@@ -18,7 +18,7 @@ from dynadapt import choices
 from dynadapt.errors import ConfigError
 
 _HERE = sys.modules[__name__]
-_INTERVALS = {"channels": "[1, inf)", "dropout": "[0, 1)"}
+_INTERVALS = {"channels": "[1, 16384]", "dropout": "[0, 1)"}
 
 
 def dense_names() -> list[str]:

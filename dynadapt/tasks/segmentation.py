@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from dynadapt import heads, pictures
+from dynadapt import choices, heads, pictures
 from dynadapt.data import frames
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, UnknownName
@@ -68,8 +68,11 @@ class Task:
                 f"class_weights has {len(class_weights)} entries and {info.name!r} "
                 f"{len(self.classes)} classes; give one each, or ()"
             )
-        if min(class_weights, default=0.0) < 0:
-            raise ConfigError(f"class_weights must be at least 0, not {min(class_weights)}")
+        for weight in class_weights:
+            if not choices.inside(weight, "[0, inf)"):
+                raise ConfigError(f"class_weights must be numbers of at least 0, not {weight!r}")
+        if not choices.inside(window, "[0, 8000]"):
+            raise ConfigError(f"window must be in [0, 8000] pixels, 0 for none, not {window}")
         if not 0 <= stride <= window:
             raise ConfigError(f"stride must be from 0 to the window of {window}, not {stride}")
         self.normaliser, self.class_weights = normaliser, tuple(class_weights)

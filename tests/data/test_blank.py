@@ -16,9 +16,13 @@ def test_a_batch_has_the_fields_that_were_asked_for():
     assert (found["image"] == 128).all() and found["depth"].dtype == np.float32
 
 
-@pytest.mark.parametrize("given", [dict(count=0), dict(class_count=0), dict(size=(8, 0))])
+@pytest.mark.parametrize(
+    "given",
+    [dict(count=0), dict(class_count=0), dict(size=(8, 0)), dict(class_count=999999999),
+     dict(size=(8, 1 << 40)), dict(size=(8, 0.5))],
+)  # fmt: skip
 def test_bad_numbers(given):
-    with pytest.raises(DataError, match="at least 1"):
+    with pytest.raises(DataError, match="must be a whole number from 1 to"):
         blank.source("train", **given)
 
 

@@ -180,7 +180,9 @@ def test_windows_see_the_whole_image():
     ("settings", "words"),
     [
         (dict(class_weights=(1.0,)), "4 classes"),
-        (dict(class_weights=(1.0, -1.0, 1.0, 1.0)), "at least 0"),
+        (dict(class_weights=(1.0, -1.0, 1.0, 1.0)), "at least 0, not -1.0"),
+        (dict(class_weights=("a", 1.0, 1.0, 1.0)), "at least 0, not 'a'"),
+        (dict(window=-3), r"window must be in \[0, 8000\]"),
         (dict(stride=3), "window of 0"),
         (dict(window=8, stride=9), "window of 8"),
     ],
