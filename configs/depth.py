@@ -6,64 +6,25 @@
 
 The first takes the small shipped backbone and 600 scenes of 64 pixels that are drawn as they are
 read. Your own folder has `images/train`, `depths/train`, `images/test` and `depths/test`;
-docs/dense.md has other layouts. Settings and rates of the small recipe are ours, chosen on `val` of
-the scenes with one seed; docs/dense.md has the figures.
+docs/dense.md has other layouts. The small recipe is that of configs/segment.py, with its settings
+and rates; docs/dense.md has the figures.
 """
 
-from dynadapt import backbones, config
-from dynadapt.errors import ConfigError, UnknownName
+import pathlib
+import runpy
 
-RECIPES = ("small", "nyu")
-RATES = {"linear": 1e-2, "full": 1e-3}  # of the small recipe; others have RATE
-RATE = 1e-2
-# What differs from the methods' own defaults.
-SETTINGS = {
-    "adaptformer": dict(rank=32, scale=1.0),
-    "iconformer": dict(rank=32, scale=1.0),
-    "vfm_adapter": dict(rank=8, z=24, scale=1.0),
-}
+SEGMENT = runpy.run_path(str(pathlib.Path(__file__).with_name("segment.py")))
+# Recipes: the backbone, and the data where none are given.
+RECIPES = {"small": ("vit_mini", "scenes"), "nyu": ("swin_b", "nyu")}
 
 
 def get_config(arg=None):
-    """Arguments: method; path (of images and depth maps) or data (a data set with depth); recipe
-    (one of RECIPES); backbone;
-    kernels (of VFM-Adapter's ablation, or iConFormer's: none, static, layer, input, dynamic)."""
-    known = dict(method="iconformer", path="", data="", recipe="small", backbone="", kernels="")
-    arg = config.parse_arg(arg, **known)
-    if arg.recipe not in RECIPES:
-        raise UnknownName("recipe", arg.recipe, RECIPES)
-    own = dict(small="depths" if arg.path else "scenes", nyu="nyu")
-    name = arg.backbone or dict(small="vit_mini", nyu="swin_b")[arg.recipe]
-    c = config.default(
-        backbone=name, method=arg.method, task="depth", data_set=arg.data or own[arg.recipe]
-    )
-    if arg.path:
-        c.data.path = arg.path
-    if arg.kernels and "kernels" not in c.adapter:
-        raise ConfigError(f"{arg.method} makes no kernels; vfm_adapter and iconformer do")
-    if arg.kernels:
-        c.adapter.kernels = arg.kernels
-    if "fields" in c.data:
-        c.data.fields = ("depth",)
-    return small(c) if arg.recipe == "small" else nyu(c)
-
-
-def small(c):
-    """200 steps of 16 images, a head on three depths of the backbone."""
-    if c.backbone.name == "vit_mini":
-        c.backbone.update(dict(weights="vit_mini", image_size=64))
-    depth = getattr(backbones.config(c.backbone.name), "depth", 0)
-    if depth:  # hierarchical ones have levels of their own
-        c.backbone.levels = tuple(depth * k // 3 - 1 for k in (1, 2, 3))
-    c.adapter.update(SETTINGS.get(c.adapter.name, {}))
-    c.task.update(dict(head="fused"))
-    drawn = c.data.name == "scenes"
-    c.input.train = "flip" if drawn else "random_resized_crop({size},scale=(0.5,1.0))|flip"
-    c.input.eval = "resize({size})"
-    c.input.update(dict(batch_size=16, eval_batch_size=50))
-    if c.adapter.name == "full":  # the head starts at random, the backbone does not
-        c.optim.lr_mults = (("head/.*", 10.0),)
-    c.optim.update(dict(steps=200, lr=RATES.get(c.adapter.name, RATE), clip_norm=5.0))
+    """Arguments: as of configs/segment.py, but for recipe, one of RECIPES, and data with depth."""
+    c, recipe = SEGMENT["chosen"](arg, "depth", RECIPES, own="depths", field="depth")
+    if recipe == "nyu":
+        return nyu(c)
+    c = SEGMENT["small"](c, scale=0.5)
+    c.task.head = "fused"
     return c
 
 

@@ -13,13 +13,13 @@ chosen on `val` of the scenes with one seed; docs/dense.md has the figures.
 from dynadapt import backbones, config
 from dynadapt.errors import ConfigError, UnknownName
 
-RECIPES = ("small", "ade20k")
+# Recipes: the backbone, and the data where none are given.
+RECIPES = {"small": ("vit_mini", "scenes"), "ade20k": ("dinov2_b14", "ade20k")}
 RATES = {"linear": 1e-2, "full": 1e-3}  # of the small recipe; others have RATE
 RATE = 1e-2
 # What differs from the methods' own defaults.
 SETTINGS = {
     "adaptformer": dict(rank=32, scale=1.0),
-    "convpass": dict(),
     "iconformer": dict(rank=32, scale=1.0),
     "vfm_adapter": dict(rank=8, z=24, scale=1.0),
 }
@@ -27,16 +27,29 @@ SETTINGS = {
 
 def get_config(arg=None):
     """Arguments: method; path (of images and masks) or data (a data set with labels); recipe (one
-    of RECIPES); backbone;
-    kernels (of VFM-Adapter's ablation, or iConFormer's: none, static, layer, input, dynamic)."""
+    of RECIPES); backbone; kernels (of VFM-Adapter's ablation, or iConFormer's: none, static, layer,
+    input, dynamic)."""
+    c, recipe = chosen(arg, "segmentation", RECIPES, own="masks", field="labels")
+    if recipe == "ade20k":
+        return ade20k(c)
+    c = small(c, scale=0.3)
+    c.task.update(dict(head="fused", dropout=0.1))
+    return c
+
+
+def chosen(arg, task, recipes, own, field):
+    """The config that the arguments choose, and its recipe.
+
+    `own` is the data set of a path; of data with several fields `field` is taken.
+    """
     known = dict(method="iconformer", path="", data="", recipe="small", backbone="", kernels="")
     arg = config.parse_arg(arg, **known)
-    if arg.recipe not in RECIPES:
-        raise UnknownName("recipe", arg.recipe, RECIPES)
-    own = dict(small="masks" if arg.path else "scenes", ade20k="ade20k")
-    name = arg.backbone or dict(small="vit_mini", ade20k="dinov2_b14")[arg.recipe]
+    if arg.recipe not in recipes:
+        raise UnknownName("recipe", arg.recipe, recipes)
+    backbone, data = recipes[arg.recipe]
+    data = arg.data or (own if arg.path and arg.recipe == "small" else data)
     c = config.default(
-        backbone=name, method=arg.method, task="segmentation", data_set=arg.data or own[arg.recipe]
+        backbone=arg.backbone or backbone, method=arg.method, task=task, data_set=data
     )
     if arg.path:
         c.data.path = arg.path
@@ -45,21 +58,21 @@ def get_config(arg=None):
     if arg.kernels:
         c.adapter.kernels = arg.kernels
     if "fields" in c.data:
-        c.data.fields = ("labels",)
-    return small(c) if arg.recipe == "small" else ade20k(c)
+        c.data.fields = (field,)
+    return c, arg.recipe
 
 
-def small(c):
-    """200 steps of 16 images, a head on three depths of the backbone."""
+def small(c, scale):
+    """200 steps of 16 images, a head on three depths of the backbone; of photographs parts from
+    `scale` of their area up."""
     if c.backbone.name == "vit_mini":
         c.backbone.update(dict(weights="vit_mini", image_size=64))
     depth = getattr(backbones.config(c.backbone.name), "depth", 0)
     if depth:  # hierarchical ones have levels of their own
         c.backbone.levels = tuple(depth * k // 3 - 1 for k in (1, 2, 3))
     c.adapter.update(SETTINGS.get(c.adapter.name, {}))
-    c.task.update(dict(head="fused", dropout=0.1))
     drawn = c.data.name == "scenes"
-    c.input.train = "flip" if drawn else "random_resized_crop({size},scale=(0.3,1.0))|flip"
+    c.input.train = "flip" if drawn else f"random_resized_crop({{size}},scale=({scale},1.0))|flip"
     c.input.eval = "resize({size})"
     c.input.update(dict(batch_size=16, eval_batch_size=50))
     if c.adapter.name == "full":  # the head starts at random, the backbone does not

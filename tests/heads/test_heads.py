@@ -133,8 +133,11 @@ def test_what_does_not_exist_names_the_nearest():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (dict(channels=0), "channels of the head 'uper' must be a whole number, in \[1, 16384\], not 0"),
-        (dict(channels=8.5), "must be a whole number, in \[1, 16384\], not 8.5"),
+        (
+            dict(channels=0),
+            r"channels of the head 'uper' must be a whole number, in \[1, 16384\], not 0",
+        ),
+        (dict(channels=8.5), r"must be a whole number, in \[1, 16384\], not 8.5"),
         (dict(dropout=1.0), r"dropout of the head 'uper' must be in \[0, 1\), not 1.0"),
         (dict(dropout="x"), r"must be in \[0, 1\), not 'x'"),
     ],
