@@ -140,6 +140,17 @@ def test_figures_and_diagnosis_of_maps(run, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("task", "arg", "split"),
+    [("segment", "recipe=ade20k", "val"), ("segment", "data=voc_segmentation", "val"),
+     ("segment", "recipe=ade20k,data=blank", "test"), ("depth", "recipe=nyu", "test")],
+)  # fmt: skip
+def test_recipes_evaluate_on_a_split_that_is_there(task, arg, split):
+    c = read_config(CONFIGS[task], arg)
+    assert c.input.eval_split == split
+    config.check(c)
+
+
 @pytest.mark.slow
 def test_what_looks_several_times_is_trained_evaluated_and_diagnosed(tmp_path, capsys):
     """By windows, in the stored pixels."""
