@@ -1,18 +1,41 @@
-"""SOLO as in mmdetection: targets, losses, their slopes; known by the `source`.
-
-Maps lie as `b c h w` in the cases, and a head's weights as `o i h w`.
+"""SOLO as in mmdetection: targets, losses, their slopes, the head and its answers; known by the
+`source`. Maps lie as `b c h w` in the cases, and a head's weights as `o i h w`.
 """
+
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from dynadapt.targets import solo
+from dynadapt import files, tree
+from dynadapt.context import Context
+from dynadapt.heads.solo import EACH, SOLO, effective, mask_logits
+from dynadapt.layers import SameKey
+from dynadapt.layers.resample import resize
+from dynadapt.targets import instances, solo
 
 # The function that runs a case, by what its `source` says.
-RUNNERS = {"mmdet 3.3.0 SOLOHead": "targets", "mmdet 3.3.0 SOLOHead targets and loss": "targets"}
+RUNNERS = {
+    "mmdet 3.3.0 SOLOHead": "targets",
+    "mmdet 3.3.0 SOLOHead targets and loss": "targets",
+    "mmdet 3.3.0 SOLOHead forward (both modes) and predict_by_feat": "network",
+}
 MOST, POSITIVES = 8, 40  # objects of an image and positive cells of a level, at most
 DICE = 3.0
+PIXELS, AREAS = 1e-3, 1e-3  # parts of a mask that may differ
+SIZES = ((90, 62), (135, 93)), ((96, 64), (96, 64))  # of the case's images, as seen and as stored
+LAYERS = (
+    (r"mask_convs\.(\d+)", "mask_tower/{}"),
+    (r"cls_convs\.(\d+)", "class_tower/{}"),
+    (r"conv_mask_list\.(\d+)", "masks/{}"),
+    (r"conv_cls", "out"),
+)
+LEAVES = {
+    **{"conv.weight": "conv/kernel", "gn.weight": "norm/scale", "gn.bias": "norm/bias"},
+    **{"weight": "kernel", "bias": "bias"},
+}
 
 
 def kind(meta):
@@ -31,7 +54,15 @@ def run(folder, meta, check):
     found = globals()[kind(meta)](folder, meta, inputs)
     allowed = meta["atol"] if isinstance(meta["atol"], float) else None
     for name, wanted in expected.items():
-        check(name, found[name], wanted, allowed)
+        if name.startswith("pred") and name.endswith("masks"):
+            width = found[name].shape[-1]
+            wanted = np.unpackbits(wanted, axis=-1)[..., :width]
+            differ = (found[name] != wanted).mean((1, 2))
+            check(name, differ, 0 * differ, PIXELS)
+        elif name.endswith("area"):
+            check(name, found[name] / wanted, np.ones(len(wanted)), AREAS)
+        else:
+            check(name, found[name], wanted, allowed)
 
 
 def levels(inputs, name):
@@ -94,4 +125,77 @@ def targets(folder, meta, inputs):
             found[f"img{i}_labels{n}"] = np.where(labels < 0, config["num_classes"], labels)
             found[f"img{i}_pos{n}"] = labels.ravel() >= 0
             found[f"img{i}_mask_targets{n}"] = level.masks[i][level.some[i]]
+    return found
+
+
+class Given(nnx.Module):
+    """A neck that hands on the maps."""
+
+    def __init__(self, dim):
+        self.dims = (dim,)
+
+    def __call__(self, features, ctx):
+        return features
+
+
+def path(name):
+    """Our path of a tensor."""
+    for pattern, ours in LAYERS:
+        if found := re.fullmatch(rf"{pattern}\.(.+)", name):
+            *number, leaf = found.groups()
+            return f"{ours.format(*number)}/{LEAVES[leaf]}"
+    raise KeyError(name)
+
+
+def made(folder, config):
+    """Our head with the case's weights."""
+    head = nnx.eval_shape(
+        lambda: SOLO(
+            Given(config["in_channels"]),
+            config["num_classes"],
+            grids=tuple(config["num_grids"]),
+            channels=config["feat_channels"],
+            depth=config["stacked_convs"],
+            rngs=SameKey(),
+        )
+    )
+    graph, state = nnx.split(head)
+    leaves = tree.leaves(state)
+    given = {}
+    for name, value in files.read_tensors(folder / "checkpoint.safetensors").items():
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        given[path(name)] = jnp.asarray(value.reshape(leaves[path(name)].shape))
+    assert given.keys() == leaves.keys()
+    return nnx.merge(graph, tree.replace(state, given))
+
+
+def network(folder, meta, inputs):
+    config = meta["config"]
+    head, strides = made(folder, config), tuple(config["strides"])
+    assert effective((4, 8, 16, 32, 64)) == strides
+    settings = config["test_cfg"]
+    how = dict(candidates=settings["nms_pre"], most=settings["max_per_img"])
+
+    @jax.jit
+    def everything(maps):
+        cells, found = head(maps, Context()), {}
+        for n, (logits, grid) in enumerate(zip(cells.classes, head.grids, strict=True)):
+            every = jnp.arange(grid**2)
+            given = cells.features[n], cells.kernels[n], cells.biases[n]
+            found[f"mask_logits{n}"] = jax.vmap(mask_logits, (0, None, None, None))(*given, every)
+            found[f"cls_logits{n}"] = logits.transpose(0, 3, 1, 2)
+            scores = jax.vmap(instances.peaks)(jax.nn.sigmoid(logits))
+            found[f"test_scores{n}"] = scores.transpose(0, 3, 1, 2)
+            found[f"test_masks{n}"] = jax.vmap(
+                lambda one, n=n, every=every: instances.drawn(one, n, every), (EACH,)
+            )(cells)
+        return found, jax.vmap(lambda one: instances.instances(one, strides, **how), (EACH,))(cells)
+
+    found, answer = everything(tuple(x.transpose(0, 2, 3, 1) for x in levels(inputs, "x")))
+    assert not answer.missed.any()
+    for i, (seen, stored) in enumerate(SIZES):
+        found |= {f"pred{i}_scores": answer.scores[i], f"pred{i}_labels": answer.classes[i]}
+        whole = resize(answer.masks[i][..., None], (96, 64))[:, : seen[0], : seen[1]]
+        masks = np.asarray(resize(whole, stored)[..., 0] > instances.INSIDE)
+        found |= {f"pred{i}_masks": masks, f"pred{i}_area": masks.sum((1, 2))}
     return found
