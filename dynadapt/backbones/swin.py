@@ -269,7 +269,7 @@ class Backbone(nnx.Module):
             if number + 1 < len(self.stages):
                 x = stage.merge(x, ctx)
                 grid = (-(-grid[0] // 2), -(-grid[1] // 2))
-        return Features(tuple(maps), jnp.zeros((b, 0, self.dim), x.dtype), ctx.tape)
+        return Features(tuple(maps), jnp.zeros((b, 0, self.dim), x.dtype), ctx.tape, self.strides)
 
     def level(self, x: Array, number: int, ctx: Context) -> Array:
         """What a stage's tokens `b hw d` are to the outside: normed where it has a norm."""

@@ -191,7 +191,7 @@ class Backbone(nnx.Module):
             first = level + 1
             y = self.norm(x, ctx) if c.final_norm and first == len(self.blocks) else x
             maps.append(y[:, -grid[0] * grid[1] :].reshape(b, *grid, c.dim))
-        return Features(tuple(maps), y[:, : self.prefix], ctx.tape)
+        return Features(tuple(maps), y[:, : self.prefix], ctx.tape, self.strides)
 
     def with_tokens(self, x: Array, grid: tuple[int, int]) -> Array:
         """Adds positions to patch tokens `b hw d`; class token and registers lead."""
