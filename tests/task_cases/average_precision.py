@@ -1,4 +1,4 @@
-"""Average precision of COCO: cases hold truths and results in the format of COCO's files."""
+"""Average precision: of COCO, in the format of its files, and of PASCAL VOC, in arrays."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from dynadapt.targets import coco
+from dynadapt.targets import coco, voc
 
 # Names of the cases, in the order of ours.
 NAMES = (
@@ -18,11 +18,15 @@ NAMES = (
 
 def knows(meta):
     """Whether a case is one of these."""
-    return meta["source"].startswith("pycocotools") and "expected.json" in meta["outputs"]
+    return meta["source"].startswith("pycocotools") or meta["source"].endswith("eval_map")
 
 
 def run(folder, meta, check):
     """Compares all that a case expects."""
+    (voc_arrays if meta["source"].endswith("eval_map") else coco_files)(folder, meta, check)
+
+
+def coco_files(folder, meta, check):
     from pycocotools.coco import COCO
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -81,3 +85,39 @@ def edges(box):
     """A box by its edges, of left, top, width and height."""
     left, top, wide, high = box
     return left, top, left + wide, top + high
+
+
+def voc_arrays(folder, meta, check):
+    inputs = dict(np.load(folder / "inputs.npz"))
+    assert meta["config"]["iou"] == voc.LEAST
+    for name, wanted in json.loads((folder / "expected.json").read_text()).items():
+        classes = [str(n) for n in range(len(wanted["AP"]))]
+        # A width of x2 - x1 + 1 is that of a box whose right edge is one pixel further.
+        rows = voc_rows(inputs, len(classes), [0, 0, 1, 1] if name.endswith("_legacy") else [0] * 4)
+        found = voc.summary(rows, classes)
+        key = "voc_ap50_11" if name.startswith("11points") else "voc_ap50"
+        check(f"{name}/mAP", found[key] / 100, wanted["mAP"], meta["atol"])
+        by_class = [found["classes"][n].get(key, 0.0) / 100 for n in classes]
+        check(f"{name}/AP", by_class, wanted["AP"], meta["atol"])
+        check(f"{name}/num_gts", rows["truths"].sum(0), wanted["num_gts"], 0)
+
+
+def voc_rows(inputs, classes, wider):
+    images = [n for n in range(len(inputs)) if f"gt{n}_boxes" in inputs]
+    most = max(len(inputs[f"det{n}_scores"]) for n in images)
+    rows = []
+    for n in images:
+        truth = [inputs[f"gt{n}_{k}"] for k in ("boxes", "labels", "difficult")]
+        objects = [
+            SimpleNamespace(box=b + wider, category=int(c), difficult=bool(d), crowd=False)
+            for b, c, d in zip(*truth, strict=True)
+        ]
+        boxes, scores, labels = (inputs[f"det{n}_{k}"] for k in ("boxes", "scores", "labels"))
+        free = most - len(scores)
+        answers = {
+            "boxes": np.pad(boxes + wider, ((0, free), (0, 0))),
+            "scores": np.pad(scores, (0, free)),
+            "classes": np.pad(labels, (0, free), constant_values=-1),
+        }
+        rows.append(voc.matched(answers, objects, classes))
+    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}
