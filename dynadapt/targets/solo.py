@@ -75,24 +75,22 @@ def owners(given: Objects, cells: int, scales: tuple[float, float], size: Size) 
     return jnp.where(hit, number, -1).max(0, initial=-1)
 
 
-def taps(size: Size, whole: Size, stride: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def taps(size: Size, whole: Size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The four pixels between which each pixel of a smaller map lies, and how near it is to each.
 
     Args:
         size: (h, w) of the map.
         whole: (H, W) of the picture.
-        stride: pixels of the picture to one of the map.
 
     Returns:
-        Rows and columns `4 h w`, weights `4 h w`; they add up to 1, and to 0 beyond the picture.
+        Rows and columns `4 h w`, and weights `4 h w` that add up to 1.
     """
     found = []
     for count, length in zip(size, whole, strict=True):
-        at = (np.arange(count) + 0.5) * stride - 0.5
-        low = np.floor(at)
-        inside = at <= length - 0.5
-        near = np.stack([low, low + 1]).clip(0, length - 1).astype(np.int32)
-        found.append((near, np.stack([1 - (at - low), at - low]) * inside))
+        at = ((np.arange(count) + 0.5) * length / count - 0.5).clip(0, length - 1)
+        low = np.floor(at).astype(np.int32)
+        near = np.stack([low, np.minimum(low + 1, length - 1)])
+        found.append((near, np.stack([1 - (at - low), at - low])))
     (rows, down), (columns, across) = found
     shape = (2, 2, *size)
     rows = np.broadcast_to(rows[:, None, :, None], shape)

@@ -75,8 +75,6 @@ def targets(folder, meta, inputs):
     config = meta["config"]
     images = sum(key.startswith("gt_labels") for key in inputs)
     sizes = [tuple(size) for size in config["mask_map_sizes"]]
-    strides = [s / 2 for s in config["strides"]]
-    covered = tuple(int(n * strides[0]) for n in sizes[0])
 
     def padded(name):
         given = [inputs[f"{name}{i}"] for i in range(images)]
@@ -90,12 +88,12 @@ def targets(folder, meta, inputs):
     def wanted(masks, boxes, there, classes):
         objects = solo.objects(masks, boxes, there)
         found = []
-        for size, stride, cells, scales in zip(
-            sizes, strides, config["num_grids"], config["scale_ranges"], strict=True
+        for size, cells, scales in zip(
+            sizes, config["num_grids"], config["scale_ranges"], strict=True
         ):
-            rows, columns, weights = solo.taps(size, masks.shape[1:], stride)
+            rows, columns, weights = solo.taps(size, masks.shape[1:])
             small = solo.halves(masks[:, rows, columns], weights)
-            how = dict(cells=cells, scales=scales, size=covered, most=POSITIVES)
+            how = dict(cells=cells, scales=scales, size=masks.shape[1:], most=POSITIVES)
             found.append(solo.targets(objects, classes, small, **how))
         return found
 
