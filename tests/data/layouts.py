@@ -1,5 +1,6 @@
 """Writes small dense data sets as their publishers lay them out."""
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -121,4 +122,73 @@ def nyu(root: Path, train: str = "sync", test: str = "official_splits/test"):
             write(root / place / below, depth)
             lines.append(f"/{image} /{below} 518.8579")
         (root / f"{split}_list.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def runs(mask: np.ndarray) -> dict:
+    """COCO's run lengths of a mask `h w` as numbers: down the columns, zeros first."""
+    flat = mask.T.ravel().astype(bool)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff([0, *edges, flat.size]).tolist()
+    return {"size": [*mask.shape], "counts": [0, *counts] if flat[0] else counts}
+
+
+def filled(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    """A mask `h w` of these rows and columns."""
+    mask = np.zeros((H, W), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def rectangle(left: float, top: float, w: float, h: float) -> list[float]:
+    """A polygon of four corners."""
+    return [left, top, left + w, top, left + w, top + h, left, top + h]
+
+
+def annotation(number: int, image: int, category: int, box: list[float], **more) -> dict:
+    """One object of a COCO file; its outline is its box unless another is given."""
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "area": box[2] * box[3],
+        "iscrowd": 0,
+        "segmentation": [rectangle(*box)],
+        **more,
+    }
+
+
+def coco_document() -> dict:
+    """Three images, two with objects of categories 3 and 90 of 1, 3 and 90: polygons, run lengths
+    packed and not, a crowd, one outside of the image, and one without an area."""
+    names = {9: "000000000009.jpg", 25: "000000000025.jpg", 30: "more/30.png"}
+    packed = {"size": [H, W], "counts": "757000e4"}
+    return {
+        "info": {"year": 2017},
+        "images": [dict(id=k, file_name=v, height=H, width=W) for k, v in names.items()],
+        "categories": [
+            dict(id=90, name="toothbrush", supercategory="indoor"),
+            dict(id=1, name="person", supercategory="person"),
+            dict(id=3, name="car", supercategory="vehicle"),
+        ],
+        "annotations": [
+            annotation(11, 9, 3, [2, 1, 6, 4]),
+            annotation(12, 9, 90, [4, 3, 3, 2], segmentation=runs(filled(3, 4, 5, 7))),
+            annotation(13, 9, 3, [0, 6, 9, 6], iscrowd=1, segmentation=runs(filled(6, 0, 12, 9))),
+            annotation(14, 9, 90, [20, 3, 4, 4]),
+            annotation(15, 9, 90, [5, 3, 0, 4]),
+            annotation(16, 30, 90, [-2, 7, 5, 9], segmentation=packed),
+        ],
+    }
+
+
+def coco(root: Path, document: dict | None = None, splits=("train2017", "val2017")) -> Path:
+    """`annotations/instances_<split>.json` and the images in `<split>/`."""
+    document = document or coco_document()
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+        for i, row in enumerate(coco_document()["images"]):
+            write(root / split / row["file_name"], picture(i))
     return root
