@@ -1,5 +1,6 @@
 """Instance segmentation with SOLO: a class and a mask for each object, COCO's average precision."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt import choices
+from dynadapt import choices, pictures
 from dynadapt.data import frames
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError
@@ -20,6 +21,7 @@ from dynadapt.targets.instances import INSIDE, instances
 Array = jax.Array
 Batch = dict[str, Array]
 
+SHOWN = 0.3  # score from which an instance is drawn
 MASKS = 3.0  # weight of the masks' loss
 WIDEST = 256  # channels of the neck's levels, at most
 # As published, of pictures of about 800 x 1333 pixels.
@@ -186,8 +188,8 @@ class Task:
         return {"masks": masks, "scores": found.scores, "classes": found.classes}
 
     def restored(self, answer: dict[str, np.ndarray], example: dict[str, Any]) -> dict[str, Any]:
-        """The instances of one image in its pixels as stored, best first: `masks` as RLEs and `boxes`
-        `n 4` around them, `scores` and `classes` `k`, of which the first n are some."""
+        """The instances of one image in its pixels as stored: `masks` as RLEs, `boxes` `n 4` around
+        them, and `scores` and `classes` `k`, of which the first n are some."""
         frame, size = example["frame"], example["size"]
         masks, boxes = [], np.zeros((int((answer["classes"] >= 0).sum()), 4), np.float32)
         for number in range(len(boxes)):
@@ -214,8 +216,38 @@ class Task:
     def draw(
         self, image: np.ndarray, answer: dict[str, np.ndarray], example: dict[str, Any]
     ) -> np.ndarray:
-        """The image, and the answers over it with their names and scores."""
-        return image
+        """The image, the truth where it is known, and the answers of a score of at least 0.3."""
+        frame, size = example["frame"], example["size"]
+        panels = {}
+        if "instances" in example:
+            some = example["boxes_mask"] > 0
+            boxes, numbers = (example[k][some] for k in ("boxes", "box_ids"))
+            there = frames.unwarp(example["instances"], Field("masks"), frame, size)
+            boxes = frames.unwarp(boxes, Field("boxes"), frame, size)
+            masks = [there == number for number in numbers]
+            panels["truth"] = self._drawn(image, masks, boxes, example["box_classes"][some])
+        scores = answer["scores"][answer["scores"] >= SHOWN]
+        shown = answer["masks"][: len(scores)]
+        found = [_whole(mask.astype(np.float32), frame, size) for mask in shown]
+        masks, boxes = zip(*found, strict=True) if found else ((), ())
+        kinds = answer["classes"][: len(scores)]
+        panels["answer"] = self._drawn(image, masks, np.array(boxes), kinds, scores)
+        return pictures.beside(panels)
+
+    def _drawn(
+        self,
+        image: np.ndarray,
+        masks: Sequence[np.ndarray],
+        boxes: np.ndarray,
+        kinds: np.ndarray,
+        scores: Sequence[float] = (),
+    ) -> np.ndarray:
+        """The image with instances, named by class and, where there are any, score."""
+        names = [self.classes[kind] for kind in kinds]
+        named = [f"{n} {s:.2f}" for n, s in zip(names, scores, strict=False)] or names
+        colours = pictures.palette(len(self.classes))[kinds]
+        masked = pictures.with_masks(image, masks, colours)
+        return pictures.with_boxes(masked, boxes, named, colours)
 
 
 def _whole(
