@@ -38,6 +38,7 @@ class Field:
         most: length to which ragged rows are padded, beside a mask `<name>_mask`; 0 for none.
         size: `(h, w)` of a dense field, or the shape of another one, where all examples share it;
             () where they don't.
+        ids: what the data's own files number the classes, in order; () for 0, 1, 2, and so on.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Field:
     classes: tuple[str, ...] = ()
     most: int = 0
     size: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
