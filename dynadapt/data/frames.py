@@ -112,6 +112,14 @@ def unwarp(
     return _bilinear(value, back, field.fill) if smooth else warp(value, field, back)
 
 
+def extent(frame: Frame, size: tuple[int, int]) -> np.ndarray:
+    """How far the picture of `size` (h, w) reaches down and to the right in the output of a frame,
+    int32 `2`; what is beyond is padding."""
+    whole = np.array([[0, 0, size[1], size[0]]], np.float64)
+    right, bottom = (math.ceil(_snap(edge)) for edge in _warp_boxes(whole, frame)[0, 2:].tolist())
+    return np.array([bottom, right], np.int32)
+
+
 def _inverse(matrix: np.ndarray) -> np.ndarray:
     return np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
 

@@ -93,7 +93,8 @@ class Pipeline:
                 whole = frames.compose(whole, frame)
             else:
                 out["image"] = step(out["image"], rng)
-        return out | {"frame": whole, "size": size}
+        reach = {n: frames.extent(whole, size) for n, f in fields.items() if f.kind == "extent"}
+        return out | reach | {"frame": whole, "size": size}
 
     def size(self, given: tuple[int, ...] = ()) -> Size | None:
         """(h, w) that an image of the `given` size gets, or that any gets for (); None where it

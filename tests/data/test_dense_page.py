@@ -49,4 +49,6 @@ def test_a_config_opens_a_set(tmp_path):
     assert len(source) == 2 and np.unique(source[0]["labels"]).tolist() == [-1, 0, 3, 10]
     c = config.default(data_set="scenes")
     c.data.fields = ("boxes",)
-    assert set(data.from_config(c.data, "val").info.fields) == {"image", "boxes", "box_classes"}
+    assert set(data.from_config(c.data, "val").info.fields) == {
+        *("image", "boxes", "box_classes", "extent")
+    }
