@@ -27,7 +27,7 @@ from tests.task_cases import average_precision, dense_heads, detection, metrics
 NOT_YET = (
     *("tadformer_dynamic_filter", "tadformer_dynamic_filter_reinterpreted_skip"),
     "tadformer_static_filter",
-    *("atss_head", "detection_losses", "multitask_meters", "solo_head"),
+    *("detection_losses", "multitask_meters", "solo_head"),
 )
 # Root of the mean squared deviation in bfloat16, over the output's standard deviation.
 BFLOAT16 = 3e-2
