@@ -2,6 +2,7 @@
 
 out/predictions.csv      one line an image, in the order of the images
 out/predictions.jsonl    the same records, one JSON document a line, written as they come
+out/<results>            where the task has such a file: the results of all images, a JSON list
 out/<name><suffix>       what the task writes of an image, such as a label map
 out/pictures/<name>.png  the image with its answer, where asked for
 """
@@ -25,7 +26,7 @@ from dynadapt.data.decode import decode, is_image
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, DataError, MachineError
 from dynadapt.runs import claims, product
-from dynadapt.runs.predictions import TABLE, write_table
+from dynadapt.runs.predictions import TABLE, write_records
 from dynadapt.runs.stop import interruptible, stop_signal
 
 LOG = "predictions.jsonl"
@@ -141,7 +142,7 @@ def run(
         why = next(iter(skipped.values()))
         raise DataError(f"none of the {len(source)} images can be read: {why}")
     with files.writing(out):
-        write_table(out / TABLE, records)
+        write_records(out, trained.task, records)
     return {"records": records, "skipped": skipped}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dynadapt.data.objects import Object
 from dynadapt.errors import ConfigError, DataError
 
 # In the order of pycocotools' `stats`.
@@ -53,10 +54,11 @@ def blank(most: int, classes: int) -> dict[str, np.ndarray]:
 
 def matched(
     answers: Mapping[str, Any],
-    objects: Sequence[Any],
+    objects: Sequence[Object],
     size: tuple[int, int],
     classes: int,
     kind: str = "bbox",
+    instances: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """How the answers to one image meet its objects, as pycocotools matches them.
 
@@ -67,10 +69,11 @@ def matched(
     Args:
         answers: `boxes` `k 4`, `scores` `k`, `classes` `k` (-1 for none), and for "segm" `masks`,
             k masks `h w` or RLEs, in the pixels of the image as stored.
-        objects: all that the image has (`data.objects.Object`), in the same pixels.
+        objects: all that the image has, in the same pixels.
         size: (h, w) of the image.
         classes: c.
         kind: what is compared, "bbox" or "segm".
+        instances: `h w`, the numbers of objects whose masks are in no `segmentation`, as stored.
 
     Returns:
         Rows as of `blank`.
@@ -83,7 +86,10 @@ def matched(
     judge = COCOeval(iouType=kind)
     most, truths, given = judge.params.maxDets[-1], judge._gts, judge._dts
     for number, thing in enumerate(objects, 1):  # pycocotools takes the number 0 for no match
-        truths[0, thing.category].append(_truth(thing, number, size, kind))
+        code = _mask(thing, size, instances) if kind == "segm" else None
+        truth = {"id": number, "bbox": _wide(thing.box), "segmentation": code, "area": thing.area}
+        ignored = {"iscrowd": int(thing.crowd), "ignore": int(thing.crowd or thing.difficult)}
+        truths[0, thing.category].append(truth | ignored)
     scores, numbers = np.asarray(answers["scores"]), np.asarray(answers["classes"])
     order = [i for i in np.argsort(-scores, kind="stable") if numbers[i] >= 0]
     for place, i in enumerate(order):
@@ -91,14 +97,12 @@ def matched(
         given[0, int(numbers[i])].append(found)
 
     rows = blank(len(scores), classes)
-    for key in sorted(
-        {*truths, *given}
-    ):  # classes that are neither there nor answered cost nothing
+    bits = 1 << np.arange(len(judge.params.iouThrs))
+    for key in {*truths, *given}:  # all other classes cost nothing
         judge.ious[key] = judge.computeIoU(*key)
         for a, area in enumerate(judge.params.areaRng):
             found = judge.evaluateImg(*key, area, most)
             places = np.array(found["dtIds"], int) - 1
-            bits = 1 << np.arange(len(judge.params.iouThrs))
             rows["matched"][a, places] = bits @ (found["dtMatches"] > 0)
             rows["ignored"][a, places] = bits @ found["dtIgnore"]
             rows["truths"][a, key[1]] = np.count_nonzero(found["gtIgnore"] == 0)
@@ -106,22 +110,18 @@ def matched(
     return rows
 
 
-def _truth(thing: Any, number: int, size: tuple[int, int], kind: str) -> dict[str, Any]:
-    """An object as pycocotools has it."""
-    if kind == "segm":
-        if thing.segmentation is None:
-            raise DataError("masks can't be judged: an object has none")
-        if tuple(thing.segmentation["size"]) != tuple(size):
-            h, w = thing.segmentation["size"]
-            raise DataError(f"a mask has {h} x {w} pixels, and its image {size[0]} x {size[1]}")
-    return {
-        "id": number,
-        "bbox": _wide(thing.box),
-        "segmentation": thing.segmentation,
-        "area": thing.area,
-        "iscrowd": int(thing.crowd),
-        "ignore": int(thing.crowd or thing.difficult),
-    }
+def _mask(thing: Object, size: tuple[int, int], instances: np.ndarray | None) -> dict[str, Any]:
+    """The RLE of an object's mask."""
+    if thing.segmentation is not None:
+        found = encoded(thing.segmentation)
+    elif instances is not None and thing.number:
+        found = encoded(instances == thing.number)
+    else:
+        raise DataError("masks can't be judged: an object has none")
+    (h, w), (high, wide) = found["size"], size
+    if (h, w) != (high, wide):
+        raise DataError(f"a mask has {h} x {w} pixels, and its image {high} x {wide}")
+    return found
 
 
 def _shape(answers: Mapping[str, Any], number: int, kind: str) -> dict[str, Any]:
@@ -141,14 +141,14 @@ def _wide(box: Sequence[float]) -> list[float]:
     return [left, top, right - left, bottom - top]
 
 
-def encoded(mask: Any) -> dict[str, Any]:
-    """A mask `h w` as COCO's RLE, in values fit for JSON; an RLE as it is."""
-    if isinstance(mask, Mapping):
-        return dict(mask)
+def encoded(mask: np.ndarray | Mapping[str, Any]) -> dict[str, Any]:
+    """A mask `h w`, or an RLE, as COCO's RLE in values fit for JSON."""
     from pycocotools import mask as masks
 
-    found = masks.encode(np.asarray(mask, np.uint8, order="F"))
-    return {"size": [int(x) for x in found["size"]], "counts": found["counts"].decode()}
+    code = mask if isinstance(mask, Mapping) else masks.encode(np.array(mask, np.uint8, order="F"))
+    counts = code["counts"]
+    text = counts.decode() if isinstance(counts, bytes) else counts
+    return {"size": [int(x) for x in code["size"]], "counts": text}
 
 
 def results(answers: Mapping[str, Any], image: int | str, ids: Sequence[int]) -> list[dict]:

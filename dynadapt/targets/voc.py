@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dynadapt.data.objects import Object
+
 WRONG, RIGHT, IGNORED = 0, 1, -1
 LEAST = 0.5  # intersection over union of a found object
 
@@ -33,7 +35,7 @@ def blank(most: int, classes: int) -> dict[str, np.ndarray]:
 
 
 def matched(
-    answers: Mapping[str, Any], objects: Sequence[Any], classes: int
+    answers: Mapping[str, Any], objects: Sequence[Object], classes: int
 ) -> dict[str, np.ndarray]:
     """How the answers to one image meet its objects.
 
@@ -43,8 +45,7 @@ def matched(
     Args:
         answers: `boxes` `k 4`, `scores` `k` and `classes` `k` (-1 for none), in the pixels of the
             image as stored.
-        objects: all that the image has (`data.objects.Object`), in the same pixels; a crowd counts
-            as difficult.
+        objects: all that the image has, in the same pixels; a crowd counts as difficult.
         classes: c.
 
     Returns:

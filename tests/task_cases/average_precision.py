@@ -3,10 +3,10 @@
 import contextlib
 import io
 import json
-from types import SimpleNamespace
 
 import numpy as np
 
+from dynadapt.data.objects import Object
 from dynadapt.targets import coco, voc
 
 # Names of the cases, in the order of ours.
@@ -58,12 +58,11 @@ def summary(truths, results, kind, by_class):
     for image in images:
         size = truths.imgs[image]["height"], truths.imgs[image]["width"]
         objects = [
-            SimpleNamespace(
+            Object(
                 category=number(a["category_id"]),
                 box=edges(a["bbox"]),
                 area=a["area"],
                 crowd=bool(a.get("iscrowd")),
-                difficult=False,
                 segmentation=truths.annToRLE(a) if kind == "segm" else None,
             )
             for a in annotations[image]
@@ -109,7 +108,7 @@ def voc_rows(inputs, classes, wider):
     for n in images:
         truth = [inputs[f"gt{n}_{k}"] for k in ("boxes", "labels", "difficult")]
         objects = [
-            SimpleNamespace(box=b + wider, category=int(c), difficult=bool(d), crowd=False)
+            Object(int(c), tuple(b + wider), area=0.0, difficult=bool(d))
             for b, c, d in zip(*truth, strict=True)
         ]
         boxes, scores, labels = (inputs[f"det{n}_{k}"] for k in ("boxes", "scores", "labels"))
