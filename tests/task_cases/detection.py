@@ -21,7 +21,6 @@ RUNNERS = {
     "mmdet 3.3.0 FPN": "pyramid",
     "mmdet 3.3.0 ATSSHead.forward": "network",
     "mmdet 3.3.0 ATSSHead": "assignment",
-    "mmdet 3.3.0 losses": "losses",
 }
 
 
