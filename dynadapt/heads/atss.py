@@ -18,7 +18,7 @@ from flax import nnx
 from dynadapt.context import Context
 from dynadapt.heads.necks import neck
 from dynadapt.layers import Conv
-from dynadapt.layers.group_norm import ConvGroup
+from dynadapt.layers.group_norm import ConvGroupNorm
 
 Array = jax.Array
 
@@ -28,7 +28,7 @@ RARE = -math.log(99)  # at first a cell shows a class with a probability of 1 %
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cells:
+class Outputs:
     """What the head says at the cells of every level, in float32, fine to coarse.
 
     Attributes:
@@ -45,7 +45,7 @@ class Cells:
 
 
 class ATSS(nnx.Module):
-    """`Cells` of levels `b h w dim`.
+    """`Outputs` of levels `b h w dim`.
 
     Args:
         dim: width of the levels.
@@ -69,15 +69,15 @@ class ATSS(nnx.Module):
         self.strides = tuple(strides)
         dims = (dim, *(channels,) * (depth - 1))
         options = dict(kernel_init=_small, rngs=rngs)
-        self.of_class = nnx.List([ConvGroup(d, channels, **options) for d in dims])
-        self.of_box = nnx.List([ConvGroup(d, channels, **options) for d in dims])
+        self.of_class = nnx.List([ConvGroupNorm(d, channels, **options) for d in dims])
+        self.of_box = nnx.List([ConvGroupNorm(d, channels, **options) for d in dims])
         rare = nnx.initializers.constant(RARE)
         self.classes = Conv(channels, classes, (3, 3), bias_init=rare, **options)
         self.boxes = Conv(channels, 4, (3, 3), **options)
         self.centerness = Conv(channels, 1, (3, 3), **options)
         self.scale = nnx.Param(jnp.ones(len(self.strides)))
 
-    def __call__(self, levels: Sequence[Array], ctx: Context) -> Cells:
+    def __call__(self, levels: Sequence[Array], ctx: Context) -> Outputs:
         found = []
         for x, scale in zip(levels, self.scale[...], strict=True):
             one = other = x
@@ -88,11 +88,11 @@ class ATSS(nnx.Module):
             one, other = one.astype(jnp.float32), other.astype(jnp.float32)
             boxes = scale * self.boxes(other, ctx)
             found.append((self.classes(one, ctx), boxes, self.centerness(other, ctx)))
-        return Cells(*zip(*found, strict=True), self.strides)
+        return Outputs(*zip(*found, strict=True), self.strides)
 
 
 class Detector(nnx.Module):
-    """A neck and ATSS's head: `Cells` of a backbone's features.
+    """A neck and ATSS's head: `Outputs` of a backbone's features.
 
     Args:
         like: shapes of the features, and their strides.
@@ -119,5 +119,5 @@ class Detector(nnx.Module):
         options = dict(channels=channels, depth=depth, rngs=rngs)
         self.cells = ATSS(channels, classes, self.neck.strides, **options)
 
-    def __call__(self, features: object, ctx: Context) -> Cells:
+    def __call__(self, features: object, ctx: Context) -> Outputs:
         return self.cells(self.neck(features, ctx), ctx)

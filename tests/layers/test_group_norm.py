@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 from dynadapt.context import Context
-from dynadapt.layers.group_norm import ConvGroup, GroupNorm
+from dynadapt.layers.group_norm import ConvGroupNorm, GroupNorm
 
 
 @pytest.mark.parametrize(("dim", "groups"), [(64, 32), (48, 16), (6, 2)])
@@ -25,7 +25,7 @@ def test_group_norm_equals_numpy(dim, groups):
 
 
 def test_the_convolution_is_normed_and_cut_at_zero():
-    made = ConvGroup(2, 4, rngs=nnx.Rngs(0))
+    made = ConvGroupNorm(2, 4, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 3, 2)), jnp.float32)
     wanted = np.maximum(made.norm(made.conv(x)), 0)
     np.testing.assert_allclose(made(x, Context()), wanted, atol=1e-6)

@@ -120,9 +120,7 @@ def run(folder, meta, check):
     found = jax.jit(lambda xs: {n: both(f, xs[n]) for n, (f, _) in functions.items()})(
         {name: x for name, (_, x) in functions.items()}
     )
-    found = {
-        f"{p}{n}": v for n, pair in found.items() for p, v in zip(("", "grad_"), pair, strict=True)
-    }
+    found = {n: v for n, (v, _) in found.items()} | {f"grad_{n}": s for n, (_, s) in found.items()}
     assert found.keys() == expected.keys()
     for name, wanted in expected.items():
         check(name, found[name], wanted, meta["atol"])
