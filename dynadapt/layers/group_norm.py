@@ -1,6 +1,7 @@
 """Group normalisation, and the convolutions of detectors' towers that it follows."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ class GroupNorm(nnx.GroupNorm):
 class ConvGroupNorm(nnx.Module):
     """A 3x3 convolution without bias, group norm and ReLU: `b h w d` to `b h w o`."""
 
-    def __init__(self, dim: int, out: int, *, rngs: nnx.Rngs):
-        self.conv = Conv(dim, out, (3, 3), use_bias=False, rngs=rngs)
+    def __init__(self, dim: int, out: int, *, rngs: nnx.Rngs, **options: Any):
+        self.conv = Conv(dim, out, (3, 3), use_bias=False, rngs=rngs, **options)
         self.norm = GroupNorm(out, rngs=rngs)
 
     def __call__(self, x: Array, ctx: Context) -> Array:
