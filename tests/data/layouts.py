@@ -192,3 +192,37 @@ def coco(root: Path, document: dict | None = None, splits=("train2017", "val2017
         for i, row in enumerate(coco_document()["images"]):
             write(root / split / row["file_name"], picture(i))
     return root
+
+
+def voc_objects(root: Path) -> Path:
+    """VOC's folders with three images of cats and dogs, one of them without any."""
+    things = {
+        "2007_000032": [("dog", (3, 2, 8, 6), 0), ("cat", (1, 1, 16, 12), 1)],
+        "2007_000039": [("cat", (5, 5, 20, 9), 0), ("cat", (7, 7, 6.5, 9), 0)],
+        "2007_000033": [],
+    }
+    splits = {"train": ["2007_000039", "2007_000032"], "val": ["2007_000033"]}
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for split, names in splits.items():
+        text = "".join(f"{name}  1\n" for name in names)
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(text)
+    for i, (name, objects) in enumerate(things.items()):
+        write(root / "JPEGImages" / f"{name}.jpg", picture(i))
+        voc_annotation(root / "Annotations" / f"{name}.xml", objects)
+    return root
+
+
+def voc_annotation(file: Path, objects, size: tuple[int, int] = (H, W)) -> Path:
+    """An XML file of objects: name, (xmin, ymin, xmax, ymax), difficult."""
+    body = "".join(
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
+        f"<xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax>"
+        "</bndbox><part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
+        for name, box, difficult in objects
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        f"<annotation><filename>{file.stem}.png</filename><size><width>{size[1]}</width>"
+        f"<height>{size[0]}</height><depth>3</depth></size>{body}</annotation>"
+    )
+    return file
