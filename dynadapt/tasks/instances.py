@@ -85,6 +85,9 @@ class Task:
                 raise ConfigError(
                     f"{name} must be a whole number, {choices.words(interval)}, not {value!r}"
                 )
+        for stride in strides:
+            if not choices.inside(stride, "(0, inf)"):
+                raise ConfigError(f"each of strides must be above 0, not {stride}")
         if not len(strides) == len(grids) == len(ranges) > 0:
             raise ConfigError(
                 f"strides, grids and ranges must have an entry a level each, and have "
