@@ -297,4 +297,4 @@ def test_boxes_classes_and_numbers_stay_together(text):
                 assert abs(len(x) - area) <= right - left + bottom - top + 1
         kept.add(len(out["boxes"]))
     assert max(kept) >= 3
-    assert "crop" not in text or min(kept) < 4
+    assert min(kept) < 4 or not text.startswith("random")
