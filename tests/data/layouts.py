@@ -226,3 +226,14 @@ def voc_annotation(file: Path, objects, size: tuple[int, int] = (H, W)) -> Path:
         f"<height>{size[0]}</height><depth>3</depth></size>{body}</annotation>"
     )
     return file
+
+
+def instances(root: Path, values: list[int] = (0, 1, 300, 7), splits=("train", "test")) -> Path:
+    """`images/<split>/` and `instances/<split>/` of upright stripes, the last row of them 0."""
+    for split in splits:
+        for i in range(2):
+            numbers = blocks([*values]).astype(np.uint16 if max(values) > 255 else np.uint8)
+            numbers[-1] = 0
+            write(root / "images" / split / f"{i}.jpg", picture(i))
+            write(root / "instances" / split / f"{i}.png", numbers)
+    return root
