@@ -1,11 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from dynadapt import backbones, tree
-from dynadapt.data import Info, frames, outlines
+from dynadapt import backbones, config, inputs, model, tasks, tree
+from dynadapt.commands.config_file import read_config
+from dynadapt.context import Context
+from dynadapt.data import Info, frames, loader, outlines
 from dynadapt.data.fields import Field
 from dynadapt.data.objects import Object, of_map
 from dynadapt.errors import ConfigError, UnknownName
@@ -14,8 +17,9 @@ from dynadapt.layers import SameKey
 from dynadapt.layers.resample import resize
 from dynadapt.targets import solo
 from dynadapt.tasks.instances import MASKS, Task, _whole
-from tests import dense_heads
+from tests import dense_heads, devices
 
+STEPS = 200  # of the slow test
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
 CLASSES = ("cell", "cyst", "hole")
@@ -355,3 +359,47 @@ def test_bad_data():
         Task(info(()), **HOW)
     with pytest.raises(UnknownName, match="vitdet"):
         task(neck="vitdt").head(like(8, (4, 4), 4), rngs=SameKey())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_as_for_users")
+def test_eight_scenes_are_learned_by_heart():
+    """By the head alone, on what the shipped backbone makes of them."""
+    c = read_config(f"{devices.ROOT}/configs/instances.py", None)
+    c.task.update(dict(channels=32, depth=1, strides=(2.0, 4.0), grids=(12, 8), best=20))
+    c.task.ranges = ((1.0, 20.0), (14.0, 64.0))
+    c = config.resolve(c)
+    split = inputs.open_split(c, "train")
+    made = tasks.from_config(c.task, split.source.info)
+    given = split.source, split.transform
+    rows = [loader.example(*given, i, np.random.default_rng(0), made.stored) for i in range(8)]
+    batch = {k: jnp.asarray(np.stack([r[0][k] for r in rows])) for k in rows[0][0]}
+    ready = inputs.normalised(batch, c) | {"mask": jnp.ones(8)}
+    backbone = model.loaded_backbone(c)
+    features = jax.jit(lambda x: backbone(x, Context()))(ready["image"])
+    graph, params = nnx.split(made.head(features, rngs=nnx.Rngs(0)))
+    tx = optax.adam(optax.cosine_decay_schedule(1e-2, STEPS))
+
+    @jax.jit
+    def step(params, opt):
+        def mean(params):
+            outputs = nnx.merge(graph, params)(features, Context(train=True))
+            total, weight, _ = made.loss(outputs, ready)
+            return total / weight
+
+        updates, opt = tx.update(jax.grad(mean)(params), opt)
+        return optax.apply_updates(params, updates), opt
+
+    opt = tx.init(params)
+    for _ in range(STEPS):
+        params, opt = step(params, opt)
+    answers = jax.jit(lambda p: made.answer(nnx.merge(graph, p)(features, Context()), ready))(
+        params
+    )
+    answers = jax.device_get(answers)
+    judged = [
+        made.judge({k: v[i] for k, v in answers.items()}, {**values, **about})
+        for i, (values, about) in enumerate(rows)
+    ]
+    found = {k: np.stack([j[k] for j in judged]) for k in judged[0]} | {"missed": np.zeros(8)}
+    assert made.value(found)["ap50"] >= 90
