@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dynadapt import data, files, predict
+from dynadapt.data import loader, objects, transforms
 from dynadapt.errors import DataError
 from dynadapt.main import main
 from dynadapt.tasks import classification
@@ -226,6 +227,15 @@ def test_answers_of_another_adapter_are_not_mixed(run, tmp_path, capsys):
     assert main(command(other, images, out)) == 2
     assert "another adapter" in capsys.readouterr().err
     assert files.sha256(out / "predictions.csv") == before
+
+
+def test_a_picture_tells_how_much_of_a_canvas_it_fills(tmp_path):
+    photo(0, (12, 24)).save(tmp_path / "1.png")
+    change = transforms.pipeline("resize_within(8,8)|pad(8)")
+    images = predict.Images(tmp_path, ["1.png"], objects.fields(("a",), 5, masks=True))
+    batch = next(loader.eval_batches(images, change, batch_size=1))
+    assert set(batch) == {"image", "extent", "index", "mask"}
+    assert batch["extent"].tolist() == [[4, 8]]
 
 
 def test_a_listed_image_that_went_away_is_skipped(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dynadapt import choices
-from dynadapt.data import MAX_CLASSES, Info, Rows
+from dynadapt.data import MAX_CLASSES, Info, Rows, objects
 from dynadapt.data.fields import DENSE, Field
 from dynadapt.errors import DataError, UnknownName
 
@@ -21,11 +21,14 @@ KINDS = {
     "depth": "values",
     "normals": "vectors",
     "instances": "masks",
+    "boxes": "boxes",
+    "box_classes": "rows",
+    "box_ids": "rows",
 }
 
 
 class Blank:
-    """Grey pictures, of class 0 everywhere."""
+    """Grey pictures, of class 0 everywhere, without objects."""
 
     in_memory = True
 
@@ -39,9 +42,11 @@ class Blank:
         name, position = self._rows[index]
         example: dict[str, Any] = {"name": f"{name}[{position}]"}
         for key, field in self.info.fields.items():
-            deep = (3,) if field.kind in ("pixels", "vectors") else ()
-            shape = (*field.size, *deep) if field.kind in DENSE else ()
-            example[key] = np.full(shape, 128 if key == "image" else 0, field.dtype)
+            deep = {"pixels": (3,), "vectors": (3,), "boxes": (4,)}.get(field.kind, ())
+            shape = (0,) if field.most else field.size
+            example[key] = np.full((*shape, *deep), 128 if key == "image" else 0, field.dtype)
+        if "boxes" in example:
+            example |= {"objects": [], "image_id": range(len(self))[index]}
         return example
 
 
@@ -56,8 +61,8 @@ def source(
 
     Args:
         split: which.
-        fields: those beside `image`, of `KINDS`.
-        class_count: classes of labels.
+        fields: those beside `image`, of `KINDS`; boxes have classes, and of `instances` numbers.
+        class_count: classes of labels or boxes.
         size: (h, w) of the pictures.
         count: of pictures.
 
@@ -76,9 +81,13 @@ def source(
     if len(size) != 2:
         raise DataError(f"data.size must be (h, w), not {tuple(size)}")
     names = tuple(map(str, range(class_count)))
-    made = {"image": Field("pixels", size=tuple(size))}
-    for name in fields:
-        kind = KINDS[name]
+    known = objects.fields(names, objects.MOST, size=tuple(size), masks=True)
+    for name, kind in KINDS.items():
         counted = dict(classes=names) if kind in ("labels", "number") else {}
-        made[name] = Field(kind, size=tuple(size) if kind in DENSE else (), **counted)
+        sized = dict(size=tuple(size)) if kind in DENSE else {}
+        known.setdefault(name, Field(kind, **sized, **counted))
+    wanted = ["image", *fields, *sorted(objects.completed(fields) - {*fields})]
+    made = {name: known[name] for name in wanted}
+    if "boxes" in made:
+        made |= objects.EXTENT
     return Blank(split, Info("blank", made, {"train": count, "test": count}, OBTAIN))

@@ -22,6 +22,7 @@ KINDS = {
     "rows": "int32",  # one entry a box, `n` or `n k`: class, crowd
     "cloud": "float32",  # points `n 3`, never cast
     "number": "int32",  # of the whole example
+    "extent": "int32",  # (h, w) that the picture fills of its canvas; made by the transforms
 }
 DENSE = ("pixels", "labels", "values", "vectors", "masks")
 

@@ -3,7 +3,8 @@
 An example of detection has, beside its fields, `objects`, a list of all `Object`s of its picture in
 the pixels as stored, and `image_id`, which results name it by. An evaluation judges by these, of
 which some are crowds or difficult. The fields are the targets of training: `boxes`, `box_classes`,
-and, where there are masks, `instances` with `box_ids`, the number in `instances` of each box.
+and, where there are masks, `instances` with `box_ids`, the number in `instances` of each box. An
+`extent` says how much of a canvas the picture fills.
 
 The mask of an object is its `segmentation`; where that is None, it is the pixels of the stored
 `instances` that hold its `number`.
@@ -22,6 +23,7 @@ from dynadapt.errors import DataError
 Size = tuple[int, int]
 MOST = 100  # objects of an image that are targets, unless a data set is told otherwise
 LEAST = 1  # pixel of a target's sides
+EXTENT = {"extent": Field("extent", size=(2,))}
 TOP = 10_000  # of what `most` may be: a head meets each of them with every anchor
 
 
@@ -76,6 +78,17 @@ def fields(
     }
     if masks:
         found |= {"instances": Field("masks", size=size), "box_ids": Field("rows", most=most)}
+    return found | EXTENT
+
+
+def completed(names: Iterable[str]) -> set[str]:
+    """The names of fields and those that belong to them: boxes have classes, and the numbers of
+    their instances where these are there."""
+    found = set(names)
+    if found & {"boxes", "box_classes", "box_ids"}:
+        found |= {"boxes", "box_classes"}
+        if found & {"instances", "box_ids"}:
+            found |= {"instances", "box_ids"}
     return found
 
 
