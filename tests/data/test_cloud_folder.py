@@ -1,5 +1,8 @@
 """Clouds of one's own are found by their folders, whatever the files' form."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,8 @@ from dynadapt import data
 from dynadapt.data import cloud_folder, loader
 from dynadapt.errors import DataError, MissingSplit
 from tests.data import cloud_layouts as layouts
+
+REAL = Path(os.environ.get("DYNADAPT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def fill(root, splits=("train", "test"), each=3):
@@ -91,3 +96,22 @@ def test_wrong_folders_and_files(tmp_path, caplog):
     batches = loader.eval_batches(source, "", batch_size=3, on_error="skip")
     [batch] = list(batches)
     assert batch["mask"].sum() == 2 and str(bad) in str(batches.skipped)
+
+
+def test_real_shapes(tmp_path):
+    file = REAL / "pcl-clouds" / "clouds.npz"
+    if not file.is_file():
+        pytest.skip("DYNADAPT_DATA has no pcl-clouds")
+    with np.load(file) as arrays:
+        for key in (key for key in arrays if key.startswith("ism_")):
+            _, split, name = key.split("_")
+            (tmp_path / split / name).mkdir(parents=True)
+            form = "binary_compressed" if split == "test" else "binary"
+            layouts.pcd(tmp_path / split / name / f"{name}.pcd", arrays[key], form)
+    source = cloud_folder.source("train+test", str(tmp_path))
+    assert source.info.classes == ("cat", "horse", "lioness", "michael", "wolf")
+    assert len(source) == 10
+    for x in (source[i] for i in range(10)):
+        assert len(np.unique(x["points"], axis=0)) == 1024
+        lengths = np.linalg.norm(x["points"], axis=1)
+        assert 0.8 < lengths.max() <= 1 + 1e-6 and lengths.mean() > 0.3
