@@ -83,6 +83,7 @@ class Pipeline:
         out = dict(example) | {"image": image}
         size = image.shape[:2]
         _check_sizes(out, fields, size, name)
+        out |= {n: np.array(size, np.int32) for n, f in fields.items() if f.kind == "extent"}
         whole = frames.identity(size)
         for step in self._steps:
             if step.geometric:
@@ -93,8 +94,7 @@ class Pipeline:
                 whole = frames.compose(whole, frame)
             else:
                 out["image"] = step(out["image"], rng)
-        reach = {n: frames.extent(whole, size) for n, f in fields.items() if f.kind == "extent"}
-        return out | reach | {"frame": whole, "size": size}
+        return out | {"frame": whole, "size": size}
 
     def size(self, given: tuple[int, ...] = ()) -> Size | None:
         """(h, w) that an image of the `given` size gets, or that any gets for (); None where it

@@ -48,7 +48,7 @@ def example():
     [
         (frames.identity((H, W)), [H, W]),
         (frames.window(0, 0, H, W, (7, 13)), [7, 13]),
-        (frames.compose(frames.window(0, 0, H, W, (7, 13)), geometric.pad((7, 13), 16)), [7, 13]),
+        (geometric.pad((H, W), 16), [H, W]),
         (frames.window(2, 3, 10, 10, (10, 10)), [4, 5]),  # a crop that leaves the picture
         (frames.window(1, 1, 2, 2, (4, 4)), [4, 4]),
         (Frame(np.array([[-1.0, 0, 8], [0, 1, 0]]), (16, 16)), [6, 8]),
@@ -56,7 +56,7 @@ def example():
     ],
 )
 def test_the_extent_is_what_the_picture_reaches_of_its_canvas(frame, wanted):
-    found = frames.extent(frame, (H, W))
+    found = frames.warp(np.array([H, W], np.int32), Field("extent"), frame)
     assert found.dtype == np.int32 and found.tolist() == wanted
 
 
@@ -67,6 +67,14 @@ def test_the_extent_of_a_letterbox_is_whole_pixels(size):
     found = change({"image": image}, fields={**transforms.IMAGE, "extent": Field("extent")})
     h, w = found["extent"].tolist()
     assert (found["image"][:h, :w] == 255).all() and found["image"].sum() == h * w * 3 * 255
+
+
+def test_what_was_cut_off_stays_out_of_the_extent():
+    change = transforms.pipeline("resize(32)|center_crop(20)|pad(24)")
+    fields = {**transforms.IMAGE, "extent": Field("extent")}
+    found = change({"image": np.full((40, 40, 3), 9, np.uint8)}, fields=fields)
+    assert found["extent"].tolist() == [20, 20]
+    assert "extent" not in change({"image": found["image"]})
 
 
 def quarter(size):

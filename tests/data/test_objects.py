@@ -81,7 +81,7 @@ def test_a_map_has_the_objects_of_its_numbers():
 
 def test_fields_say_what_there_is():
     found = objects.fields(("a", "b"), 9, ids=(3, 90))
-    assert list(found) == ["image", "boxes", "box_classes"]
+    assert list(found) == ["image", "boxes", "box_classes", "extent"]
     assert found["box_classes"].ids == (3, 90) and found["box_classes"].fill == -1
     more = objects.fields(("a",), 9, size=(4, 5), masks=True)
     assert more["instances"].size == (4, 5) and more["box_ids"].most == more["boxes"].most == 9
