@@ -76,16 +76,15 @@ def boxed(image, boxes, names=None, colours=(RED,)):
 @pytest.mark.parametrize("colour", [RED, NAVY, (255, 255, 120)])
 @pytest.mark.parametrize("ground", [0, 255, 128])
 def test_lines_show_on_any_ground(ground, colour):
-    """Across each side of the box stand the colour and another that is far from it."""
+    """Across each side of the box stand the colour and, on both sides of it, its contrary."""
     found = boxed(plain(300, 300, ground), [(50, 60, 200, 220)], colours=[colour])
     assert found.shape == (300, 300, 3) and found.dtype == np.uint8
-    for across in (
-        *(found[140, 45:56], found[140, 195:206]),
-        *(found[55:66, 120], found[215:226, 120]),
-    ):
-        assert (across == colour).all(1).any()
-        there = across.astype(int).mean(1)
-        assert there.max() - there.min() > 80
+    row, column = found[140], found[:, 120]
+    for across in (row[45:56], row[195:206], column[55:66], column[215:226]):
+        (at,) = np.nonzero((across == colour).all(1))
+        assert at.tolist() == [at[0], at[0] + 1]
+        contrary = 255 if np.mean(colour) < 127 else 0
+        assert (across[[at[0] - 1, at[1] + 1]] == contrary).all()
     inside = found[70:210, 60:190]
     assert (inside == ground).all()
 

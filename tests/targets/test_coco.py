@@ -123,12 +123,10 @@ def test_rows_have_one_shape(images):
 
 def test_processes_together_are_one(images):
     """Whatever process and batch had an image, its rows go to its place."""
-    rows = stacked(images)
-    count = len(images)
-    index = np.arange(count).reshape(-1, 4).T.ravel()  # four processes, in turn
+    rows = {k: np.concatenate([v] * 3) for k, v in stacked(images).items()}
+    index = np.arange(24).reshape(3, 8).T  # eight processes, which take images in turn
+    index = np.append(index, np.full((8, 1), -1), axis=1).ravel()  # and pad their last batch
     gathered = {k: v[index] for k, v in rows.items()}
-    gathered = {k: np.concatenate([v, v[:3]]) for k, v in gathered.items()}  # padding
-    index = np.concatenate([index, [-1] * 3])
     ordered = evaluate.in_order(gathered, index, (index >= 0).astype(np.float32))
     assert coco.summary(ordered, CLASSES) == coco.summary(rows, CLASSES)
 
