@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +90,11 @@ def test_equal_objects_go_to_the_first(assign):
     assert set(found.tolist()) == {-1, 1}
 
 
+@functools.partial(jax.jit, static_argnames=("least", "threshold", "most"))
+def answer(outputs, valid, extent, **given):
+    return atss.detections(outputs, LEVELS, valid, extent, **given)
+
+
 def test_centerness():
     box = jnp.asarray([[0.0, 0, 8, 8]] * 3)
     anchor = jnp.asarray([[3.0, 3, 5, 5], [1, 3, 3, 5], [1, 1, 3, 3]])
@@ -123,14 +130,21 @@ def test_boxes_that_are_right_lose_nothing_and_are_found(assign):
     split = np.cumsum([len(level) for level in LEVELS])[:-1]
     parts = list(zip(*(np.split(x, split) for x in outputs), strict=True))
     given = dict(least=0.05, threshold=0.6, most=8)
-    answers = atss.detections(parts, LEVELS, valid, jnp.asarray([32, 40]), **given)
+    answers = jax.device_get(answer(parts, valid, jnp.asarray([32, 40]), **given))
     learned = sorted({int(n) for n in owner if n >= 0})
-    some = np.asarray(answers["classes"]) >= 0
-    assert some.sum() == len(learned) and not np.asarray(answers["scores"])[~some].any()
+    some = answers["classes"] >= 0
+    assert some.sum() == len(learned) and not answers["scores"][~some].any()
     order = [int(np.abs(boxes[learned] - box).sum(1).argmin()) for box in answers["boxes"][some]]
     assert sorted(order) == list(range(len(learned)))
     np.testing.assert_allclose(answers["boxes"][some], boxes[learned][order], atol=1e-3)
     assert answers["classes"][some].tolist() == classes[learned][order].tolist()
+
+
+@jax.jit
+@functools.partial(jax.grad, has_aux=True)
+def slope(outputs, valid, owner, boxes, classes):
+    found = atss.losses(outputs, EVERY, valid, owner, boxes, classes)
+    return sum(found[k].sum() for k in ("class", "box", "centre")), found
 
 
 @pytest.mark.parametrize("value", [0.0, 80.0, -80.0, 1e6])
@@ -140,11 +154,7 @@ def test_losses_and_slopes_of_any_outputs_are_finite(assign, value):
     owner = assign(valid, boxes, there)
     outputs = tuple(jnp.full(s, value) for s in ((len(EVERY), 3), (len(EVERY), 4), len(EVERY)))
 
-    def total(outputs):
-        found = atss.losses(outputs, EVERY, valid, owner, boxes, classes)
-        return sum(found[k].sum() for k in ("class", "box", "centre")), found
-
-    slopes, found = jax.grad(total, has_aux=True)(outputs)
+    slopes, found = slope(outputs, valid, owner, boxes, classes)
     for x in jax.tree.leaves((slopes, found)):
         assert np.isfinite(x).all()
     learns = np.asarray(owner) >= 0
@@ -161,11 +171,8 @@ def test_answers_lie_in_the_picture_and_not_beside_it():
     ]
     valid = atss.valid(SIZES, STRIDES, extent)
     given = dict(least=0.05, threshold=0.6, most=60)
-    found = jax.jit(lambda e: atss.detections(outputs, LEVELS, valid, e, **given))(extent)
-    some = np.asarray(found["classes"]) >= 0
-    boxes = np.asarray(found["boxes"])
+    found = jax.device_get(answer(outputs, valid, extent, **given))
+    some, boxes = found["classes"] >= 0, found["boxes"]
     assert 10 < some.sum() and boxes[:, [0, 2]].max() == 24 and boxes[:, [1, 3]].max() == 16
     assert boxes.min() == 0 and not boxes[~some].any()
-    np.testing.assert_allclose(
-        np.asarray(found["scores"])[some], 0.5 / (1 + np.exp(-3.0)), rtol=1e-5
-    )
+    np.testing.assert_allclose(found["scores"][some], 0.5 / (1 + np.exp(-3.0)), rtol=1e-5)
