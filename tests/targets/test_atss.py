@@ -7,6 +7,7 @@ import pytest
 
 from dynadapt.targets import atss
 from dynadapt.targets.boxes import anchors, centres, decode, iou
+from tests.anchored import truthful
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -101,25 +102,12 @@ def test_centerness():
     np.testing.assert_allclose(atss.centerness(anchor, box), [1, (1 / 3) ** 0.5, 1 / 3], rtol=1e-6)
 
 
-def outputs_of(owner, boxes, classes, sure=12.0):
-    """What a head says that knows the truth."""
-    some = owner >= 0
-    target = np.where(some[:, None], boxes[owner], EVERY)
-    logits = np.full((len(EVERY), 3), -sure, np.float32)
-    logits[some, classes[owner[some]]] = sure
-    sides = EVERY[:, 2:] - EVERY[:, :2]
-    shift = (centres(target) - centres(EVERY)) / sides / 0.1
-    grow = np.log((target[:, 2:] - target[:, :2]) / sides) / 0.2
-    deltas = np.concatenate([shift, grow], 1).astype(np.float32)
-    return logits, deltas, np.full(len(EVERY), sure, np.float32)
-
-
 def test_boxes_that_are_right_lose_nothing_and_are_found(assign):
     valid = np.ones(len(EVERY), bool)
     boxes, classes, there = drawn(3)
     boxes = boxes.clip(0, [40, 32, 40, 32])
     owner = np.asarray(assign(valid, boxes, there))
-    outputs = outputs_of(owner, boxes, classes)
+    outputs = truthful(EVERY, owner, boxes, classes, 3)
     np.testing.assert_allclose(decode(EVERY, outputs[1])[owner >= 0], boxes[owner[owner >= 0]],
                                atol=1e-4)  # fmt: skip
     found = atss.losses(outputs, EVERY, valid, owner, boxes, classes)
