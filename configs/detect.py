@@ -27,6 +27,8 @@ def get_config(arg=None):
     if recipe == "coco":
         return coco(c)
     c = SEGMENT["small"](c, scale=0.3)
+    if "levels" in c.backbone:  # the neck takes the last map alone
+        c.backbone.levels = ()
     if c.data.name != "scenes":  # boxes keep their proportions
         c.input.train = "resize_within({size},{size})|flip|pad({size})"
         c.input.eval = "resize_within({size},{size})|pad({size})"
