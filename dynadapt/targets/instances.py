@@ -18,7 +18,7 @@ INSIDE = 0.5  # probability from which a pixel is the mask's
 LEAST = 0.05  # score that is left of an instance
 
 
-class Instances(NamedTuple):
+class Found(NamedTuple):
     """The instances of an image, k, best first.
 
     Attributes:
@@ -54,7 +54,7 @@ def drawn(cells: Cells, level: int, at: Array) -> Array:
 
 def instances(
     cells: Cells, strides: tuple[float, ...], *, candidates: int = 500, most: int = 100
-) -> Instances:
+) -> Found:
     """The instances of an image: the best classes of cells, suppressed by matrix NMS.
 
     Only masks of candidates are drawn. Those that are smaller than a level's stride, in pixels of
@@ -87,4 +87,4 @@ def instances(
     left = nms.matrix(inside, jnp.where(area > least, best * sure, 0.0), kind)
     found, order = jax.lax.top_k(jnp.where(left >= LEAST, left, 0.0), min(most, left.size))
     kind = jnp.where(found > 0, kind[order], -1).astype(jnp.int32)
-    return Instances(masks[order], found, kind, missed)
+    return Found(masks[order], found, kind, missed)

@@ -16,7 +16,7 @@ from dynadapt.heads.necks import neck
 from dynadapt.heads.pyramid import has_strides
 from dynadapt.heads.solo import EACH, SOLO, Cells, effective, mask_logits
 from dynadapt.targets import coco, solo
-from dynadapt.targets.instances import INSIDE, instances
+from dynadapt.targets.instances import INSIDE, Found, instances
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -156,7 +156,7 @@ class Task:
         }
         return (MASKS * masks + classes) * there.sum(), there.sum(), logs
 
-    def _instances(self, outputs: Cells) -> Any:
+    def _instances(self, outputs: Cells) -> Found:
         how = dict(candidates=self.candidates, most=self.best)
         strides = effective(self.strides)
         return jax.vmap(lambda one: instances(one, strides, **how), (EACH,))(outputs)
