@@ -193,8 +193,9 @@ def _pictures(
         number = row.get("id", f"number {position}")
         where = f"the annotation {number!r:.40} of {file}"
         picture = found.get(_whole(row, "image_id", where))
-        said[TWICE] += isinstance(number, int) and number in known
-        known.add(number if isinstance(number, int) else None)
+        if isinstance(number, int):
+            said[TWICE] += number in known
+            known.add(number)
         if picture is None:
             said[STRANGE] += 1
             continue

@@ -254,6 +254,15 @@ def test_objects_without_an_outline_are_no_targets_where_outlines_are_asked_for(
     assert any("1 objects have no outline; they are neither" in text for text in said)
 
 
+def test_masks_of_another_size_are_named(tmp_path):
+    pytest.importorskip("pycocotools")
+    turned = {"size": [layouts.W, layouts.H], "counts": [9]}
+    path = changed(tmp_path, row("annotations", 1, segmentation=turned))
+    with pytest.raises(DataError, match=r"annotation 12 of .* has a mask of size \[16, 12\]"):
+        coco.source("train2017", path=path, masks=True)
+    assert len(coco.source("train2017", path=path)) == 3
+
+
 def test_an_image_of_another_size_is_named(tmp_path):
     root = layouts.coco(tmp_path)
     layouts.write(root / "val2017" / "000000000025.jpg", layouts.picture(1, (9, 16)))
