@@ -24,6 +24,8 @@ SIDE = 1024  # pixels of COCO's canvas, or as many as patches fill
 def get_config(arg=None):
     """Arguments: as of configs/segment.py, but for recipe, one of RECIPES, and data with boxes."""
     c, recipe = SEGMENT["chosen"](arg, "detection", RECIPES, own="coco", field="boxes")
+    if c.data.name == "voc":  # the annotations of VOC2012's test split are not public
+        c.task.metric, c.input.eval_split = "voc", "val"
     if recipe == "coco":
         return coco(c)
     c = SEGMENT["small"](c, scale=0.3)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynadapt import files
+from dynadapt import config, files, inputs, model, optim, step, tasks, tree
 from dynadapt.data import Info, frames, objects
 from dynadapt.data.objects import Object
 from dynadapt.errors import ConfigError, UnknownName
@@ -293,11 +293,33 @@ def test_what_coco_needs_is_said_before_anything_is_made(monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_step_in_parts_is_that_of_the_whole_batch():
+    """Counts of the whole batch divide the loss, however the backbone sees it."""
+    found = []
+    for parts in (1, 4):
+        c = tiny_detector.get_config()
+        c.optim.update(dict(name="sgd", lr=1.0, warmup=0.0, clip_norm=0.0, accumulate=parts))
+        c = config.resolve(c)
+        split = inputs.open_split(c, "train")
+        made = tasks.from_config(c.task, split.source.info)
+        graph, *leaves = model.split(model.build(c, made, split.spec), c)
+        train, stats, frozen = leaves
+        tx = optim.make(c.optim, 10, train, model.layers(c))
+        state = step.initial_state(train, stats, tx, c)
+        batch = next(inputs.train_batches(c, split))
+        run = step.make_step(graph, made, tx, c)
+        state, _ = run(state, frozen, batch, jax.random.key(0))
+        found.append(tree.leaves(state["train"]))
+    for path, value in found[0].items():
+        np.testing.assert_allclose(found[1][path], value, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.slow
 def test_a_few_scenes_are_learned_by_heart(tmp_path):
-    config = f"--config={tiny_detector.__file__}:80"
-    assert main(["train", config, f"--workdir={tmp_path}"]) == 0
+    given = f"--config={tiny_detector.__file__}:80"
+    assert main(["train", given, f"--workdir={tmp_path}"]) == 0
     result = files.read_json(tmp_path / "result.json")
     assert result["headline"] == "ap" and result["ap50"] >= 90
-    written = files.read_json(tmp_path / "predictions" / "detections.json")
+    written = json.loads((tmp_path / "predictions" / "detections.json").read_text())
     assert {r["image_id"] for r in written} == set(range(8))
     assert (tmp_path / "predictions" / "pictures.png").is_file()
