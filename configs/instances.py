@@ -36,6 +36,8 @@ def get_config(arg=None):
 def small(c):
     """400 steps of 16 images; levels, grids and ranges are for 64 pixels."""
     c = SEGMENT["small"](c, scale=0.3)
+    if "levels" in c.backbone:  # the neck takes the last map alone
+        c.backbone.levels = ()
     if c.data.name != "scenes":  # objects keep their proportions
         c.input.train = "resize_within({size},{size})|flip|pad({size})"
         c.input.eval = "resize_within({size},{size})|pad({size})"

@@ -1,11 +1,16 @@
+import json
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from PIL import Image
 
-from dynadapt import backbones, config, inputs, model, tasks, tree
+from dynadapt import backbones, config, files, inputs, model, sharding, tasks, tree
 from dynadapt.commands.config_file import read_config
 from dynadapt.context import Context
 from dynadapt.data import Info, frames, loader, outlines
@@ -15,9 +20,10 @@ from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.heads.solo import Cells
 from dynadapt.layers import SameKey
 from dynadapt.layers.resample import resize
+from dynadapt.main import main
 from dynadapt.targets import solo
 from dynadapt.tasks.instances import MASKS, Task, _whole
-from tests import dense_heads, devices
+from tests import dense_heads, devices, tiny_instances
 
 STEPS = 200  # of the slow test
 pytestmark = pytest.mark.usefixtures("fast_compiling")
@@ -80,15 +86,15 @@ def like(dim, size, stride):
     return backbones.Features(given.maps, given.tokens, strides=(stride,))
 
 
-def outputs(seed=0, d=3):
+def outputs(seed=0, d=3, b=B):
     rng = np.random.default_rng(seed)
 
     def drawn(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     return Cells(
-        tuple(drawn(B, g, g, len(CLASSES)) for g in GRIDS),
-        tuple(drawn(B, 8, 8, d) for _ in GRIDS),
+        tuple(drawn(b, g, g, len(CLASSES)) for g in GRIDS),
+        tuple(drawn(b, 8, 8, d) for _ in GRIDS),
         tuple(drawn(d, g * g) for g in GRIDS),
         tuple(drawn(g * g) for g in GRIDS),
     )
@@ -359,6 +365,66 @@ def test_bad_data():
         Task(info(()), **HOW)
     with pytest.raises(UnknownName, match="vitdet"):
         task(neck="vitdt").head(like(8, (4, 4), 4), rngs=SameKey())
+
+
+def apart():
+    """Losses, logs and slopes of a batch on one device, and of the same one on eight."""
+    given, made = outputs(b=8), task(positives=2)
+    parts = [batch_of(*counts) for counts in ((3, 0, 2), (1, 4, 0), (2, 2, 0))]
+    batch = {k: np.concatenate([p[k] for p in parts])[:8] for k in parts[0]}
+    batch["mask"][5] = 0
+
+    def mean(given, batch):
+        total, weight, logs = made.loss(given, batch)
+        return total / weight, logs
+
+    run, found = jax.jit(jax.value_and_grad(mean, has_aux=True)), []
+    for devices_used in (jax.devices()[:1], jax.devices()):
+        mesh = sharding.make_mesh(devices=devices_used)
+        whole = sharding.put_whole(given[2:], sharding.replicated(given[2:], mesh))
+        with jax.set_mesh(mesh):
+            cut, placed = inputs.place((given[:2], batch), mesh)
+            (loss, logs), slopes = run(Cells(*cut, *whole), placed)
+        kernels, features = (
+            np.asarray(x[0]).ravel().tolist() for x in (slopes.kernels, slopes.features)
+        )
+        values = [float(loss), *(float(logs[k]) for k in sorted(logs))]
+        found.append({"values": values, "kernels": kernels, "features": features})
+    return [len(jax.devices()), *found]
+
+
+@pytest.mark.slow
+def test_counts_are_those_of_the_batch_on_eight_devices():
+    code = "import json; from tests.tasks import test_instances as t; print(json.dumps(t.apart()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=devices.eight(), cwd=devices.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, one, eight = json.loads(done.stdout)
+    assert count == 8 and one["values"][1] > 0
+    for name, wanted in one.items():
+        np.testing.assert_allclose(eight[name], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_results_and_answers_new_images(tmp_path):
+    work = tmp_path / "run"
+    assert main(["train", f"--config={tiny_instances.__file__}", f"--workdir={work}"]) == 0
+    result = files.read_json(work / "result.json")
+    assert result["headline"] == "ap" and result["examples"] == 10
+    written = json.loads((work / "predictions" / "instances.json").read_text())
+    assert written and {r["image_id"] for r in written} <= set(range(10))
+    assert (work / "predictions" / "pictures.png").is_file()
+    image = Image.fromarray(np.full((50, 90, 3), 120, np.uint8))
+    (tmp_path / "new").mkdir()
+    image.save(tmp_path / "new" / "a.png")
+    out = tmp_path / "out"
+    given = [f"--workdir={work}", f"--images={tmp_path / 'new'}", f"--out={out}", "--pictures"]
+    assert main(["predict", *given]) == 0
+    answers = json.loads((out / "instances.json").read_text())
+    assert all(r["segmentation"]["size"] == [50, 90] for r in answers)
+    assert (out / "pictures" / "a.png").is_file()
 
 
 @pytest.mark.slow
