@@ -79,6 +79,8 @@ def test_an_object_that_several_cells_draw_is_answered_once():
     answer = found(cells_of(twice))
     scores = dict(zip(answer.classes.tolist(), answer.scores.tolist(), strict=True))
     assert answer.classes[:4].tolist() == [1, 2, 2, 0]  # of another class it is kept
+    wanted = ANSWERS[1][-1].repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(np.asarray(answer.masks)[3] > 0.5, wanted)
     left = [s for s, c in zip(answer.scores, answer.classes, strict=True) if c == 1]
     assert len(left) == 2 and left[1] == pytest.approx(0.7 * np.exp(-2), abs=2e-2)
     assert scores[0] == pytest.approx(0.6, abs=2e-2)
