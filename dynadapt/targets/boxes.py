@@ -22,13 +22,14 @@ def area(boxes: Array) -> Array:
 
 def _shared(one: Array, other: Array) -> tuple[Array, Array]:
     """Areas of the intersection and of the union of boxes `... 4`."""
-    corner, opposite = (
-        jnp.maximum(one[..., :2], other[..., :2]),
-        jnp.minimum(one[..., 2:], other[..., 2:]),
-    )
-    sides = jnp.maximum(opposite - corner, 0.0)
-    both = sides[..., 0] * sides[..., 1]
+    both = _spanned(jnp.maximum(one, other)[..., :2], jnp.minimum(one, other)[..., 2:])
     return both, jnp.maximum(area(one) + area(other) - both, TINY)
+
+
+def _spanned(low: Array, high: Array) -> Array:
+    """Areas between two corners `... 2`; 0 where they span none."""
+    sides = jnp.maximum(high - low, 0.0)
+    return sides[..., 0] * sides[..., 1]
 
 
 def iou(one: Array, other: Array) -> Array:
@@ -43,12 +44,8 @@ def giou(one: Array, other: Array) -> Array:
     It takes off the part of the box around both that neither covers, so boxes apart have a slope.
     """
     both, union = _shared(one, other)
-    corner, opposite = (
-        jnp.minimum(one[..., :2], other[..., :2]),
-        jnp.maximum(one[..., 2:], other[..., 2:]),
-    )
-    sides = jnp.maximum(opposite - corner, 0.0)
-    around = jnp.maximum(sides[..., 0] * sides[..., 1], TINY)
+    around = _spanned(jnp.minimum(one, other)[..., :2], jnp.maximum(one, other)[..., 2:])
+    around = jnp.maximum(around, TINY)
     return both / union - (around - union) / around
 
 

@@ -21,7 +21,7 @@ Batch = dict[str, Array]
 
 METRICS = {"coco": "ap", "voc": "voc_ap50"}  # and their headlines
 PADDED = 32  # pixels: anchors learn up to the next multiple of it beyond the picture
-SHOWN = 0.3  # scores from which answers are drawn
+SHOWN = 0.3  # scores beyond which answers are drawn and counted
 NAMED = 10  # answers that a line of the table has
 
 
@@ -169,11 +169,13 @@ class Task:
     def record(
         self, answer: dict[str, np.ndarray], example: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """File, how many objects, and the best by class and score; results in COCO's format."""
+        """File, how many objects are rather sure, and the best by class and score; results in
+        COCO's format."""
         found = self.restored(answer, example)
         names = self._names(found, 0.0, digits=4)
         image = example.get("stored", {}).get("image_id", example["name"])
-        values = {"file": example["name"], "objects": len(names), "best": "; ".join(names[:NAMED])}
+        sure = int((found["scores"] > SHOWN).sum())
+        values = {"file": example["name"], "objects": sure, "best": "; ".join(names[:NAMED])}
         return values | {"results": coco.results(found, image, self.field.ids)}, {}
 
     def _names(self, found: dict[str, Any], least: float, digits: int) -> list[str]:
