@@ -161,5 +161,8 @@ def test_what_looks_several_times_is_trained_evaluated_and_diagnosed(tmp_path, c
     spec = f"{configs_dense.__file__}:task=segment"
     given = ("--config.task.window=8", "--config.task.original=True", "--config.optim.steps=3")
     assert main(["train", f"--config={spec}", f"--workdir={tmp_path}/run", *given]) == 0
-    assert main(["diagnose", f"--workdir={tmp_path}/run"]) == 0
-    assert "made from inputs" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["diagnose", f"--workdir={tmp_path}/run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    evaluated = files.read_json(tmp_path / "run" / "result.json")["miou"]
+    assert result["made"] and result["score"] == pytest.approx(evaluated, rel=1e-4)
