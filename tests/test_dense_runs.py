@@ -20,6 +20,7 @@ from tests.configs_dense import SIDE
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
 CONFIGS = {task: f"{devices.ROOT}/configs/{task}.py" for task in ("segment", "depth")}
+OTHERS = ("depth", "detect", "instances")
 HEADLINES = {"segment": "miou", "depth": "abs_rel"}
 
 
@@ -105,8 +106,8 @@ def test_new_photographs_of_any_size_get_maps_of_their_size(run, tmp_path):
 
 @pytest.mark.parametrize(
     "task",
-    # the same network, and one whose head has no batch norm
-    ["segment", *(pytest.param(t, marks=pytest.mark.exhaustive) for t in ("depth", "detect"))],
+    # the same network, and two whose heads have no batch norm
+    ["segment", *(pytest.param(t, marks=pytest.mark.exhaustive) for t in OTHERS)],
 )
 @pytest.mark.parametrize("method", adapters.names())
 def test_every_method_runs_on_the_task_or_says_why_not(task, method):
@@ -123,7 +124,7 @@ def test_every_method_runs_on_the_task_or_says_why_not(task, method):
         assert method == "dapt", error
         return
     parts = model.split(network, c)
-    assert bool(nnx.to_pure_dict(parts.stats)) == (task != "detect")  # of batch norms
+    assert bool(nnx.to_pure_dict(parts.stats)) == (task in CONFIGS)  # of batch norms
 
 
 @pytest.mark.slow
@@ -145,7 +146,8 @@ def test_figures_and_diagnosis_of_maps(run, tmp_path, capsys):
     ("task", "arg", "split"),
     [("segment", "recipe=ade20k", "val"), ("segment", "data=voc_segmentation", "val"),
      ("segment", "recipe=ade20k,data=blank", "test"), ("depth", "recipe=nyu", "test"),
-     ("detect", "recipe=coco", "val2017"), ("detect", "path=/data,data=voc", "val")],
+     ("detect", "recipe=coco", "val2017"), ("detect", "path=/data,data=voc", "val"),
+     ("instances", "recipe=coco", "val2017"), ("instances", "path=/data", "test")],
 )  # fmt: skip
 def test_recipes_evaluate_on_a_split_that_is_there(task, arg, split):
     c = read_config(f"{devices.ROOT}/configs/{task}.py", arg)

@@ -21,13 +21,20 @@ from dynadapt.backbones.point_mae import group
 from dynadapt.context import Context
 from dynadapt.weights import published
 from tests.oracles import FOLDER, Check, cases, named
-from tests.task_cases import average_precision, dense_heads, detection, detection_losses, metrics
+from tests.task_cases import (
+    average_precision,
+    dense_heads,
+    detection,
+    detection_losses,
+    instances,
+    metrics,
+)
 
 # Cases of families and methods that are not built yet; the list only shrinks.
 NOT_YET = (
     *("tadformer_dynamic_filter", "tadformer_dynamic_filter_reinterpreted_skip"),
     "tadformer_static_filter",
-    *("multitask_meters", "solo_head"),
+    "multitask_meters",
 )
 # Root of the mean squared deviation in bfloat16, over the output's standard deviation.
 BFLOAT16 = 3e-2
@@ -43,10 +50,11 @@ pytestmark = pytest.mark.usefixtures("fast_compiling")
 BACKBONES = of_kind("backbone")
 METHODS = of_kind("peft")
 MODULES = of_kind("peft_module")
+RUNNERS = average_precision, dense_heads, detection, detection_losses, instances, metrics
 TASKS = {
     folder: runner
     for folder in of_kind("task")
-    for runner in (average_precision, dense_heads, detection, detection_losses, metrics)
+    for runner in RUNNERS
     if runner.knows(json.loads((folder / "meta.json").read_text()))
 }
 

@@ -29,10 +29,19 @@ INFO = Info(
         "depth": Field("values", size=(SIDE, SIDE)),
         "boxes": Field("boxes", most=2),
         "box_classes": Field("rows", fill=-1, classes=("a", "b", "c"), most=2),
+        "instances": Field("masks", size=(SIDE, SIDE)),
+        "box_ids": Field("rows", most=2),
     },
     {},
     "",
 )
+# What makes tasks smaller than their own settings do.
+SMALL = {
+    "instances": dict(
+        **dict(channels=8, depth=1, strides=(2.0, 4.0), grids=(3, 2)),
+        ranges=((0.0, 8.0), (4.0, 16.0)),
+    )
+}
 PARAMETERS = {
     "head": ("like", "rngs"),
     "prepare": ("batch", "key", "train"),
@@ -55,7 +64,7 @@ every_task = pytest.mark.parametrize("name", [*tasks.names(), "toy"])
 
 
 def made(name):
-    return tasks.from_config(dict(name=name), INFO)
+    return tasks.from_config(dict(name=name, **SMALL.get(name, {})), INFO)
 
 
 @every_task
