@@ -702,7 +702,7 @@ COUNTED = [
 def test_exact_parameter_counts(variant, name, given, count):
     backbone = networks.adapted(variant, name, given)
     network = model.Model(backbone, nnx.eval_shape(lambda: nnx.Linear(1, 1, rngs=SameKey())))
-    filters = adapters.trainable(adapters.trains(name))
+    filters = adapters.trainable(adapters.trains(name, **given))
     _, train, frozen, _ = nnx.split(network, filters, nnx.Param, ...)
     counted = workdir.counts(train, frozen)
     assert counted["trained"] == count

@@ -113,15 +113,16 @@ class WindowAttention(Attention):
 
     def cut(self, x: Array, ctx: Context) -> Pieces:
         """The tokens in windows, each a piece."""
-        side, shift = self.windows(ctx.grid)
-        x, grid = self.split_windows(x.reshape(len(x), *ctx.grid, -1), side, shift)
+        b, (side, shift) = len(x), self.windows(ctx.grid)
+        x, grid = self.split_windows(x.reshape(b, *ctx.grid, -1), side, shift)
         mask = windows.shift_mask(grid, side, shift) if shift else None
 
         def back(y: Array) -> Array:
             y = self.merge_windows(y, side, shift, grid, ctx.grid)
             return y.reshape(len(y), -1, y.shape[-1])
 
-        return Pieces(x, ctx.replace(grid=(side, side)), (self.bias(side), mask), back)
+        inside, pairs = ctx.replace(grid=(side, side)), (self.bias(side), mask)
+        return Pieces(x, len(x) // b, inside, pairs, back)
 
     def windows(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Side and shift of the windows on a map of this size."""

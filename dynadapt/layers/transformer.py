@@ -84,13 +84,15 @@ class Pieces(NamedTuple):
     """Tokens in pieces, within which they attend to each other.
 
     Attributes:
-        tokens: `b*m n d`, the m pieces of an image one after another.
+        tokens: `b*m n d`, the pieces of an image one after another.
+        count: m.
         ctx: what layers are told inside of a piece, with its grid.
         pairs: bias and mask of pairs of tokens, further arguments of `mix`; () for neither.
         back: brings tokens of all pieces, of any width, to where they came from, `b hw d`.
     """
 
     tokens: Array
+    count: int
     ctx: Context
     pairs: tuple[Any, ...]
     back: Callable[[Array], Array]
@@ -123,7 +125,7 @@ class Attention(Branch):
 
     def cut(self, x: Array, ctx: Context) -> Pieces:
         """The normed tokens `b n d` in pieces; here the whole sequence is one."""
-        return Pieces(x, ctx, (), lambda y: y)
+        return Pieces(x, 1, ctx, (), lambda y: y)
 
     def split(self, qkv: Array) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each `b n heads d/heads`, from `b n 3d`."""
