@@ -201,7 +201,7 @@ def attend(attn: Attention, prompts: Array, x: Array, ctx: Context) -> tuple[Pie
 
 def mean_of_pieces(y: Array, pieces: Pieces) -> Array:
     """Prompts `b*m p d` of all pieces of an image: `b p d`."""
-    return y.reshape(-1, pieces.count, *y.shape[1:]).mean(1)
+    return y.reshape(len(y) // pieces.count, pieces.count, *y.shape[1:]).mean(1)
 
 
 def weighted(f: Array, weights: Array) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynadapt import adapters, backbones, files, heads, model, tree
+from dynadapt import adapters, backbones, files, model, tree
 from dynadapt.attach import Chain, attach
 from dynadapt.context import Context
 from dynadapt.heads import hrnet, several
@@ -72,7 +72,8 @@ def place(name, tasks):
         if found:
             *groups, last = (*found.groups(), "") if not kinds else found.groups()
             groups = (*groups, kinds.get(last, last))
-            path = re.sub(r"\\(\d)", lambda m: groups[int(m[1]) - 1], path)
+            for number, group in enumerate(groups, 1):
+                path = path.replace(f"\\{number}", group)
             path, _, part = path.removesuffix("]").partition("[")
             part = ... if not part else int(part) if part.isdigit() else tasks.index(part)
             return ("backbone/" if inside else "head/heads/") + path, part
