@@ -201,7 +201,9 @@ def test_all_that_trains_gets_a_gradient(method):
         assert quiet == tree.matches(SILENT[method], path), path
 
 
-@every_method
+@pytest.mark.parametrize(
+    "method", [pytest.param("mtlora", marks=pytest.mark.exhaustive), "tadformer"]
+)
 @pytest.mark.slow
 def test_gradients_do_not_depend_on_the_form(method):
     value, _, found = slopes(method, scan=True, remat=True)
