@@ -25,7 +25,7 @@ SIDES = {"swin": 12, "vit": 8}
 
 
 def backbone(family, method, tasks=TASKS, sizes=None, **given):
-    """With random values everywhere."""
+    """With random values everywhere; increments are smaller than what they are added to."""
 
     def make(rngs):
         network = backbones.of(family, **SIZES[family] | (sizes or {}))(rngs)
@@ -34,7 +34,10 @@ def backbone(family, method, tasks=TASKS, sizes=None, **given):
         )
         return network
 
-    return randomised(make)
+    made = randomised(make)
+    state = nnx.state(made)
+    nnx.update(made, tree.map_leaves(lambda p, v: 0.1 * v if p.endswith("/b") else v, state))
+    return made
 
 
 def network(family, method, outputs=3, **given):
