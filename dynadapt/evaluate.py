@@ -85,9 +85,10 @@ def evaluate(
                     known = about[int(row["index"])]
                     for name, value in task.judge(answer, {**row, **known}).items():
                         rows[name][i] = value
-                    del known["stored"]  # as large as all labels of the split
                 if record is not None:
                     record(answer, row)
+                if judged:
+                    del known["stored"]  # as large as all labels of the split
         parts.append({**rows, **{f"batch/{k}": batch[k] for k in ("index", "mask")}})
     every = processes.gather_rows({k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
     every = in_order(every, every.pop("batch/index"), every.pop("batch/mask"))

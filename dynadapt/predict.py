@@ -2,6 +2,7 @@
 
 out/predictions.csv      one line an image, in the order of the images
 out/predictions.jsonl    the same records, one JSON document a line, written as they come
+out/<results>            where the task has such a file: the results of all images, a JSON list
 out/<name><suffix>       what the task writes of an image, such as a label map
 out/pictures/<name>.png  the image with its answer, where asked for
 """
@@ -10,7 +11,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dynadapt.data.decode import decode, is_image
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, DataError, MachineError
 from dynadapt.runs import claims, product
-from dynadapt.runs.predictions import TABLE, write_table
+from dynadapt.runs.predictions import TABLE, write_records
 from dynadapt.runs.stop import interruptible, stop_signal
 
 LOG = "predictions.jsonl"
@@ -35,12 +36,15 @@ TELL = 10.0  # seconds between lines of progress
 class Images:
     """A source over image files without labels; `name` is the path below `root`.
 
-    All are of `size` `(h, w)` where one is given, which a product without transforms asks for.
+    Of the `fields` that a product was trained on they have what a picture alone gives: all are of
+    one size where the product says so, and transforms tell how much of a canvas they fill.
     """
 
-    def __init__(self, root: Path, names: Sequence[str], size: tuple[int, ...] = ()):
+    def __init__(
+        self, root: Path, names: Sequence[str], fields: Mapping[str, Field] = transforms.IMAGE
+    ):
         self.root, self.names = root, names
-        fields = {"image": Field("pixels", size=size)}
+        fields = {k: field for k, field in fields.items() if field.kind in ("pixels", "extent")}
         self.info = Info("images", fields, {"images": len(names)}, "")
 
     def __len__(self) -> int:
@@ -129,8 +133,8 @@ def run(
         Log(out, trained.card["file_sha256"]) as log,
         stop_signal() as stop,
     ):
-        size = trained.adapter.info.fields["image"].size
-        left = Images(source.root, [n for n in source.names if n not in log.records], size)
+        missing = [name for name in source.names if name not in log.records]
+        left = Images(source.root, missing, trained.adapter.info.fields)
         if len(left):
             skipped = _answer(trained, left, log, batch, draw, stop)
         records = [log.records[name] for name in source.names if name in log.records]
@@ -138,7 +142,7 @@ def run(
         why = next(iter(skipped.values()))
         raise DataError(f"none of the {len(source)} images can be read: {why}")
     with files.writing(out):
-        write_table(out / TABLE, records)
+        write_records(out, trained.task, records)
     return {"records": records, "skipped": skipped}
 
 

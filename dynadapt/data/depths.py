@@ -86,6 +86,11 @@ def read(file: bytes, name: str, scale: float, eight_bit: bool = False) -> np.nd
     depth = values.astype(np.float32)
     if values.dtype.kind != "f":
         depth = depth / np.float32(scale)
+    return known(depth)
+
+
+def known(depth: np.ndarray) -> np.ndarray:
+    """Depth float32 with 0 where it is negative or not finite."""
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
 

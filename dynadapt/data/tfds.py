@@ -30,11 +30,11 @@ _CLASSES = ("pythonClassName", "python_class_name", "type")  # where features.js
 class Tfds:
     """A source over ArrayRecord files; images stay encoded, `name` is `split[position]`.
 
-    `read(example)` gives the image and the label of an example as TFDS stores it.
+    `read(example)` gives the fields of an example as TFDS stores it.
     """
 
     def __init__(
-        self, tables: Mapping[str, Any], rows: Sequence, info: Info, read: Callable[[dict], tuple]
+        self, tables: Mapping[str, Any], rows: Sequence, info: Info, read: Callable[[dict], dict]
     ):
         self.info = info
         self._tables, self._rows, self._read = tables, rows, read
@@ -46,15 +46,15 @@ class Tfds:
         split, position = self._rows[index]
         name = f"{split}[{position}]"
         try:
-            image, label = self._read(self._tables[split][position])
+            found = self._read(self._tables[split][position])
         except Exception as error:  # array_record raises no class of its own
             raise DataError(f"cannot read {name} of {self.info.name}: {error}") from error
-        classes = len(self.info.classes)
-        if not 0 <= label < classes:
+        label, classes = found.get("label", 0), len(self.info.classes)
+        if not 0 <= label < max(classes, 1):
             raise DataError(
                 f"{name} of {self.info.name} has label {label}, out of the range 0 to {classes - 1}"
             )
-        return {"image": image, "label": int(label), "name": name}
+        return {**found, "name": name}
 
 
 def source(
@@ -90,7 +90,7 @@ def source(
     rows = Rows(split, info.counts)  # a wrong split is refused before any file is opened
 
     def read(example):
-        return example[image_key], int(example[label_key])
+        return {"image": example[image_key], "label": int(example[label_key])}
 
     return Tfds(tables(made, split), rows, info, read)
 

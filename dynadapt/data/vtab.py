@@ -287,7 +287,7 @@ def _from_tfds(split: str, task: VtabTask, path: str) -> tfds.Tfds:
         image = example["image"]
         if task.scale != 1:
             image = decode.decode(image) * np.uint8(task.scale)
-        return image, task.label(example)
+        return {"image": image, "label": int(task.label(example))}
 
     return tfds.Tfds(tfds.tables(made, texts[split]), Rows(texts[split], counts), info, read)
 

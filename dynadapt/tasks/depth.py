@@ -38,6 +38,8 @@ class Task:
         variance: lambda of the scale-invariant loss.
         crop: part of the picture that is evaluated: "" for all, or "eigen" (of 480 x 640).
         flip: evaluate the mean of the answers to an image and to its mirror image.
+        original: evaluate in the pixels of the images as they are stored, instead of those that
+            the transforms give; on the host. Pixels that the transforms cut off don't count.
     """
 
     headline, better, needs = "abs_rel", "lower", ("depth",)
@@ -55,6 +57,7 @@ class Task:
         variance: float = 0.5,
         crop: str = "",
         flip: bool = False,
+        original: bool = False,
     ):
         if loss not in LOSSES:
             raise UnknownName("loss", loss, LOSSES)
@@ -68,6 +71,7 @@ class Task:
         self.given = dict(name=head, channels=channels, dropout=dropout)
         self.most, self.least, self.form, self.variance = most, least, loss, variance
         self.crop = CROPS[crop]
+        self.stored = ("depth",) if original else ()
         if flip:
             self.look = self._both_ways
         # A loss that is no sum over images is that of a whole batch.
@@ -113,18 +117,33 @@ class Task:
         """Sums over the pixels of each image, as of `targets.depths.sums`."""
         target = batch["depth"]
         size = target.shape[1:3]
-        valid = (target > self.least) & (target < self.most)
-        if self.crop:
-            wanted, rows, columns = self.crop
-            if size != wanted:
-                raise ConfigError(
-                    f"the Eigen crop is of {wanted[0]} x {wanted[1]} pixels, and input.eval gives "
-                    f"{size[0]} x {size[1]}; resize to that, or set task.crop to ''"
-                )
-            inside = np.zeros(size, bool)
-            inside[slice(*rows), slice(*columns)] = True
-            valid &= jnp.asarray(inside)[None]
+        # Where the host judges, what the transforms gave need not be of the crop's size.
+        valid = self._counted(target) if not self.stored else target > 0
         return sums(jnp.minimum(self._resized(outputs, size), self.most), target, valid)
+
+    def _counted(self, target: Array | np.ndarray) -> Array:
+        """Which pixels `b h w` an evaluation counts."""
+        valid, size = (target > self.least) & (target < self.most), target.shape[1:3]
+        if not self.crop:
+            return valid
+        wanted, rows, columns = self.crop
+        if size != wanted:
+            raise ConfigError(
+                f"the Eigen crop is of {wanted[0]} x {wanted[1]} pixels, and "
+                f"{'the stored image has' if self.stored else 'input.eval gives'} "
+                f"{size[0]} x {size[1]}; resize to that, or set task.crop to ''"
+            )
+        inside = np.zeros(size, bool)
+        inside[slice(*rows), slice(*columns)] = True
+        return valid & inside[None]
+
+    def judge(self, answer: dict[str, np.ndarray], example: dict[str, Any]) -> dict[str, Any]:
+        """The sums over one image, in its own pixels."""
+        target, found = (
+            x[None] for x in (example["stored"]["depth"], self.restored(answer, example))
+        )
+        valid = self._counted(target) & (found > 0)
+        return {k: v[0] for k, v in sums(found.clip(self.least, self.most), target, valid).items()}
 
     def value(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         """Nine errors as means over images, `pooled/` over all pixels; shares are in percent."""

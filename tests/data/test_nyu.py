@@ -1,10 +1,13 @@
 """Lists of images and depth maps, as NYU Depth v2 is prepared for training."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from dynadapt.data import loader, nyu, transforms
-from dynadapt.errors import DataError
+from dynadapt.errors import DataError, UnknownName
 from tests.data import layouts
 
 
@@ -60,3 +63,56 @@ def test_what_is_missing_is_said(tmp_path):
         nyu.source("train", path=str(tmp_path))
     with pytest.raises(DataError, match="no folder ''; put the images"):
         nyu.source("train")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """What TFDS's own builder writes, of other pictures: one for training, two for validation."""
+    import tensorflow_datasets
+
+    real = tensorflow_datasets.builder_cls("nyu_depth_v2")
+
+    def examples(count):
+        for i in range(count):
+            file = io.BytesIO()
+            Image.fromarray(np.full((480, 640, 3), 10 * i + count, np.uint8)).save(file, "PNG")
+            file.seek(0)
+            values = np.array([0, np.nan, -1, 2.5 + i], np.float16)
+            yield f"room_{i}", {"image": file, "depth": np.tile(values, (480, 160))}
+
+    body = {
+        "_split_generators": lambda self, manager: {
+            "train": examples(1),
+            "validation": examples(2),
+        },
+        "name": "nyu_depth_v2",
+        "pkg_dir_path": real.pkg_dir_path,
+        "url_infos": {},
+        "__module__": __name__,
+    }
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    with tensorflow_datasets.core.registered.skip_registration():
+        made = type("Builder", (real,), body)(data_dir=folder, file_format="array_record")
+        made.download_and_prepare()
+    return folder
+
+
+def test_as_tfds_prepares_it(prepared):
+    source = nyu.source("validation", prepared, form="tfds")
+    assert len(source) == 2 and source.info.counts == {"train": 1, "validation": 2}
+    values, about = loader.example(source, transforms.pipeline(""), 0, None)
+    assert about["name"] == "validation[0]"
+    assert values["image"].shape == (480, 640, 3) and values["depth"].dtype == np.float32
+    metres = {loader.example(source, transforms.pipeline(""), i, None)[0]["depth"][7, 3] for i in
+              range(2)}  # fmt: skip
+    assert metres == {2.5, 3.5}
+    assert values["depth"][0, :3].tolist() == [0, 0, 0]
+
+
+def test_tfds_says_what_is_missing(prepared, tmp_path):
+    with pytest.raises(DataError, match="no split 'test'.*train, validation"):
+        nyu.source("test", prepared, form="tfds")
+    with pytest.raises(DataError, match="nyu_depth_v2/0.0.1 is not in .*download_and_prepare"):
+        nyu.source("train", str(tmp_path), form="tfds")
+    with pytest.raises(UnknownName, match="did you mean 'tfds'"):
+        nyu.source("train", prepared, form="tfd")

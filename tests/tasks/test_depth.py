@@ -152,3 +152,37 @@ def test_bad_settings(settings, words):
 def test_bad_names(settings):
     with pytest.raises(UnknownName):
         task(**settings)
+
+
+def test_the_stored_pixels_are_judged_where_asked():
+    """A picture whose transform halves it and cuts a margin off: the line is lost in the half."""
+    made, size = task(original=True), (2 * H + 4, 2 * W)
+    stored = np.full(size, 2.0, np.float32)
+    stored[5], stored[6], stored[7] = 4.0, 0.0, 20.0
+    frame = frames.window(2, 0, 2 * H, 2 * W, (H, W))
+    answer = made.answer(logits_of(np.full((1, H, W), 2.0)), {})
+    example = {"name": "a", "size": size, "frame": frame, "stored": {"depth": stored}}
+    rows = made.judge({"depth": np.asarray(answer["depth"][0])}, example)
+    assert made.stored == ("depth",) and task().stored == ()
+    assert int(rows["pixels"]) == (2 * H - 2) * 2 * W
+    assert float(rows["abs_rel"]) == pytest.approx(0.5 * 2 * W, rel=1e-5)
+    batch = batch_of(np.full((1, H, W), 2.0, np.float32))
+    device = made.rows(logits_of(np.full((1, H, W), 2.0)), batch)
+    assert {k: (v.shape, v.dtype) for k, v in device.items()} == {
+        k: ((1,), v.dtype) for k, v in rows.items()
+    }
+
+
+def test_the_eigen_crop_is_of_the_stored_pixels_where_these_are_judged():
+    made = task(original=True, crop="eigen")
+    batch = batch_of(np.full((1, H, W), 2.0, np.float32))
+    made.rows(logits_of(np.full((1, H, W), 2.0)), batch)
+    stored = np.full((480, 640), 2.0, np.float32)
+    example = {"name": "a", "size": stored.shape, "stored": {"depth": stored}}
+    example["frame"] = frames.window(0, 0, 480, 640, (H, W))
+    rows = made.judge({"depth": np.full((H, W), 2.0, np.float32)}, example)
+    assert int(rows["pixels"]) == 426 * 560
+    example["stored"] = {"depth": stored[:400]}
+    example["size"] = (400, 640)
+    with pytest.raises(ConfigError, match="the stored image has 400 x 640"):
+        made.judge({"depth": np.full((H, W), 2.0, np.float32)}, example)

@@ -1,6 +1,7 @@
 """What every task must be, those of the package and one that lives in tests alone."""
 
 import inspect
+import json
 
 import jax
 import numpy as np
@@ -133,6 +134,9 @@ def test_a_task_goes_from_a_batch_to_metrics_and_records(name):
     about = {"name": "images/a.png", "size": (SIDE, SIDE), "frame": frame}
     example = {k: v[0] for k, v in given.items()} | about
     record, written = task.record(one, example)
+    results = record.pop("results", [])
+    assert json.loads(json.dumps(results)) == results
+    assert not results or task.results.endswith(".json")
     assert record["file"] == "images/a.png"
     assert all(isinstance(v, str | int | float) for v in record.values())
     assert all(k.startswith(".") and isinstance(v, bytes) for k, v in written.items())
