@@ -30,11 +30,11 @@ from dynadapt.adapters import (
     check_rank,
     check_rate,
     rank_of_width,
-)  # fmt: skip
+)
 from dynadapt.adapters.lora import SITES, LowRank
-from dynadapt.attach import attach, sites
+from dynadapt.attach import Adapted, attach, sites
 from dynadapt.context import Context, dropout, fold
-from dynadapt.errors import ConfigError
+from dynadapt.errors import AttachError, ConfigError
 from dynadapt.layers import kaiming
 from dynadapt.layers.features import Features
 from dynadapt.layers.transformer import Branch, Mlp, Pieces
@@ -116,6 +116,7 @@ class PartingBlock(nnx.Module):
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> tuple[Array, Array]:
         attn = host.attn
+        check_alone(attn)
         pieces = attn.cut(attn.norm(x, ctx), ctx)
         mixed = attn.mix(attn.qkv(pieces.tokens, ctx), *pieces.pairs)
         proj = attn.proj.adapter
@@ -129,11 +130,21 @@ class PartingBlock(nnx.Module):
 
 def part_mlp(mlp: Mlp, z: Array, streams: Array, ctx: Context) -> tuple[Array, Array]:
     """Tokens `b n d` and streams `b t n d` behind an MLP whose layers part."""
+    check_alone(mlp)
     y, each = mlp.norm(z, ctx), mlp.norm(streams, ctx)
     for layer, act in ((mlp.fc1, mlp.activated), (mlp.fc2, lambda y: y)):
         thinned = layer.adapter.thin(y, ctx)
         y, each = map(act, layer.adapter.part(layer, y, thinned, each, ctx, 1))
     return z + mlp.finish(y, ctx), streams + finished(mlp, each, ctx)
+
+
+def check_alone(branch: Branch) -> None:
+    """Raises an AttachError for a branch with an adapter, which would do nothing there."""
+    if isinstance(branch, Adapted):
+        raise AttachError(
+            f"blocks of a method of several tasks re-wire their branches, so the "
+            f"{type(branch.adapter).__name__} on {branch.name!r} would do nothing"
+        )
 
 
 def spread(x: Array, tasks: int) -> Array:

@@ -29,31 +29,16 @@ import numpy as np
 from flax import nnx
 
 from dynadapt import dynamic
-from dynadapt.adapters import check_rank, check_rate, rank_of_width
+from dynadapt.adapters import check_rank, check_rate, mtlora, rank_of_width
 from dynadapt.adapters.iconformer import ICoN
 from dynadapt.adapters.lora import SITES
-from dynadapt.adapters.mtlora import (
-    LINEARS,
-    SharedLinear,
-    Streams,
-    back,
-    check,
-    finished,
-    part_mlp,
-    place,
-    spread,
-    stages_of,
-)  # fmt: skip
-from dynadapt.adapters.mtlora import (
-    TRAINS as ALL,
-)
 from dynadapt.context import Context, join_map, split_map
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear, kaiming
 from dynadapt.layers.transformer import Attention, Pieces
 
 Array = jax.Array
-TRAINS = {name: ALL[name] for name in ("norms", "tables", "embed")}
+TRAINS = {name: mtlora.TRAINS[name] for name in ("norms", "tables", "embed")}
 PLAIN = ("adapter/prompts",)
 NOT_MERGEABLE = "prompts are tokens of their own, and filters follow the input"
 
@@ -101,7 +86,7 @@ class StaticFilter(nnx.Module):
         return join_map(leading, m).reshape(u.shape)
 
 
-class FilteredLinear(SharedLinear):
+class FilteredLinear(mtlora.SharedLinear):
     """Host: a linear layer of a stage's last block; what A answers a task is filtered before B."""
 
     def __init__(self, host, *, kind: str, tasks: int, rngs: nnx.Rngs, **shared: Any):
@@ -153,17 +138,21 @@ class TaskBlock(nnx.Module):
         p, proj = prompts.shape[1], attn.proj.adapter
         seen = mean_of_pieces(attn.proj(mixed[:, :p], ctx), pieces)
         f = proj.thin(mixed[:, p:], ctx)
-        given, skip = spread(f, self.tasks), None
+        given, skip = mtlora.spread(f, self.tasks), None
         if p:
-            skip = weighted(f, self.attention(attn, qkv, p))
+            attention = self.attention(attn, qkv, p)
+            seen_by_tasks = mtlora.back(pieces, attention.mean(1)[..., None])
+            ctx.record("attention/task", seen_by_tasks[..., 0])
+            skip = weighted(f, attention)
             given = proj.norm(given + skip, ctx)
             if self.released:
                 skip = skip.swapaxes(2, 3).reshape(skip.shape)
-            skip = back(pieces, skip)
+            skip = mtlora.back(pieces, skip)
         y, each = proj.part(attn.proj, mixed[:, p:], f, given, pieces.ctx, pieces.count)
         z = x + attn.finish(pieces.back(y), ctx)
-        streams = spread(x, self.tasks) + finished(attn, back(pieces, each), ctx)
-        z, streams = part_mlp(host.mlp, z, streams, ctx)
+        each = mtlora.finished(attn, mtlora.back(pieces, each), ctx)
+        streams = mtlora.spread(x, self.tasks) + each
+        z, streams = mtlora.part_mlp(host.mlp, z, streams, ctx)
         return (prompts + host.mlp(seen, ctx), z), (streams, skip)
 
     def attention(self, attn: Attention, qkv: Array, p: int) -> Array:
@@ -185,6 +174,7 @@ def attend(attn: Attention, prompts: Array, x: Array, ctx: Context) -> tuple[Pie
         The tokens' pieces; queries, keys and values `b*m p+n 3d`; what attention answers, before
         proj, `b*m p+n d`.
     """
+    mtlora.check_alone(attn)
     pieces, p = attn.cut(attn.norm(x, ctx), ctx), prompts.shape[1]
     lead = jnp.repeat(attn.norm(prompts, ctx), pieces.count, axis=0)
     qkv = attn.qkv(jnp.concatenate([lead, pieces.tokens], axis=1), ctx)
@@ -211,13 +201,13 @@ def weighted(f: Array, weights: Array) -> Array:
     return y.reshape(*y.shape[:3], -1)
 
 
-class PromptedStreams(Streams):
+class PromptedStreams(mtlora.Streams):
     """Host: the backbone; the prompts `t*p d` of all tasks, and a gate for each stage."""
 
     def __init__(self, host, tasks: Sequence[str], prompts: int, *, rngs: nnx.Rngs):
         super().__init__(tasks)
         self.count = prompts * max(len(tasks), 1)
-        stages = stages_of(host)
+        stages = mtlora.stages_of(host)
         dims = [blocks[0].dim for blocks in stages]
         if not prompts:
             return
@@ -292,17 +282,18 @@ def adapt(
             (of patches).
         dropout: rate on the input of A.
     """
-    check("tadformer", backbone, tasks, train, TRAINS)
+    mtlora.check("tadformer", backbone, tasks, train, TRAINS)
     for what, value, choices in (("filter", filter, FILTERS), ("skip", skip, SKIPS)):
         if value not in choices:
             raise UnknownName(what, value, choices)
     check_rate("dropout", dropout)
     if prompts < 0:
         raise ConfigError(f"prompts must be at least 0, not {prompts}")
-    if ranks and len(ranks) != len(LINEARS):
-        raise ConfigError(f"ranks must be four, of {', '.join(LINEARS)}, not {len(ranks)}")
-    of = dict(zip(LINEARS, ranks or (rank,) * len(LINEARS), strict=True))
-    for name in LINEARS:
+    names = mtlora.LINEARS
+    if ranks and len(ranks) != len(names):
+        raise ConfigError(f"ranks must be four, of {', '.join(names)}, not {len(ranks)}")
+    of = dict(zip(names, ranks or (rank,) * len(names), strict=True))
+    for name in names:
         check_rank(of[name], backbone, SITES[name], name="ranks" if ranks else "rank")
     count, staged = max(len(tasks), 1), hasattr(backbone, "stages")
 
@@ -311,7 +302,7 @@ def adapt(
         if parts:
             made = FilteredLinear(host, kind=filter, tasks=count, **given)
         else:
-            made = SharedLinear(host, **given)
+            made = mtlora.SharedLinear(host, **given)
         if prompts and name == "proj" and (parts or staged):
             made.norm = LayerNorm(host.in_features, epsilon=1e-5, rngs=rngs)
         return made
@@ -321,4 +312,4 @@ def adapt(
             return TaskBlock(count, logit_scale=tpc_logit_scale, released=skip == "released")
         return PromptedBlock()
 
-    place(backbone, linear, block, PromptedStreams(backbone, tasks, prompts, rngs=rngs))
+    mtlora.place(backbone, linear, block, PromptedStreams(backbone, tasks, prompts, rngs=rngs))

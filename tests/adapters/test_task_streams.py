@@ -11,6 +11,7 @@ from flax import nnx
 from dynadapt import adapters, model, tree
 from dynadapt.backbones import Features
 from dynadapt.context import Context
+from dynadapt.errors import AttachError
 from tests import task_streams
 from tests.task_streams import METHODS, TASKS, backbone, features, images, network
 
@@ -120,6 +121,20 @@ def test_the_maps_of_stages(method):
     assert all(np.abs(x - y).max() > 1e-3 for x, y in zip(a[:2], b[:2], strict=True))
 
 
+def test_the_attention_of_tasks_is_recorded():
+    """Of each stage the mean over heads, `1 b t n`, in the order of the tokens."""
+    ours, x = backbone("swin", "tadformer"), images("swin", 2)
+
+    def tape(network, x):
+        ctx = Context()
+        network(x, ctx)
+        return {k: v for k, v in ctx.tape.items() if k.startswith("attention/task")}
+
+    found = jax.jit(tape)(ours, x)
+    assert [v.shape for v in found.values()] == [(1, 2, 2, 36), (1, 2, 2, 9)]
+    assert all(v.min() > -0.18 and v.std() > 1e-3 for v in found.values())  # behind a GELU
+
+
 @pytest.mark.parametrize(("method", "given"), FILTERED)
 def test_images_are_seen_one_by_one(method, given):
     ours, x = backbone("swin", method, **given), images("swin", 2)
@@ -225,3 +240,11 @@ def test_filters_of_a_window_see_their_window_alone(kind):
     moved = np.abs(run(u.at[0, 0, 0].add(1.0)) - before)[0].max(-1)
     reached = {"dynamic": 16, "static": 4, "none": 1}[kind]
     assert (moved[0] > 1e-6).sum() == reached and not moved[1].any()
+
+
+@every_method
+def test_an_adapter_on_a_branch_that_is_re_wired_is_refused(method):
+    ours = backbone("vit", method)
+    adapters.adapt(ours, "adaptformer", rngs=nnx.Rngs(0), rank=2)
+    with pytest.raises(AttachError, match="so the AdaptMlp on 'mlp' would do nothing"):
+        jax.eval_shape(lambda x: ours(x, Context()), images("vit", 1))
