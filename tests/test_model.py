@@ -130,7 +130,7 @@ def test_the_variance_of_features_by_hand(tokens):
 
 
 class Answers(nnx.Module):
-    """In the place of a backbone: features of two tasks; only the second one's may be not finite."""
+    """In the place of a backbone: features of two tasks, of which the first are always finite."""
 
     def __call__(self, x, ctx):
         tokens, maps = jnp.zeros((len(x), 0, 3)), {"near": jnp.nan_to_num(x), "far": 1.0 + 0.1 * x}
