@@ -105,11 +105,12 @@ def test_new_photographs_of_any_size_get_maps_of_their_size(run, tmp_path):
 
 @pytest.mark.parametrize(
     "task",
-    ["segment", pytest.param("depth", marks=pytest.mark.exhaustive)],  # the same network
+    # the same network, and one whose head has no batch norm
+    ["segment", *(pytest.param(t, marks=pytest.mark.exhaustive) for t in ("depth", "detect"))],
 )
 @pytest.mark.parametrize("method", adapters.names())
 def test_every_method_runs_on_the_task_or_says_why_not(task, method):
-    c = read_config(CONFIGS[task], f"method={method},data=blank")
+    c = read_config(f"{devices.ROOT}/configs/{task}.py", f"method={method},data=blank")
     c.backbone.weights = ""
     c.data.size = (64, 64)
     config.check(c)
@@ -122,7 +123,7 @@ def test_every_method_runs_on_the_task_or_says_why_not(task, method):
         assert method == "dapt", error
         return
     parts = model.split(network, c)
-    assert nnx.to_pure_dict(parts.stats)  # of the head's batch norms
+    assert bool(nnx.to_pure_dict(parts.stats)) == (task != "detect")  # of batch norms
 
 
 @pytest.mark.slow
@@ -143,10 +144,11 @@ def test_figures_and_diagnosis_of_maps(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("task", "arg", "split"),
     [("segment", "recipe=ade20k", "val"), ("segment", "data=voc_segmentation", "val"),
-     ("segment", "recipe=ade20k,data=blank", "test"), ("depth", "recipe=nyu", "test")],
+     ("segment", "recipe=ade20k,data=blank", "test"), ("depth", "recipe=nyu", "test"),
+     ("detect", "recipe=coco", "val2017"), ("detect", "path=/data,data=voc", "val")],
 )  # fmt: skip
 def test_recipes_evaluate_on_a_split_that_is_there(task, arg, split):
-    c = read_config(CONFIGS[task], arg)
+    c = read_config(f"{devices.ROOT}/configs/{task}.py", arg)
     assert c.input.eval_split == split
     config.check(c)
 

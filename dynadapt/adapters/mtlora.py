@@ -188,7 +188,7 @@ class Streams(nnx.Module):
     ) -> Features | dict[str, Features]:
         c, stages = host.config, stages_of(host)
         x, ctx = host.entered(images, ctx)
-        state, maps, first = self.begin(x), [], 0
+        state, maps, strides, first = self.begin(x), [], [], 0
         options = dict(remat=c.remat, depth=sum(map(len, stages)))
         for number, blocks in enumerate(stages):
             state = fold(blocks[:-1], state, ctx, scan=c.scan, first=first, **options)
@@ -201,9 +201,11 @@ class Streams(nnx.Module):
                 streams = host.norm(streams, ctx)
             h, w = ctx.grid
             maps.append(streams[:, :, -h * w :].reshape(*streams.shape[:2], h, w, -1))
+            # A Swin's maps are behind the merging, and as fine as those of its next stage.
+            strides.append(host.strides[min(number + 1, len(host.strides) - 1)])
         tokens = streams[:, :, : host.prefix]
         found = [
-            Features(tuple(m[:, t] for m in maps), tokens[:, t], ctx.tape)
+            Features(tuple(m[:, t] for m in maps), tokens[:, t], ctx.tape, tuple(strides))
             for t in range(tokens.shape[1])
         ]
         return dict(zip(self.tasks, found, strict=True)) if self.tasks else found[0]

@@ -274,7 +274,9 @@ class Backbone(nnx.Module):
             first += len(stage.blocks)
             if number + 1 < len(self.stages):
                 x, ctx = stage.merge(x, ctx), stage.merge.behind(ctx)
-        return Features(tuple(maps), jnp.zeros((len(x), 0, self.dim), x.dtype), ctx.tape)
+        return Features(
+            tuple(maps), jnp.zeros((len(x), 0, self.dim), x.dtype), ctx.tape, self.strides
+        )
 
     def entered(self, images: Array, ctx: Context) -> tuple[Array, Context]:
         """Tokens `b hw d` before the first block, and what that is told."""

@@ -107,7 +107,7 @@ def test_one_task_without_a_name(method):
     named = backbone("swin", method, tasks=("depth",))
     plain, x = backbone("swin", method, tasks=()), images("swin", 2)
     found = jax.jit(lambda network, x: network(x, Context()))(plain, x)
-    assert isinstance(found, Features)
+    assert isinstance(found, Features) and found.strides == (4, 4)
     for one, other in zip(found.maps, features(named, x)["depth"], strict=False):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
