@@ -1,7 +1,7 @@
 """Object detection with ATSS: of drawn scenes in a few minutes, of your own images, of COCO.
 
-    launch/local.sh train --config=configs/detect.py --workdir=runs/detect
-    launch/local.sh train --config=configs/detect.py:path=/data/cells --workdir=runs/cells
+    EXTRAS=coco launch/local.sh train --config=configs/detect.py --workdir=runs/detect
+    EXTRAS=coco launch/local.sh train --config=configs/detect.py:path=/data/cells --workdir=runs/cells
     launch/local.sh train --config=configs/detect.py:path=/data/VOC2012,data=voc --workdir=runs/voc
     launch/local.sh plan --config=configs/detect.py:recipe=coco,data=blank --topology=v5e:4x4
 
