@@ -8,7 +8,9 @@
 
 The first takes the small shipped backbone and 600 scenes of 64 pixels that are drawn as they are
 read. Your own folder has `images/train`, `instances/train`, `images/test` and `instances/test`, or,
-with data=coco, outlines in COCO's format. The recipes are those of configs/detect.py.
+with data=coco, outlines in COCO's format. The recipes are those of configs/detect.py; grids, ranges
+and rate of the small one were not searched for: AP 36.6 and AP50 65.6 of masks on the 200 test
+scenes, with one seed.
 """
 
 import pathlib
