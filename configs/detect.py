@@ -1,5 +1,6 @@
 """Object detection with ATSS: of drawn scenes in a few minutes, of your own images, of COCO.
 
+    export EXTRAS=coco
     launch/local.sh train --config=configs/detect.py --workdir=runs/detect
     launch/local.sh train --config=configs/detect.py:path=/data/cells --workdir=runs/cells
     launch/local.sh train --config=configs/detect.py:path=/data/VOC2012,data=voc --workdir=runs/voc
@@ -29,13 +30,19 @@ def get_config(arg=None):
         c.task.metric, c.input.eval_split = "voc", "val"
     if recipe == "coco":
         return coco(c)
-    c = SEGMENT["small"](c, scale=0.3)
-    if "levels" in c.backbone:  # the neck takes the last map alone
+    c = small(c)
+    c.task.update(dict(channels=64, depth=2, strides=(4.0, 8.0, 16.0), scale=4.0))
+    return c
+
+
+def small(c):
+    """400 steps of 16 images, a neck on the backbone's last map."""
+    c = SEGMENT["small"](c, scale=1.0)
+    if "levels" in c.backbone:
         c.backbone.levels = ()
-    if c.data.name != "scenes":  # boxes keep their proportions
+    if c.data.name != "scenes":  # objects keep their proportions
         c.input.train = "resize_within({size},{size})|flip|pad({size})"
         c.input.eval = "resize_within({size},{size})|pad({size})"
-    c.task.update(dict(channels=64, depth=2, strides=(4.0, 8.0, 16.0), scale=4.0))
     c.optim.update(dict(steps=400, lr=3e-3))
     return c
 

@@ -144,10 +144,10 @@ def _row(
         adapters.adapt(backbone, name, rngs=SameKey(), **settings)
         obstacle = adapters.obstacle(backbone, name)
         like = model.features(backbone, {backbone.takes: inputs})
-        return model.Model(backbone, task.head(like, rngs=SameKey()))
+        return model.Model(backbone, model.head_of(task, like, SameKey()))
 
     network = nnx.eval_shape(adapted, state)
-    filters = adapters.trainable(adapters.trains(name))
+    filters = adapters.trainable(adapters.trains(name, **settings))
     # Running statistics are no parameters.
     _, train, frozen, _ = nnx.split(network, filters, nnx.Param, ...)
     counts = workdir.counts(train, frozen)
@@ -169,7 +169,7 @@ def _forward_flops(backbone: nnx.Module, inputs: jax.ShapeDtypeStruct) -> int:
     graph, state = nnx.split(backbone)
 
     def forward(state: Any, x: jax.Array) -> Any:
-        return nnx.merge(graph, state)(x, Context()).maps
+        return [f.maps for f in model.of_tasks(nnx.merge(graph, state)(x, Context()))]
 
     return compiled.matmul_flops(forward, state, inputs)
 

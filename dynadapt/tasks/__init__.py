@@ -12,6 +12,8 @@
 
 and, where a task needs it:
 
+    tasks                          names of the tasks in it, whose features may differ: `head` then
+                                   gets those of each by its name
     look(forward, inputs)          -> outputs of an evaluation, by several calls of the model
     whole_batch                    whether the loss is of a whole batch, and no sum over its parts
     stored                         names of fields that `judge` is to get as they are stored

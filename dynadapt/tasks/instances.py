@@ -21,7 +21,8 @@ from dynadapt.targets.instances import INSIDE, Found, instances
 Array = jax.Array
 Batch = dict[str, Array]
 
-SHOWN = 0.3  # score from which an instance is drawn
+SHOWN = 0.3  # scores beyond which instances are drawn and counted
+NAMED = 10  # instances that a line of the table has
 MASKS = 3.0  # weight of the masks' loss
 WIDEST = 256  # channels of the neck's levels, at most
 # As published, of pictures of about 800 x 1333 pixels.
@@ -204,7 +205,8 @@ class Task:
     def record(
         self, answer: dict[str, np.ndarray], example: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """File, and the best instances by class and score; results in COCO's format."""
+        """File, how many instances are rather sure, and the best by class and score; results in
+        COCO's format."""
         found = self.restored(answer, example)
         named = [
             f"{self.classes[kind]} {score:.4f}"
@@ -213,13 +215,14 @@ class Task:
         ]
         image = example.get("stored", {}).get("image_id", example["name"])
         results = coco.results(found, image, self.field.ids)
-        values = {"file": example["name"], "count": len(named), "best": "; ".join(named[:10])}
+        sure = int((found["scores"] > SHOWN).sum())
+        values = {"file": example["name"], "objects": sure, "best": "; ".join(named[:NAMED])}
         return values | {"results": results}, {}
 
     def draw(
         self, image: np.ndarray, answer: dict[str, np.ndarray], example: dict[str, Any]
     ) -> np.ndarray:
-        """The image, the truth where it is known, and the answers of a score of at least 0.3."""
+        """The image, the truth where it is known, and the answers that are rather sure."""
         frame, size = example["frame"], example["size"]
         panels = {}
         if "instances" in example:
@@ -229,7 +232,7 @@ class Task:
             boxes = frames.unwarp(boxes, Field("boxes"), frame, size)
             masks = [there == number for number in numbers]
             panels["truth"] = self._drawn(image, masks, boxes, example["box_classes"][some])
-        scores = answer["scores"][answer["scores"] >= SHOWN]
+        scores = answer["scores"][answer["scores"] > SHOWN]
         shown = answer["masks"][: len(scores)]
         found = [_whole(mask.astype(np.float32), frame, size) for mask in shown]
         masks, boxes = zip(*found, strict=True) if found else ((), ())

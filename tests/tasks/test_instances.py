@@ -310,7 +310,7 @@ def test_records_and_results():
     made = Task(info(ids=(3, 9, 20)), **HOW)
     values, content = made.record(perfect(numbers, classes), example_of(numbers, classes))
     results = values.pop("results")
-    assert content == {} and values["file"] == "a.png" and values["count"] == 2
+    assert content == {} and values["file"] == "a.png" and values["objects"] == 2
     assert values["best"] == "; ".join(
         f"{CLASSES[c]} {s:.4f}" for c, s in zip(classes, (0.9, 0.5), strict=True)
     )
