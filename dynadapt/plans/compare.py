@@ -19,6 +19,7 @@ from dynadapt.data import MAX_CLASSES, Info, blank
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
 from dynadapt.plans import compiled
+from dynadapt.plans.printed import printed
 from dynadapt.runs import workdir
 from dynadapt.runs.journal import show_table, size_text
 
@@ -68,15 +69,14 @@ def run(
     inputs = jax.ShapeDtypeStruct((1, *_input(bare)), jnp.float32)
     flops = _forward_flops(bare, inputs)
     task = tasks.from_config(first.task, _info(first, classes))
-    rows = []
+    rows, asked = [], (first.task.name, classes)
     for name in names:
         settings = {k: v for k, v in given[name].adapter.items() if k != "name"}
-        printed = getattr(adapters.module(name), "PRINTED", {}).get(backbone, "")
         try:
             row = _row(name, settings, graph, state, inputs, flops, task)
         except ConfigError as error:
             row = {"reason": str(error)}
-        rows.append({"method": name, **row, "printed": printed})
+        rows.append({"method": name, **row, "printed": printed(name, backbone, *asked)})
     counted = tree.size(nnx.filter_state(state, nnx.Param))
     values = {"backbone": backbone, "parameters": counted, "flops": flops, "classes": classes}
     values["task"] = first.task.name
