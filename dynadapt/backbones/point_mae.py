@@ -31,6 +31,7 @@ class Config:
         heads: attention heads.
         groups: number g of groups, and so of tokens.
         group_size: number k of points in a group; groups may overlap.
+        embed: width of the first layer of the mini-PointNet; the others have 2, 4 and 4 times that.
         mlp_ratio: hidden width of the MLP over d.
         class_token: whether a class token leads the sequence; pre-trained encoders have none.
         qkv_bias: whether the projection to queries, keys and values has a bias.
@@ -48,6 +49,7 @@ class Config:
     heads: int = 6
     groups: int = 64
     group_size: int = 32
+    embed: int = 128
     mlp_ratio: float = 4.0
     class_token: bool = True
     qkv_bias: bool = False
@@ -65,6 +67,8 @@ VARIANTS = {
     "point_mae_s": dict(_SMALL, groups=64),
     # Of 2048 points: fine-tuning on ScanObjectNN.
     "point_mae_s_g128": dict(_SMALL, groups=128),
+    # Of 512 points; ours, it comes with the package.
+    "point_mini": dict(dim=128, depth=5, heads=4, groups=32, group_size=16, embed=32),
 }
 
 PLAIN = ("class_token", "class_position")
@@ -125,18 +129,18 @@ class PointEmbed(nnx.Module):
     Two layers a point and a maximum over the group, which joins each point for two layers more.
     """
 
-    def __init__(self, dim: int, *, epsilon: float, rngs: nnx.Rngs):
-        self.conv1 = Linear(3, 128, rngs=rngs)
-        self.norm1 = StoredNorm(128, epsilon=epsilon)
-        self.conv2 = Linear(128, 256, rngs=rngs)
-        self.conv3 = Linear(512, 512, rngs=rngs)
-        self.norm2 = StoredNorm(512, epsilon=epsilon)
-        self.conv4 = Linear(512, dim, rngs=rngs)
+    def __init__(self, dim: int, width: int, *, epsilon: float, rngs: nnx.Rngs):
+        self.conv1 = Linear(3, width, rngs=rngs)
+        self.norm1 = StoredNorm(width, epsilon=epsilon)
+        self.conv2 = Linear(width, 2 * width, rngs=rngs)
+        self.conv3 = Linear(4 * width, 4 * width, rngs=rngs)
+        self.norm2 = StoredNorm(4 * width, epsilon=epsilon)
+        self.conv4 = Linear(4 * width, dim, rngs=rngs)
 
     def __call__(self, groups: Array, ctx: Context) -> Array:
         x = self.conv2(nnx.relu(self.norm1(self.conv1(groups, ctx), ctx)), ctx)
         whole = jnp.broadcast_to(x.max(2, keepdims=True), x.shape)
-        x = jnp.concatenate([whole, x], axis=-1)  # b g k 512
+        x = jnp.concatenate([whole, x], axis=-1)  # b g k 4w
         x = self.conv4(nnx.relu(self.norm2(self.conv3(x, ctx), ctx)), ctx)
         return x.max(2)
 
@@ -184,7 +188,7 @@ class Backbone(nnx.Module):
         self.dim, self.prefix = c.dim, int(c.class_token)
         self.levels = tuple(sorted({*(n % c.depth for n in c.levels), c.depth - 1}))
         self.dims = (c.dim,) * len(self.levels)
-        self.embed = PointEmbed(c.dim, epsilon=c.epsilon, rngs=rngs)
+        self.embed = PointEmbed(c.dim, c.embed, epsilon=c.epsilon, rngs=rngs)
         self.position = Position(c.dim, rngs=rngs)
         if c.class_token:
             self.class_token = nnx.Param(_small(rngs.params(), (1, 1, c.dim)))
@@ -244,3 +248,5 @@ def _check(c: Config) -> None:
     check_block(c.dim, c.heads, c.act)
     if c.groups < 1 or c.group_size < 1:
         raise ConfigError(f"{c.groups} groups of {c.group_size} points are none; both must be 1+")
+    if c.embed < 1:
+        raise ConfigError(f"embed must be at least 1, not {c.embed}")
