@@ -1,6 +1,8 @@
 """Examples that hold nothing: what a run would cost is planned before its data is there.
 
 launch/local.sh plan --config=configs/segment.py:recipe=ade20k,data=blank
+
+With the field `points` examples are clouds and have no image.
 """
 
 from typing import Any
@@ -12,7 +14,7 @@ from dynadapt.data import MAX_CLASSES, Info, Rows
 from dynadapt.data.fields import DENSE, Field
 from dynadapt.errors import DataError, UnknownName
 
-MAX_COUNT, MAX_SIDE = 1 << 30, 8000
+MAX_COUNT, MAX_SIDE, MAX_POINTS = 1 << 30, 8000, 1 << 20
 OBTAIN = "nothing is to be obtained"
 # Fields by the names that tasks know them by, and their kinds.
 KINDS = {
@@ -21,11 +23,13 @@ KINDS = {
     "depth": "values",
     "normals": "vectors",
     "instances": "masks",
+    "points": "cloud",
+    "parts": "point_labels",
 }
 
 
 class Blank:
-    """Grey pictures, of class 0 everywhere."""
+    """Grey pictures, or points that are all at the origin; of class 0 everywhere."""
 
     in_memory = True
 
@@ -40,7 +44,7 @@ class Blank:
         example: dict[str, Any] = {"name": f"{name}[{position}]"}
         for key, field in self.info.fields.items():
             deep = (3,) if field.kind in ("pixels", "vectors") else ()
-            shape = (*field.size, *deep) if field.kind in DENSE else ()
+            shape = (*field.size, *deep) if field.kind in DENSE else field.size
             example[key] = np.full(shape, 128 if key == "image" else 0, field.dtype)
         return example
 
@@ -51,34 +55,71 @@ def source(
     class_count: int = 150,
     size: tuple[int, int] = (512, 683),
     count: int = 20210,
+    points: int = 1024,
+    part_count: int = 50,
 ) -> Blank:
-    """Splits `train` and `test` of `count` pictures each.
+    """Splits `train` and `test` of `count` examples each.
 
     Args:
         split: which.
         fields: those beside `image`, of `KINDS`.
         class_count: classes of labels.
         size: (h, w) of the pictures.
-        count: of pictures.
+        count: of examples.
+        points: of a cloud.
+        part_count: classes of points, which the classes of clouds share among them.
 
     Raises:
         UnknownName: for a field that is not there.
-        DataError: for numbers out of range.
+        DataError: for numbers out of range, and for fields of clouds beside those of pictures.
     """
     for name in fields:
         if name not in KINDS:
             raise UnknownName("field of blank examples", name, KINDS)
     bounds = {"class_count": (class_count, MAX_CLASSES), "count": (count, MAX_COUNT)}
+    bounds |= {"points": (points, MAX_POINTS), "part_count": (part_count, MAX_CLASSES)}
     bounds |= {f"size[{i}]": (side, MAX_SIDE) for i, side in enumerate(size)}
     for name, (value, most) in bounds.items():
         if not isinstance(value, int) or not choices.inside(value, f"[1, {most}]"):
             raise DataError(f"data.{name} must be a whole number from 1 to {most:,}, not {value!r}")
     if len(size) != 2:
         raise DataError(f"data.size must be (h, w), not {tuple(size)}")
-    names = tuple(map(str, range(class_count)))
-    made = {"image": Field("pixels", size=tuple(size))}
+    made = _clouds if "points" in fields else _pictures
+    sizes = (points, part_count) if "points" in fields else tuple(size)
+    found = made(fields, tuple(map(str, range(class_count))), sizes)
+    return Blank(split, Info("blank", found, {"train": count, "test": count}, OBTAIN))
+
+
+def _pictures(
+    fields: tuple[str, ...], classes: tuple[str, ...], size: tuple[int, ...]
+) -> dict[str, Field]:
+    if "parts" in fields:
+        raise DataError("the field parts is of clouds; name points among data.fields, too")
+    made = {"image": Field("pixels", size=size)}
     for name in fields:
         kind = KINDS[name]
-        counted = dict(classes=names) if kind in ("labels", "number") else {}
-        made[name] = Field(kind, size=tuple(size) if kind in DENSE else (), **counted)
-    return Blank(split, Info("blank", made, {"train": count, "test": count}, OBTAIN))
+        counted = dict(classes=classes) if kind in ("labels", "number") else {}
+        made[name] = Field(kind, size=size if kind in DENSE else (), **counted)
+    return made
+
+
+def _clouds(
+    fields: tuple[str, ...], classes: tuple[str, ...], sizes: tuple[int, ...]
+) -> dict[str, Field]:
+    points, part_count = sizes
+    owners = tuple(part * len(classes) // part_count for part in range(part_count))
+    known = {
+        "points": Field("cloud", size=(points, 3)),
+        "label": Field("number", classes=classes),
+        "parts": Field(
+            "point_labels",
+            fill=-1,
+            classes=tuple(map(str, range(part_count))),
+            size=(points,),
+            owners=owners,
+        ),
+    }
+    for name in fields:
+        if name not in known:
+            raise DataError(f"the field {name} is of pictures, which clouds of points are not")
+    return {name: field for name, field in known.items() if name in fields}

@@ -21,6 +21,7 @@ KINDS = {
     "boxes": "float32",  # `n 4`: left, top, right, bottom in pixels, edges not centres
     "rows": "int32",  # one entry a box, `n` or `n k`: class, crowd
     "cloud": "float32",  # points `n 3`, never cast
+    "point_labels": "int32",  # a class for each point, `n`; `fill` is none
     "number": "int32",  # of the whole example
 }
 DENSE = ("pixels", "labels", "values", "vectors", "masks")
@@ -38,6 +39,8 @@ class Field:
         most: length to which ragged rows are padded, beside a mask `<name>_mask`; 0 for none.
         size: `(h, w)` of a dense field, or the shape of another one, where all examples share it;
             () where they don't.
+        owners: of each class the number of the category that it is a part of; () where classes are
+            no parts.
     """
 
     kind: str
@@ -46,6 +49,7 @@ class Field:
     classes: tuple[str, ...] = ()
     most: int = 0
     size: tuple[int, ...] = ()
+    owners: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -29,3 +29,27 @@ def test_bad_numbers(given):
 def test_an_unknown_field():
     with pytest.raises(UnknownName, match="labels"):
         blank.source("train", fields=("lables",))
+
+
+def test_clouds_have_points_and_no_image():
+    source = blank.source("test", ("parts", "label", "points"), 16, points=64, part_count=50)
+    assert source.info.classes == tuple(map(str, range(16)))
+    owners = source.info.fields["parts"].owners
+    assert len(owners) == 50 and set(owners) == set(range(16)) and list(owners) == sorted(owners)
+    plain = transforms.pipeline("")
+    spec = loader.spec(source.info, plain, 2)
+    assert set(spec) == {"points", "label", "parts", "index", "mask"}
+    assert spec["points"].shape == (2, 64, 3) and spec["parts"].shape == (2, 64)
+    batch = next(loader.eval_batches(source, "", batch_size=2))
+    assert {k: v.shape for k, v in batch.items()} == {k: v.shape for k, v in spec.items()}
+    assert set(blank.source("test", ("points", "label")).info.fields) == {"points", "label"}
+
+
+def test_fields_of_clouds_and_pictures_do_not_mix():
+    with pytest.raises(DataError, match="depth is of pictures"):
+        blank.source("train", fields=("points", "depth"))
+    with pytest.raises(DataError, match="parts is of clouds; name points"):
+        blank.source("train", fields=("label", "parts"))
+    for given in (dict(points=0), dict(part_count=0)):
+        with pytest.raises(DataError, match="must be a whole number from 1 to"):
+            blank.source("train", fields=("points",), **given)
