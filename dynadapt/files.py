@@ -186,13 +186,13 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             with zipfile.ZipFile(file) as archive:
                 for name, entry in entries.items():
                     with archive.open(name) as stream:
-                        arrays[name.removesuffix(".npy")] = _read_npy(stream, entry.file_size)
+                        arrays[name.removesuffix(".npy")] = read_npy(stream, entry.file_size)
             return arrays
     except Exception as error:  # whatever a damaged file leads to
         raise CheckpointError(f"cannot read weights {str(path)!r}: {first_line(error)}") from error
 
 
-def _read_npy(stream: BinaryIO, size: int) -> np.ndarray:
+def read_npy(stream: BinaryIO, size: int) -> np.ndarray:
     """Reads an array of an entry of `size` bytes, to the end, where its checksum is verified."""
     content = bytearray()
     # In pieces: asked for everything at once, zipfile unpacks more than the entry says.

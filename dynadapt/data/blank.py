@@ -84,10 +84,12 @@ def source(
             raise DataError(f"data.{name} must be a whole number from 1 to {most:,}, not {value!r}")
     if len(size) != 2:
         raise DataError(f"data.size must be (h, w), not {tuple(size)}")
-    made = _clouds if "points" in fields else _pictures
-    sizes = (points, part_count) if "points" in fields else tuple(size)
-    found = made(fields, tuple(map(str, range(class_count))), sizes)
-    return Blank(split, Info("blank", found, {"train": count, "test": count}, OBTAIN))
+    names = tuple(map(str, range(class_count)))
+    if "points" in fields:
+        made = _clouds(fields, names, points, part_count)
+    else:
+        made = _pictures(fields, names, tuple(size))
+    return Blank(split, Info("blank", made, {"train": count, "test": count}, OBTAIN))
 
 
 def _pictures(
@@ -104,9 +106,8 @@ def _pictures(
 
 
 def _clouds(
-    fields: tuple[str, ...], classes: tuple[str, ...], sizes: tuple[int, ...]
+    fields: tuple[str, ...], classes: tuple[str, ...], points: int, part_count: int
 ) -> dict[str, Field]:
-    points, part_count = sizes
     owners = tuple(part * len(classes) // part_count for part in range(part_count))
     known = {
         "points": Field("cloud", size=(points, 3)),
