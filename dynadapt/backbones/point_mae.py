@@ -88,14 +88,18 @@ def farthest_points(points: Array, groups: int) -> Array:
     results (pointnet2_ops) also never picks a point with squared norm <= 1e-3, which is how it
     knows padding; points that near the origin are points like others here.
     """
-    points = jax.lax.stop_gradient(jnp.asarray(points, jnp.float32))
+    x, y, z = jax.lax.stop_gradient(jnp.asarray(points, jnp.float32)).T
+    numbers = jnp.arange(len(x), dtype=jnp.int32)
 
     def pick(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
         distance, last = carry
-        distance = jnp.minimum(distance, _squared_distances(points, points[last]))
-        return (distance, jnp.argmax(distance).astype(jnp.int32)), last
+        own = jnp.square(x - x[last]) + jnp.square(y - y[last]) + jnp.square(z - z[last])
+        distance = jnp.minimum(distance, own)
+        # The first of the farthest; on CPU a tenth of the time of `argmax`.
+        farthest = jnp.where(distance == distance.max(), numbers, len(x)).min()
+        return (distance, farthest), last
 
-    start = (jnp.full(points.shape[0], jnp.inf), jnp.int32(0))
+    start = (jnp.full(len(x), jnp.inf), jnp.int32(0))
     return jax.lax.scan(pick, start, length=groups)[1]
 
 
