@@ -61,11 +61,13 @@ class Features:
         maps: chosen levels, fine to coarse, each `b h w d`; the last went through the final norm.
         tokens: class token and registers, for points prompts too, after the final norm, `b p d`.
         aux: what layers recorded, by name.
+        places: of clouds the points `b n 3`, and the middles `b g 3` of the groups in `maps`.
     """
 
     maps: tuple[Array, ...]
     tokens: Array
     aux: dict[str, Array] = dataclasses.field(default_factory=dict)
+    places: tuple[Array, ...] = ()
 
 
 def names() -> list[str]:

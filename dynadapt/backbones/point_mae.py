@@ -209,6 +209,7 @@ class Backbone(nnx.Module):
                 f"{points.shape[1]} points are too few for {c.groups} groups of {c.group_size}"
             )
         centers, groups = jax.vmap(lambda cloud: group(cloud, c.groups, c.group_size))(points)
+        places = points, centers
         centers, groups = (v.astype(c.dtype or points.dtype) for v in (centers, groups))
         x, position = self.with_class(self.embed(groups, ctx), self.position(centers, ctx))
 
@@ -226,7 +227,7 @@ class Backbone(nnx.Module):
             first = level + 1
             y = self.norm(x, ctx) if first == len(blocks) else x
             maps.append(y[:, -c.groups :])
-        return Features(tuple(maps), y[:, : -c.groups], ctx.tape)
+        return Features(tuple(maps), y[:, : -c.groups], ctx.tape, places)
 
     def stretched(self, position: Array, n: int) -> Array:
         """Positions `b p+g d` for n tokens, `b n d`: zeros for prompts, which stand behind p."""
