@@ -221,6 +221,7 @@ PAGES = [
     FIGURES,
     DENSE,
     ROOT / "docs" / "dense_data.md",
+    ROOT / "docs" / "clouds_data.md",
 ]
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dynadapt.data.decode import is_image
@@ -19,9 +19,11 @@ def order(relative: str) -> bytes:
     return hashlib.sha256(nfc(relative).encode(errors="surrogateescape")).digest()
 
 
-def list_folder(path: str | Path) -> tuple[list[str], list[str], list[str]]:
-    """Names of the folders, images and other files in a folder; hidden ones are left out."""
-    folders, images, others = [], [], []
+def list_folder(
+    path: str | Path, wanted: Callable[[str], bool] = is_image
+) -> tuple[list[str], list[str], list[str]]:
+    """Names of the folders, the wanted and the other files in it; hidden ones are left out."""
+    folders, found, others = [], [], []
     try:
         with os.scandir(path) as entries:
             for entry in entries:
@@ -29,17 +31,19 @@ def list_folder(path: str | Path) -> tuple[list[str], list[str], list[str]]:
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)
-                elif is_image(entry.name) and entry.is_file():  # no dead link
-                    images.append(entry.name)
+                elif wanted(entry.name) and entry.is_file():  # no dead link
+                    found.append(entry.name)
                 else:
                     others.append(entry.name)
     except OSError as error:
         raise DataError(f"cannot read the folder {path}: {error.strerror}") from None
-    return sorted(folders), images, others
+    return sorted(folders), found, others
 
 
-def walk(path: str, above: frozenset = frozenset()) -> Iterator[tuple[str, bool]]:
-    """Each file below `path`, and whether it is an image; links back to a folder above end."""
+def walk(
+    path: str, wanted: Callable[[str], bool] = is_image, above: frozenset = frozenset()
+) -> Iterator[tuple[str, bool]]:
+    """Each file below `path`, and whether it is wanted; links back to a folder above end."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -49,9 +53,9 @@ def walk(path: str, above: frozenset = frozenset()) -> Iterator[tuple[str, bool]
         return
     if len(above) == MAX_DEPTH:
         raise DataError(f"{path[:300]}… is nested deeper than {MAX_DEPTH} folders")
-    folders, images, others = list_folder(path)
-    yield from ((name, True) for name in images)
+    folders, found, others = list_folder(path, wanted)
+    yield from ((name, True) for name in found)
     yield from ((name, False) for name in others)
     for name in folders:
-        for file, image in walk(f"{path}/{name}", above | {here}):
-            yield f"{name}/{file}", image
+        for file, fits in walk(f"{path}/{name}", wanted, above | {here}):
+            yield f"{name}/{file}", fits

@@ -1,9 +1,14 @@
 """Point clouds on disk in the forms in which they are published."""
 
+import json
 import struct
 from pathlib import Path
 
+import h5py
 import numpy as np
+
+from dynadapt.data import modelnet40 as models
+from dynadapt.data import shapenetpart as parted
 
 PLY_TYPES = {"<f4": "float", ">f4": "float", "<f8": "double", ">f8": "double", "u1": "uchar"}
 
@@ -123,3 +128,83 @@ def lzf(data: bytes) -> bytes:
         at += length
     flush()
     return bytes(out)
+
+
+def hdf5(file: Path, clouds: np.ndarray, labels: np.ndarray, **more) -> Path:
+    """Saves `data` and `label`, and whatever more is given."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(file, "w") as opened:
+        opened["data"], opened["label"] = clouds, labels
+        for name, value in more.items():
+            opened[name] = value
+    return file
+
+
+def many(count: int, wide: int = 2048, seed: int = 0) -> np.ndarray:
+    """Clouds float32 `count wide 3` away from the origin."""
+    drawn = np.random.default_rng(seed).normal(size=(count, wide, 3)) * [1, 2, 1] + 0.5
+    return drawn.astype(np.float32)
+
+
+def scanobjectnn(root: Path) -> Path:
+    """h5_files with all three variants, of which each has other points."""
+    names = ("main_split/{}_objectdataset", "main_split_nobg/{}_objectdataset")
+    names = (*names, "main_split/{}_objectdataset_augmentedrot_scale75")
+    for seed, name in enumerate(names):
+        for split, count in (("training", 3), ("test", 2)):
+            file = root / "h5_files" / f"{name.format(split)}.h5"
+            labels = np.arange(count, dtype=np.int32) * 7
+            mask = np.zeros((count, 2048), np.int32)
+            hdf5(file, many(count, seed=seed), labels, mask=mask)
+    return root
+
+
+def modelnet40(root: Path, wide: int = 64, each: int = 2, tested: int = 2) -> Path:
+    """modelnet40_normal_resampled with clouds of its first, second and 24th class."""
+    root = root / "modelnet40_normal_resampled"
+    root.mkdir(parents=True)
+    (root / "modelnet40_shape_names.txt").write_text("\n".join(models.CLASSES) + "\n")
+    for split, start, count in (("train", 1, each), ("test", 101, tested)):
+        names = [f"{name}_{start + i:04d}" for name in ("airplane", "bathtub", "night_stand")
+                 for i in range(count)]  # fmt: skip
+        for seed, name in enumerate(names):
+            values = points(seed + start, wide) + 3
+            folder = root / name.rsplit("_", 1)[0]
+            text(folder / f"{name}.txt", np.hstack([values, values]), ",")
+        (root / f"modelnet40_{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def modelnet40_hdf5(root: Path) -> Path:
+    """modelnet40_ply_hdf5_2048 with two files of training and one of testing."""
+    root = root / "modelnet40_ply_hdf5_2048"
+    for name, labels in (("train0", [3, 39]), ("train1", [0]), ("test0", [5])):
+        given = np.array(labels, np.uint8)[:, None]
+        clouds = many(len(labels), seed=labels[0])
+        hdf5(root / f"ply_data_{name}.h5", clouds, given, faceId=np.zeros(3, np.int32))
+    paths = [f"data/modelnet40_ply_hdf5_2048/ply_data_train{n}.h5" for n in (0, 1)]
+    (root / "train_files.txt").write_text("\n".join(paths) + "\n")
+    return root
+
+
+def shapenetpart(root: Path, wide: int = 90, form: str = "json") -> Path:
+    """The folder of ShapeNetPart with a cloud of some categories in each split."""
+    root = root / "shapenetcore_partanno_segmentation_benchmark_v0_normal"
+    synsets = {name: f"{2691156 + i:08d}" for i, name in enumerate(parted.CATEGORIES)}
+    lists = root / "train_test_split"
+    lists.mkdir(parents=True)
+    lines = [f"{name}\t{synset}" for name, synset in synsets.items()]
+    (root / "synsetoffset2category.txt").write_text("\n".join(lines) + "\n")
+    for seed, split in enumerate(("train", "val", "test")):
+        entries = []
+        for name in ("Airplane", "Motorbike", "Table"):
+            own = np.flatnonzero(np.array(parted.OWNERS) == parted.CLASSES.index(name))
+            values = points(seed, wide)
+            parts = own[np.arange(wide) % len(own)]
+            table = np.hstack([values + parts[:, None], values, parts[:, None]])
+            token = f"{seed}a{synsets[name]}"
+            text(root / synsets[name] / f"{token}.txt", table)
+            entries.append(f"shape_data/{synsets[name]}/{token}")
+        file = lists / f"shuffled_{split}_file_list.{form}"
+        file.write_text(json.dumps(entries) if form == "json" else "\n".join(entries))
+    return root
