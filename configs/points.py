@@ -5,8 +5,9 @@
     launch/local.sh plan --config=configs/points.py:recipe=scanobjectnn,data=blank
 
 The first takes the small shipped backbone and 1,000 drawn clouds of ten kinds of things, cut,
-turned and among others (`hard`). docs/points.md has the figures, and says what a folder of clouds
-is. Settings and rates of the small recipe are ours, chosen on `val` with one seed.
+turned and among others (`hard`). docs/clouds_data.md says what a folder of clouds is, and
+docs/points.md has the figures. Settings and rates of the small recipe are ours, chosen on `val`
+with one seed.
 """
 
 from dynadapt import config
@@ -20,54 +21,65 @@ RECIPES = {
 }
 RATES = {"linear": 3e-3, "full": 1e-3}  # of the small recipe; others have RATE
 RATE = 3e-3
-# What differs from the methods' own defaults: in the small recipe, and with width 384 in published
-# ones. DAPT-X is our adapter_x with r and k of such a size that its count is the paper's.
+# What differs from the methods' own defaults: in the small recipe, and in published ones. DAPT-X is
+# adapter_x, with r and k (ours) such that its count is the paper's.
 SMALL = {
     "dapt": dict(dropout=0.0),
     "adapter_x": dict(dropout=0.0, scale=1.0),
     "adaptformer": dict(scale=1.0),
-    "iconformer": dict(scale=1.0),
 }
 SETTINGS = {
-    "dapt": dict(rank=64, dropout=0.2),
+    "dapt": dict(rank=64, dropout=0.2, scaled=False),
     "adapter_x": dict(heads=3, rank=24, width=32, scale=1.0),
 }
 
 
 def get_config(arg=None):
     """Arguments: method; path (of clouds) or data (a data set with clouds); recipe (one of
-    RECIPES); backbone; variant (of the drawn clouds: clean, background, hard; of ScanObjectNN:
-    obj_bg, obj_only, pb_t50_rs); early (DAPT's earlier settings for ScanObjectNN)."""
+    RECIPES); backbone; variant (of drawn clouds or of ScanObjectNN); early (DAPT's first settings
+    for ScanObjectNN, without dropout and with drop-path 0.1)."""
+    c, recipe = chosen(arg, "points", RECIPES, own="cloud_folder", early=False)
+    if c.data.name == "clouds":
+        c.data.count = 600  # of which training takes 512 at random
+    if recipe == "small":
+        c = small(c)
+        c.task.points = 512
+        return c
+    return published(c, recipe, "early=True" in (arg or ""))
+
+
+def chosen(arg, task, recipes, own, **more):
+    """The config that the arguments choose, and its recipe; `own` is the data set of a path."""
     known = dict(method="dapt", path="", data="", recipe="small", backbone="", variant="")
-    arg = config.parse_arg(arg, **known, early=False)
-    if arg.recipe not in RECIPES:
-        raise UnknownName("recipe", arg.recipe, RECIPES)
-    backbone, data = RECIPES[arg.recipe]
-    data = arg.data or ("cloud_folder" if arg.path and arg.recipe == "small" else data)
+    arg = config.parse_arg(arg, **known, **more)
+    if arg.recipe not in recipes:
+        raise UnknownName("recipe", arg.recipe, recipes)
+    backbone, data = recipes[arg.recipe]
+    data = arg.data or (own if arg.path and arg.recipe == "small" else data)
     c = config.default(
-        backbone=arg.backbone or backbone, method=arg.method, task="points", data_set=data
+        backbone=arg.backbone or backbone, method=arg.method, task=task, data_set=data
     )
     if arg.path:
         c.data.path = arg.path
-    if "variant" in c.data:
-        c.data.variant = arg.variant or {"clouds": "hard"}.get(data, c.data.variant)
+    if data == "clouds" or arg.variant:
+        c.data.variant = arg.variant or "hard"
+    if data == "blank":
+        c.data.fields = ("points", "label", *(("parts",) if task == "parts" else ()))
     c.input.train = c.input.eval = ""
-    if arg.recipe == "small":
-        return small(c)
-    return published(c, arg.recipe, arg.early)
+    return c, arg.recipe
 
 
 def small(c):
-    """150 steps of 32 clouds, of each 512 points."""
+    """150 steps of 32 clouds, turned at random."""
     if c.backbone.name == "point_mini":
         c.backbone.weights = "point_mini"
     c.adapter.update(SMALL.get(c.adapter.name, {}))
-    c.task.update(dict(points=512, turn=True))
+    c.task.turn = True
     c.input.update(dict(batch_size=32, eval_batch_size=200))
     if c.adapter.name == "full":  # the head starts at random, the backbone does not
         c.optim.lr_mults = (("head/.*", 3.0),)
-    c.optim.update(dict(steps=150, lr=RATES.get(c.adapter.name, RATE), clip_norm=10.0))
-    c.optim.weight_decay = 0.05
+    rate = RATES.get(c.adapter.name, RATE)
+    c.optim.update(dict(steps=150, lr=rate, clip_norm=10.0, weight_decay=0.05))
     return c
 
 
@@ -75,14 +87,11 @@ def published(c, recipe, early):
     """DAPT's: 300 epochs of 32 clouds, AdamW, cosine after 10 epochs of warm-up, clip 10."""
     scan = recipe == "scanobjectnn"
     if c.data.name == "blank":
-        classes = 15 if scan else 40
-        c.data.update(dict(fields=("points", "label"), class_count=classes, count=11_416))
+        c.data.update(dict(class_count=15 if scan else 40, count=11_416 if scan else 9_843))
         c.data.points = 2048 if scan else 8192
     c.adapter.update(SETTINGS.get(c.adapter.name, {}))
-    if not scan and c.adapter.name == "dapt":
-        c.adapter.update(dict(rank=72, dropout=0.0))
-    if scan and early and c.adapter.name == "dapt":
-        c.adapter.dropout = 0.0
+    if c.adapter.name == "dapt" and (early or not scan):
+        c.adapter.update(dict(dropout=0.0) if scan else dict(rank=72, dropout=0.0))
     # ModelNet40's head reads class token and groups alone.
     c.task.update(dict(points=2048 if scan else 1024, prompts=scan))
     c.input.update(dict(batch_size=32, eval_batch_size=32))

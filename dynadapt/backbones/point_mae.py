@@ -16,7 +16,7 @@ from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
 from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
 from dynadapt.layers.batch_norm import StoredNorm
-from dynadapt.layers.transformer import Attention, Block, Mlp
+from dynadapt.layers.transformer import Attention, Block, Entrance, Mlp
 
 Array = jax.Array
 
@@ -78,7 +78,8 @@ _small = nnx.initializers.truncated_normal(0.02)
 
 def layers(c: Config) -> tuple[str, ...]:
     """What lies at each depth, see `backbones.layers`."""
-    return ("embed|position|class_token|class_position", *(f"blocks/{i}" for i in range(c.depth)))
+    first = "embed|position|class_token|class_position|enter"
+    return (first, *(f"blocks/{i}" for i in range(c.depth)))
 
 
 def farthest_points(points: Array, groups: int) -> Array:
@@ -197,6 +198,7 @@ class Backbone(nnx.Module):
         if c.class_token:
             self.class_token = nnx.Param(_small(rngs.params(), (1, 1, c.dim)))
             self.class_position = nnx.Param(_small(rngs.params(), (1, 1, c.dim)))
+        self.enter = Entrance(c.dim)
         self.blocks = nnx.List([block(c, rngs) for _ in range(c.depth)])
         self.norm = LayerNorm(c.dim, epsilon=c.epsilon, rngs=rngs)
 
@@ -218,7 +220,9 @@ class Backbone(nnx.Module):
         def positioned(block: Block, x: Array, ctx: Context) -> Array:
             return block(x + self.stretched(position, x.shape[1]), ctx)
 
-        ctx = ctx.replace(grid=(c.groups, 1), prefix=ctx.prefix + self.prefix)
+        ctx = ctx.replace(grid=(c.groups, 1), prefix=self.prefix)
+        x = self.enter(x, ctx)
+        ctx = ctx.replace(prefix=x.shape[1] - c.groups)
         blocks = [jax.tree_util.Partial(positioned, b) for b in self.blocks]
         maps, first = [], 0
         for level in self.levels:

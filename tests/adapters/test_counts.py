@@ -103,7 +103,7 @@ SHARES = {
     "vit_l16": (4, {"dapt"}),
     "swin_t": (6, {"adapter_x", "dapt", "fact", "vpt"}),
     "sam_b16": (4, {"adapter_x", "dapt", "vpt"}),
-    "point_mae_s": (6, {"convpass", "iconformer", "mona", "ssf", "vfm_adapter", "vpt"}),
+    "point_mae_s": (6, {"convpass", "iconformer", "mona", "ssf", "vfm_adapter"}),
 }
 
 
