@@ -20,9 +20,10 @@ def get_config(arg=None):
         c.task.points = 32
     else:
         c.task.channels = 16
+        c.backbone.levels = (0, 1, 2)
     if "rank" in c.adapter:
         c.adapter.rank = 4
     c.input.update(dict(batch_size=16, eval_batch_size=24))
-    c.optim.update(dict(steps=12, lr=0.02))
+    c.optim.update(dict(steps=12, lr=0.005))
     c.log.every = 1
     return c

@@ -66,9 +66,9 @@ def test_a_run_leaves_both_metrics_records_and_pictures(run, capsys):
         assert sheet.width > sheet.height / 12
     assert main(["verify", f"--workdir={work}"]) == 0
     capsys.readouterr()
-    spec_ = spec(name)
-    assert main(["train", f"--config={spec_}", f"--workdir={work}"]) == 0  # it is there: the table
-    assert all(metric in capsys.readouterr().out for metric in METRICS[name])
+    assert main(["train", f"--config={spec(name)}", f"--workdir={work}"]) == 0  # it is there
+    table = capsys.readouterr().out
+    assert all(metric in table for metric in METRICS[name])
 
 
 @pytest.mark.slow
@@ -188,6 +188,7 @@ def losses(sizes):
     from dynadapt import sharding
 
     c = read_config(configs_clouds.__file__, "task=points")
+    c.optim.lr = 1e-3  # at large rates roundings grow from step to step
     config.check(c)
     data, fsdp = sizes
     mesh = sharding.make_mesh(ConfigDict(dict(data=data, fsdp=fsdp)), jax.devices()[: data * fsdp])
@@ -228,10 +229,14 @@ def test_figures_and_diagnosis_of_clouds(run, tmp_path, capsys):
     assert found["headline"] == METRICS[name][0]
     wanted = files.read_json(work / "result.json")[METRICS[name][0]]
     assert found["score"] == pytest.approx(wanted, rel=1e-4)
-    assert main(["figures", f"--workdir={work}", f"--out={tmp_path}", "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    for left, why in made["left_out"].items():
-        assert len(why.split()) > 3, left
+    code = main(["figures", f"--workdir={work}", f"--out={tmp_path}", "--json"])
+    said = capsys.readouterr()
+    if name == "parts":  # DAPT makes nothing to look at, and the head pools nothing
+        assert code == 2 and "the head of parts pools no features" in said.err
+        return
+    made = json.loads(said.out)
+    assert code == 0 and [figure["name"] for figure in made["figures"]] == ["tsne"]
+    assert "the run is of point clouds" in made["left_out"]["gradcam"]
 
 
 LAYERS = 12

@@ -92,16 +92,15 @@ def farthest_points(points: Array, groups: int) -> Array:
     x, y, z = jax.lax.stop_gradient(jnp.asarray(points, jnp.float32)).T
     numbers = jnp.arange(len(x), dtype=jnp.int32)
 
-    def pick(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
-        distance, last = carry
-        own = jnp.square(x - x[last]) + jnp.square(y - y[last]) + jnp.square(z - z[last])
-        distance = jnp.minimum(distance, own)
-        # The first of the farthest; on CPU a tenth of the time of `argmax`.
-        farthest = jnp.where(distance == distance.max(), numbers, len(x)).min()
-        return (distance, farthest), last
+    def pick(distance: Array, _: None) -> tuple[Array, Array]:
+        # The first of the farthest, without `argmax`, which on CPU takes several times as long. The
+        # distances were computed in the turn before: were they computed twice, once for each
+        # operand, they could be rounded differently and no point be the farthest.
+        far = jnp.where(distance == distance.max(), numbers, len(x)).min()
+        own = jnp.square(x - x[far]) + jnp.square(y - y[far]) + jnp.square(z - z[far])
+        return jax.lax.optimization_barrier(jnp.minimum(distance, own)), far
 
-    start = (jnp.full(len(x), jnp.inf), jnp.int32(0))
-    return jax.lax.scan(pick, start, length=groups)[1]
+    return jax.lax.scan(pick, jnp.full(len(x), jnp.inf), length=groups)[1]
 
 
 def nearest(points: Array, centers: Array, k: int) -> Array:

@@ -16,6 +16,7 @@ from dynadapt.errors import ConfigError
 from dynadapt.layers import LayerNorm, Linear
 from dynadapt.layers.batch_norm import BatchNorm
 from dynadapt.layers.interpolate import shares
+from dynadapt.layers.maximum import largest
 
 Array = jax.Array
 
@@ -57,7 +58,7 @@ class PropagationHead(nnx.Module):
             "bng,bgw->bnw", jax.vmap(shares)(points, centers), self.near(groups, ctx),
             precision="highest",
         )  # fmt: skip
-        whole = self.whole(jnp.concatenate([groups.max(1), groups.mean(1)], -1), ctx)
+        whole = self.whole(jnp.concatenate([largest(groups), groups.mean(1)], -1), ctx)
         x = near + self.place(points.astype(jnp.float32), ctx) + whole[:, None]
         x = dropout(nnx.relu(self.norm1(x, ctx)), self.rate, ctx, "parts")
         x = nnx.relu(self.norm2(self.fc2(x, ctx), ctx))

@@ -15,6 +15,7 @@ from dynadapt.errors import ConfigError
 from dynadapt.heads.linear import POOLED
 from dynadapt.layers import Linear
 from dynadapt.layers.batch_norm import BatchNorm
+from dynadapt.layers.maximum import largest
 
 Array = jax.Array
 
@@ -66,7 +67,7 @@ class PointsHead(nnx.Module):
         """What of each cloud is joined, `b parts*d`."""
         tokens, groups = features.tokens, features.maps[-1]
         prompts = [tokens[:, 1:].mean(1)] if self.parts == 3 else []
-        return jnp.concatenate([tokens[:, 0], *prompts, groups.max(1)], axis=-1)
+        return jnp.concatenate([tokens[:, 0], *prompts, largest(groups)], axis=-1)
 
 
 class ReconstructionHead(nnx.Module):
