@@ -124,7 +124,7 @@ SHARES = {
     "sam_b16": (4, {"adapter_x", "dapt", "mtlora", "tadformer", "vpt"}),
     "point_mae_s": (
         6,
-        {"convpass", "iconformer", "mona", "mtlora", "ssf", "tadformer", "vfm_adapter", "vpt"},
+        {"convpass", "iconformer", "mona", "mtlora", "ssf", "tadformer", "vfm_adapter"},
     ),
 }
 
