@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 
 from dynadapt import backbones, tasks
 from dynadapt import config as configs
-from dynadapt.data import loader, numbered, transforms
+from dynadapt.data import blank, loader, numbered, transforms
 from dynadapt.errors import ConfigError
 from dynadapt.plans import compare
 
 CLASSES = 10
+OBJECTS = 80  # classes, as COCO has
 
 
 def rows(
@@ -31,9 +32,10 @@ def rows(
     return found
 
 
-def config(backbone: str, method: str, batch: int) -> ConfigDict:
+def config(backbone: str, method: str, batch: int, task: str = "classification") -> ConfigDict:
     """A run of 100 steps in float32 without dropout, for a method's default settings."""
-    made = configs.default(backbone=backbone, method=method, data_set="digits")
+    data_set = "digits" if task == "classification" else "blank"
+    made = configs.default(backbone=backbone, method=method, task=task, data_set=data_set)
     made.input.batch_size, made.optim.steps = batch, 100
     if "dropout" in made.adapter:
         made.adapter.dropout = 0.0
@@ -49,8 +51,14 @@ def on_accelerators(made: ConfigDict) -> ConfigDict:
 
 
 def given(made: ConfigDict) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
-    """The task of the config, with ten classes, and the shapes of a batch of images."""
-    info = numbered(CLASSES, side(made.backbone.name))
+    """The task of the config, and the shapes of a batch of images: with ten classes, or with
+    objects of `OBJECTS` classes."""
+    size = side(made.backbone.name)
+    if made.task.name == "classification":
+        info = numbered(CLASSES, size)
+    else:
+        fields = tasks.module(made.task.name).Task.needs
+        info = blank.source("train", fields, OBJECTS, (size, size)).info
     spec = loader.spec(info, transforms.pipeline(""), made.input.batch_size)
     return tasks.from_config(made.task, info), spec
 

@@ -98,26 +98,33 @@ class Task:
         sizes = [x.shape[1:3] for x in outputs.classes]
         return sizes, anchors(sizes, outputs.strides, self.scale)
 
+    def targets(self, outputs: Outputs, batch: Batch) -> tuple[Array, Array]:
+        """Which anchors have a loss, `b a`, and the object that each learns, -1 for none."""
+        sizes, levels = self._levels(outputs)
+
+        def one(extent: Array, boxes: Array, there: Array) -> tuple[Array, Array]:
+            known = atss.valid(sizes, outputs.strides, -(-extent // PADDED) * PADDED)
+            return known, atss.assign(levels, known, boxes, there)
+
+        return jax.vmap(one)(_extent(batch), batch["boxes"], batch["boxes_mask"] > 0)
+
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Array, dict]:
         """The loss of a batch for each of its images, and how many there are.
 
         Logs have its three parts, the anchors that learn an object, the objects, and those of them
         that no anchor learns.
         """
-        sizes, levels = self._levels(outputs)
-        every = jnp.concatenate(levels)
+        every = jnp.concatenate(self._levels(outputs)[1])
         joined = [jnp.concatenate(x, axis=1) for x in zip(*_flat(outputs), strict=True)]
 
-        def one(found: Any, extent: Array, boxes: Array, classes: Array, there: Array) -> Any:
-            known = atss.valid(sizes, outputs.strides, -(-extent // PADDED) * PADDED)
-            owner = atss.assign(levels, known, boxes, there)
+        def one(found: Any, known: Array, owner: Array, boxes: Array, classes: Array) -> Any:
             learned = (owner[None] == jnp.arange(len(boxes))[:, None]).any(1)
-            counts = {"objects": there.sum(), "unlearned": (there & ~learned).sum()}
-            return counts | atss.losses(found, every, known, owner, boxes, classes)
+            return {"learned": learned} | atss.losses(found, every, known, owner, boxes, classes)
 
+        known = self.targets(outputs, batch)
+        found = jax.vmap(one)(joined, *known, batch["boxes"], batch["box_classes"])
         there = batch["boxes_mask"] > 0
-        given = joined, _extent(batch), batch["boxes"], batch["box_classes"], there
-        found = jax.vmap(one)(*given)
+        found |= {"objects": there, "unlearned": there & ~found.pop("learned")}
         mask = batch["mask"]
         # By the mask every image counts, and padding doesn't.
         total = {k: jnp.tensordot(mask, v.astype(jnp.float32), 1).sum() for k, v in found.items()}

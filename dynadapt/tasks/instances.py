@@ -117,8 +117,8 @@ class Task:
         """The batch as it is."""
         return batch
 
-    def _targets(self, outputs: Cells, batch: Batch) -> list[solo.Targets]:
-        """The targets of each level, `b …`."""
+    def targets(self, outputs: Cells, batch: Batch) -> list[solo.Targets]:
+        """What each level is to answer, `b …`."""
         sizes = [tuple(2 * n for n in x.shape[1:3]) for x in outputs.features]
 
         def one(numbers: Array, ids: Array, boxes: Array, classes: Array, there: Array) -> Any:
@@ -142,7 +142,7 @@ class Task:
 
         Logs have both, the cells that have an object, and those of them that did not learn to draw.
         """
-        wanted, mask = self._targets(outputs, batch), batch["mask"]
+        wanted, mask = self.targets(outputs, batch), batch["mask"]
         levels = zip(outputs.features, outputs.kernels, outputs.biases, wanted, strict=True)
         draw = jax.vmap(mask_logits, (0, None, None, 0))
         drawn = [draw(x, kernel, bias, level.cells) for x, kernel, bias, level in levels]
