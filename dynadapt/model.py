@@ -183,6 +183,7 @@ def outputs(
         adapters.rescale(network.backbone, hyper["scale"].astype(inputs.dtype))
     if look and hasattr(task, "look"):
         # Each call writes on a tape of its own: they may be turns of a loop.
+        inputs = batch.get("whole", inputs)
         answer = task.look(lambda x: network(x, ctx.replace(tape={})), inputs)
         finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in jax.tree.leaves(answer)]
         ctx.record(FINITE, functools.reduce(jnp.logical_and, finite))

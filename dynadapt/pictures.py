@@ -225,3 +225,33 @@ def png(image: np.ndarray) -> bytes:
 def write(path: Path, image: np.ndarray) -> None:
     """Writes a PNG file, whole."""
     files.write_bytes(path, png(image))
+
+
+# Axes of a cloud that are to the right, up and towards the viewer; the signs turn them.
+_VIEWS = {"front": ((0, 1), (1, 1), (2, 1)), "side": ((2, -1), (1, 1), (0, 1)),
+          "top": ((0, 1), (2, -1), (1, 1))}  # fmt: skip
+
+
+def views(cloud: np.ndarray, colours: np.ndarray | None = None) -> np.ndarray:
+    """A cloud `n 3`, y upwards, from the front, from its right and from above, next to each other.
+
+    Args:
+        cloud: finite points.
+        colours: `n 3`, uint8, of the points; without, those of `heat` by the distance to the
+            viewer.
+    """
+    middle = (cloud.min(0) + cloud.max(0)) / 2
+    unit = (cloud - middle) / max(float(np.abs(cloud - middle).max()), 1e-9)
+    panels = {}
+    for name, axes in _VIEWS.items():
+        right, up, near = (sign * unit[:, axis] for axis, sign in axes)
+        own = colours
+        if own is None:
+            own = heat(-near[None], -1.0, 1.0, np.ones((1, len(near)), bool))[0]
+        panel = np.full((SIDE, SIDE, 3), 235, np.uint8)
+        order = np.argsort(near, kind="stable")  # the nearest last, over all others
+        column, row = (((v[order] + 1) / 2 * (SIDE - 5)).astype(int) + 1 for v in (right, -up))
+        dot = np.indices((3, 3)).reshape(2, -1)
+        panel[row[:, None] + dot[0], column[:, None] + dot[1]] = own[order][:, None]
+        panels[name] = panel
+    return beside(panels)

@@ -1,4 +1,4 @@
-"""Answers to new, unlabelled images, from a run's product and its backbone alone.
+"""Answers to new, unlabelled images or clouds, from a run's product and its backbone alone.
 
 out/predictions.csv      one line an image, in the order of the images
 out/predictions.jsonl    the same records, one JSON document a line, written as they come
@@ -19,14 +19,16 @@ import jax
 import numpy as np
 from flax import nnx
 
+from dynadapt import data as data_sets
 from dynadapt import files, inputs, model, pictures, processes, sharding
 from dynadapt.context import Context
-from dynadapt.data import Info, lists, loader, transforms
-from dynadapt.data.decode import decode, is_image
+from dynadapt.data import Info, cloud_files, lists, loader, transforms
+from dynadapt.data.cloud_sources import Sampler
+from dynadapt.data.decode import is_image
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, DataError, MachineError
 from dynadapt.runs import claims, product
-from dynadapt.runs.predictions import TABLE, write_records
+from dynadapt.runs.predictions import TABLE, shown, write_records
 from dynadapt.runs.stop import interruptible, stop_signal
 
 LOG = "predictions.jsonl"
@@ -39,6 +41,8 @@ class Images:
     Of the `fields` that a product was trained on they have what a picture alone gives: all are of
     one size where the product says so, and transforms tell how much of a canvas they fill.
     """
+
+    what = "images"
 
     def __init__(
         self, root: Path, names: Sequence[str], fields: Mapping[str, Field] = transforms.IMAGE
@@ -58,31 +62,95 @@ class Images:
             raise DataError(f"cannot read the image {name}: {error.strerror}") from None
         return {"image": content, "name": name, "orient": True}
 
+    def prepared(self, names: Sequence[str], trained: product.Product) -> "Images":
+        """Some of them, as a product asks for them."""
+        _field(trained, "image")
+        return Images(self.root, names, trained.adapter.info.fields)
 
-def find(path: Path) -> Images:
-    """The images that a path names: a file, all in a folder, or those that a list names.
+
+class CloudFiles:
+    """A source over files of clouds without labels, each brought to `count` points.
+
+    As those of a folder are (`data.cloud_folder`): by draws that depend on the name alone, and
+    centred and scaled into the unit sphere where `unit`.
+    """
+
+    what = "clouds"
+
+    def __init__(self, root: Path, names: Sequence[str], count: int = 1, unit: bool = True):
+        self.root, self.names, self._unit = root, names, unit
+        self._sample = Sampler(count)
+        fields = {"points": Field("cloud", size=(count, 3))}
+        self.info = Info("clouds", fields, {"clouds": len(names)}, "")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.names[index]
+        points = cloud_files.read(self.root / name)
+        points = cloud_files.in_sphere(points) if self._unit else points
+        return {"points": np.float32(points[self._sample(len(points), name)]), "name": name}
+
+    def prepared(self, names: Sequence[str], trained: product.Product) -> "CloudFiles":
+        """Some of them, as a product asks for them."""
+        data = trained.config.data
+        unit = data.get("unit", getattr(data_sets.module(data.name), "UNIT", True))
+        return CloudFiles(self.root, names, _field(trained, "points").size[0], unit)
+
+
+def _field(trained: product.Product, name: str) -> Field:
+    """The field of a product's inputs; raises a ConfigError where it takes others."""
+    found = trained.adapter.info.fields
+    if name not in found:
+        raise ConfigError(f"the adapter takes {', '.join(found)}, not files of {name}")
+    return found[name]
+
+
+# Sources by the field that a backbone takes, and what their files are called like.
+_SOURCES = {"image": (Images, is_image), "points": (CloudFiles, cloud_files.is_cloud)}
+
+
+def takes(adapter: Path) -> str:
+    """The field that the backbone of an adapter takes; the errors of `runs.product.read`."""
+    return next(name for name in _SOURCES if name in product.read(adapter).info.fields)
+
+
+def find(path: Path, field: str = "image") -> Images | CloudFiles:
+    """The images or clouds that a path names: a file, all in a folder, or those that a list names.
 
     A list is a text file with one path a line, relative to the folder that it lies in.
+
+    Args:
+        path: the file or folder.
+        field: what the files are, as of `takes`.
 
     Raises:
         DataError: if there are none, or a listed one is not there.
     """
+    source, called = _SOURCES[field]
+
+    def fits(path: Path) -> bool:
+        return called(path.name) and not path.name.startswith(".") and path.is_file()
+
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if _is_image(p))
+        found = sorted(p for p in path.rglob("*") if fits(p))
         root, names = path, [p.relative_to(path).as_posix() for p in found]
-    elif _is_image(path):
+    elif fits(path) and not (path.suffix.lower() == ".txt" and _is_list(path)):
         root, names = path.parent, [path.name]
     elif path.is_file():
         root, names = path.parent, _listed(path)
     else:
         raise DataError(f"there is no file and no folder {str(path)!r}")
     if not names:
-        raise DataError(f"{path} holds no images")
-    return Images(root, list(dict.fromkeys(names)))
+        raise DataError(f"{path} holds no {source.what}")
+    return source(root, list(dict.fromkeys(names)))
 
 
-def _is_image(path: Path) -> bool:
-    return is_image(path.name) and not path.name.startswith(".") and path.is_file()
+def _is_list(path: Path) -> bool:
+    """Whether a text holds paths, and not the numbers of a cloud."""
+    first = next((line.strip() for line in lists.read_lines(path) if line.strip()), "")
+    return bool(first) and (path.parent / first).is_file()
 
 
 def _listed(path: Path) -> list[str]:
@@ -95,7 +163,7 @@ def _listed(path: Path) -> list[str]:
 
 def run(
     adapter: Path,
-    source: Images,
+    source: Images | CloudFiles,
     out: Path,
     *,
     batch: int,
@@ -106,14 +174,15 @@ def run(
 
     Args:
         adapter: `adapter/` of a run.
-        source: the images, as of `find`.
+        source: the images or clouds, as of `find`.
         out: folder of all that is written.
         batch: images that are looked at together.
         draw: write pictures, too.
         weights: where the backbone's weights lie now, if not where they lay in training.
 
     Returns:
-        `records`, in the order of the images, and `skipped`: what is wrong with each broken one.
+        `records`, in the order of the images, `skipped`: what is wrong with each broken one, and
+        `what` they are.
 
     Raises:
         CheckpointError: for a damaged adapter or another backbone than it was trained on.
@@ -133,21 +202,25 @@ def run(
         Log(out, trained.card["file_sha256"]) as log,
         stop_signal() as stop,
     ):
-        missing = [name for name in source.names if name not in log.records]
-        left = Images(source.root, missing, trained.adapter.info.fields)
+        left = source.prepared([n for n in source.names if n not in log.records], trained)
         if len(left):
             skipped = _answer(trained, left, log, batch, draw, stop)
         records = [log.records[name] for name in source.names if name in log.records]
     if not records:
         why = next(iter(skipped.values()))
-        raise DataError(f"none of the {len(source)} images can be read: {why}")
+        raise DataError(f"none of the {len(source)} {source.what} can be read: {why}")
     with files.writing(out):
         write_records(out, trained.task, records)
-    return {"records": records, "skipped": skipped}
+    return {"records": records, "skipped": skipped, "what": source.what}
 
 
 def _answer(
-    trained: product.Product, source: Images, log: "Log", batch: int, draw: bool, stop: Any
+    trained: product.Product,
+    source: Images | CloudFiles,
+    log: "Log",
+    batch: int,
+    draw: bool,
+    stop: Any,
 ) -> dict[str, str]:
     """Records the answers to all images; what is wrong with each broken one."""
     config, parts = trained.config, trained.parts
@@ -159,20 +232,21 @@ def _answer(
     frozen = sharding.put_whole(parts.frozen, sharding.frozen(parts.frozen, mesh))
     batches = loader.eval_batches(source, transform, batch_size=size, on_error="skip")
     step = make_step(parts.graph, trained.task, config)
-    progress = Progress(len(source))
+    progress = Progress(len(source), source.what)
     with jax.set_mesh(mesh):
         for given in interruptible(batches, stop):
             answers = step(kept, frozen, inputs.place(given, mesh))
             answers = {k: sharding.local(v) for k, v in answers.items()}
             for i in np.flatnonzero(given["mask"]):
                 index = int(given["index"][i])
-                example = {"index": index, **batches.about.pop(index)}
+                row = {k: v[i] for k, v in given.items()}
+                example = {**row, **batches.about.pop(index)}
                 answer = {k: v[i] for k, v in answers.items()}
                 values, content = trained.task.record(answer, example)
                 stem = Path(example["name"]).with_suffix("").as_posix()
                 content = {f"{stem}{suffix}": data for suffix, data in content.items()}
                 if draw:
-                    image = decode(source[index]["image"], example["name"], orient=True)
+                    image = shown(source[index])
                     picture = pictures.png(trained.task.draw(image, answer, example))
                     content[f"pictures/{stem}.png"] = picture
                 log.write(example["name"], values, content)
@@ -261,8 +335,8 @@ def _whole_lines(path: Path) -> list[Any]:
 class Progress:
     """Tells on standard error how many images were answered."""
 
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
+    def __init__(self, total: int, what: str = "images"):
+        self.total, self.what, self.done = total, what, 0
         self._began = self._told = time.monotonic()
 
     def tell(self, more: int) -> None:
@@ -272,10 +346,12 @@ class Progress:
         if now - self._told > TELL or self.done == self.total:
             self._told = now
             rate = self.done / max(now - self._began, 1e-9)
-            print(f"{self.done:,} of {self.total:,} images, {rate:.1f} a second", file=sys.stderr)
+            print(
+                f"{self.done:,} of {self.total:,} {self.what}, {rate:.1f} a second", file=sys.stderr
+            )
 
 
 def show(result: dict[str, Any], out: Path) -> None:
     """Prints where the records are."""
-    skipped = f", {len(result['skipped'])} images skipped" if result["skipped"] else ""
+    skipped = f", {len(result['skipped'])} {result['what']} skipped" if result["skipped"] else ""
     print(f"wrote {len(result['records']):,} records to {out / TABLE}{skipped}")

@@ -53,6 +53,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     split = inputs.open_split(config, "train")
     tested = inputs.open_split(config, "eval", split.source.info.classes)
     task = tasks.from_config(config.task, split.source.info)
+    beside = getattr(task, "beside", ())
     steps = training_steps(config, len(split.source))
     stream = inputs.train_batches(config, split)
 
@@ -106,7 +107,8 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             def evaluate_now() -> None:
                 values = evaluation()
                 journal.record("eval", done, values)
-                journal.say(f"step {done}  {task.headline} {number_text(values[task.headline])}")
+                shown = [f"{name} {number_text(values[name])}" for name in (task.headline, *beside)]
+                journal.say(f"step {done}  {'  '.join(shown)}")
 
             def evaluation_due() -> bool:
                 return bool(config.eval_every) and not done % config.eval_every and done < steps
@@ -176,6 +178,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 "method": config.adapter.name,
                 **values,
                 "headline": task.headline,
+                "beside": list(beside),
                 **counts,
                 "adapter_bytes": card["bytes"],
                 "images_per_second": round(speed.mean(config.input.batch_size), 1),

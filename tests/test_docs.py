@@ -26,6 +26,7 @@ SERVING = ROOT / "docs" / "serving.md"
 FIGURES = ROOT / "docs" / "figures.md"
 DENSE = ROOT / "docs" / "dense.md"
 DETECTION = ROOT / "docs" / "detection.md"
+POINTS = ROOT / "docs" / "points.md"
 NAME = "mlp_affine"
 
 
@@ -198,7 +199,7 @@ def test_every_figure_has_a_line():
     assert rows == list(figures.FIGURES)
 
 
-@pytest.mark.parametrize("document", [FIGURES, DENSE, DETECTION], ids=lambda p: p.name)
+@pytest.mark.parametrize("document", [FIGURES, DENSE, DETECTION, POINTS], ids=lambda p: p.name)
 def test_commands_are_understood(document):
     lines = "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
     for line in (line for line in lines if not line.startswith("export ")):
@@ -221,6 +222,7 @@ PAGES = [
     SERVING,
     FIGURES,
     DENSE,
+    POINTS,
     ROOT / "docs" / "dense_data.md",
     DETECTION,
     ROOT / "docs" / "clouds_data.md",

@@ -153,3 +153,31 @@ def test_no_masks_change_nothing():
     image = np.random.default_rng(1).integers(256, size=(20, 30, 3), dtype=np.uint8)
     found = pictures.with_masks(image, np.zeros((0, 20, 30), bool), np.zeros((0, 3)))
     np.testing.assert_array_equal(found, image)
+
+
+def test_views_of_a_cloud():
+    """Two points: one to the right, one up and nearer; each is where it belongs in every view."""
+    cloud = np.float32([[1, 0, -1], [-1, 1, 1]])
+    colours = np.uint8([[255, 0, 0], [0, 0, 255]])
+    found = pictures.views(cloud, colours)
+    side, step = pictures.SIDE, pictures.SIDE + pictures.MARGIN
+    places = {}
+    for number, view in enumerate(("front", "side", "top")):
+        panel = found[:side, number * step : number * step + side]
+        for colour, name in ((colours[0], "right"), (colours[1], "up")):
+            rows, columns = np.nonzero((panel == colour).all(-1))
+            assert len(rows) == 9
+            places[view, name] = rows.mean() / side, columns.mean() / side
+    assert places["front", "right"][1] > 0.9 and places["front", "up"][1] < 0.1
+    assert places["front", "up"][0] < places["front", "right"][0]
+    assert places["side", "up"][1] < 0.1 and places["side", "right"][1] > 0.9  # the far one
+    assert places["top", "up"][0] > 0.9 and places["top", "right"][0] < 0.1
+    near, far = (pictures.views(cloud)[:side, :side][..., 0].max(0)[x] for x in (2, side - 4))
+    assert near != far  # by distance
+
+
+def test_the_nearest_point_covers_the_others():
+    cloud = np.float32([[0, 0, 0], [0, 0, 1], [-1, 0, -1], [1, 0, -1]])
+    colours = np.uint8([[255, 0, 0], [0, 255, 0], [9, 9, 9], [9, 9, 9]])
+    front = pictures.views(cloud, colours)[: pictures.SIDE, : pictures.SIDE]
+    assert (front == [0, 255, 0]).all(-1).any() and not (front == [255, 0, 0]).all(-1).any()

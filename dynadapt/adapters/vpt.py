@@ -5,9 +5,10 @@
 "shallow": the prompts join once, before the first block, and run through all. "deep": each block
 gets prompts of its own, and what it makes of them is dropped. With `project` the prompts are
 narrower and one linear layer, shared by all blocks, widens them. They start uniform within
-sqrt(6 / (3 patch^2 + width of a prompt)), the projection normal with variance 2 / d and zero bias
-(published: PyTorch's uniform bias). Prompts act from the start. Count for p prompts: p d, deep
-p d L; projected from w: p w or p w L, plus w d + d.
+sqrt(6 / (3 patch^2 + width of a prompt)), for clouds with the points of a group in the place of
+patch^2 (ours), the projection normal with variance 2 / d and zero bias (published: PyTorch's
+uniform bias). Prompts act from the start. Count for p prompts: p d, deep p d L; projected from w:
+p w or p w L, plus w d + d.
 """
 
 import functools
@@ -84,7 +85,7 @@ def adapt(
     """Attaches prompts before the first block, or to every block.
 
     Args:
-        backbone: a ViT.
+        backbone: a ViT or Point-MAE.
         rngs: source of the random prompts.
         prompts: p; the default is ours, the paper chooses it for each data set.
         form: "shallow" or "deep".
@@ -98,11 +99,14 @@ def adapt(
         raise ConfigError(f"project must be a width or 0, not {project}")
     check_rate("dropout", dropout)
     if not hasattr(backbone, "enter"):
-        raise ConfigError("VPT needs a ViT: other backbones have no place for tokens off the map")
+        raise ConfigError(
+            "VPT needs a ViT or Point-MAE: other backbones have no place for tokens off the map"
+        )
     if project:
         check_rank(project, backbone, "enter", name="project")
     width = project or backbone.dim
-    bound = math.sqrt(6 / (3 * backbone.patch**2 + width))
+    inputs = 3 * (backbone.patch**2 if backbone.takes == "image" else backbone.config.group_size)
+    bound = math.sqrt(6 / (inputs + width))
     given = dict(prompts=prompts, width=width, projected=bool(project), bound=bound)
     given |= dict(rate=dropout, rngs=rngs)
     if form == "deep":

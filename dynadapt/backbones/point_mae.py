@@ -16,7 +16,7 @@ from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError
 from dynadapt.layers import ACTIVATIONS, LayerNorm, Linear
 from dynadapt.layers.batch_norm import StoredNorm
-from dynadapt.layers.transformer import Attention, Block, Mlp
+from dynadapt.layers.transformer import Attention, Block, Entrance, Mlp
 
 Array = jax.Array
 
@@ -31,6 +31,7 @@ class Config:
         heads: attention heads.
         groups: number g of groups, and so of tokens.
         group_size: number k of points in a group; groups may overlap.
+        embed: width of the first layer of the mini-PointNet; the others have 2, 4 and 4 times that.
         mlp_ratio: hidden width of the MLP over d.
         class_token: whether a class token leads the sequence; pre-trained encoders have none.
         qkv_bias: whether the projection to queries, keys and values has a bias.
@@ -48,6 +49,7 @@ class Config:
     heads: int = 6
     groups: int = 64
     group_size: int = 32
+    embed: int = 128
     mlp_ratio: float = 4.0
     class_token: bool = True
     qkv_bias: bool = False
@@ -65,6 +67,8 @@ VARIANTS = {
     "point_mae_s": dict(_SMALL, groups=64),
     # Of 2048 points: fine-tuning on ScanObjectNN.
     "point_mae_s_g128": dict(_SMALL, groups=128),
+    # Of 512 points; ours, it comes with the package.
+    "point_mini": dict(dim=128, depth=5, heads=4, groups=32, group_size=16, embed=32),
 }
 
 PLAIN = ("class_token", "class_position")
@@ -74,7 +78,8 @@ _small = nnx.initializers.truncated_normal(0.02)
 
 def layers(c: Config) -> tuple[str, ...]:
     """What lies at each depth, see `backbones.layers`."""
-    return ("embed|position|class_token|class_position", *(f"blocks/{i}" for i in range(c.depth)))
+    first = "embed|position|class_token|class_position|enter"
+    return (first, *(f"blocks/{i}" for i in range(c.depth)))
 
 
 def farthest_points(points: Array, groups: int) -> Array:
@@ -84,15 +89,18 @@ def farthest_points(points: Array, groups: int) -> Array:
     results (pointnet2_ops) also never picks a point with squared norm <= 1e-3, which is how it
     knows padding; points that near the origin are points like others here.
     """
-    points = jax.lax.stop_gradient(jnp.asarray(points, jnp.float32))
+    x, y, z = jax.lax.stop_gradient(jnp.asarray(points, jnp.float32)).T
+    numbers = jnp.arange(len(x), dtype=jnp.int32)
 
-    def pick(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
-        distance, last = carry
-        distance = jnp.minimum(distance, _squared_distances(points, points[last]))
-        return (distance, jnp.argmax(distance).astype(jnp.int32)), last
+    def pick(distance: Array, _: None) -> tuple[Array, Array]:
+        # The first of the farthest, without `argmax`, which on CPU takes several times as long. The
+        # distances were computed in the turn before: were they computed twice, once for each
+        # operand, they could be rounded differently and no point be the farthest.
+        far = jnp.where(distance == distance.max(), numbers, len(x)).min()
+        own = jnp.square(x - x[far]) + jnp.square(y - y[far]) + jnp.square(z - z[far])
+        return jax.lax.optimization_barrier(jnp.minimum(distance, own)), far
 
-    start = (jnp.full(points.shape[0], jnp.inf), jnp.int32(0))
-    return jax.lax.scan(pick, start, length=groups)[1]
+    return jax.lax.scan(pick, jnp.full(len(x), jnp.inf), length=groups)[1]
 
 
 def nearest(points: Array, centers: Array, k: int) -> Array:
@@ -125,18 +133,18 @@ class PointEmbed(nnx.Module):
     Two layers a point and a maximum over the group, which joins each point for two layers more.
     """
 
-    def __init__(self, dim: int, *, epsilon: float, rngs: nnx.Rngs):
-        self.conv1 = Linear(3, 128, rngs=rngs)
-        self.norm1 = StoredNorm(128, epsilon=epsilon)
-        self.conv2 = Linear(128, 256, rngs=rngs)
-        self.conv3 = Linear(512, 512, rngs=rngs)
-        self.norm2 = StoredNorm(512, epsilon=epsilon)
-        self.conv4 = Linear(512, dim, rngs=rngs)
+    def __init__(self, dim: int, width: int, *, epsilon: float, rngs: nnx.Rngs):
+        self.conv1 = Linear(3, width, rngs=rngs)
+        self.norm1 = StoredNorm(width, epsilon=epsilon)
+        self.conv2 = Linear(width, 2 * width, rngs=rngs)
+        self.conv3 = Linear(4 * width, 4 * width, rngs=rngs)
+        self.norm2 = StoredNorm(4 * width, epsilon=epsilon)
+        self.conv4 = Linear(4 * width, dim, rngs=rngs)
 
     def __call__(self, groups: Array, ctx: Context) -> Array:
         x = self.conv2(nnx.relu(self.norm1(self.conv1(groups, ctx), ctx)), ctx)
         whole = jnp.broadcast_to(x.max(2, keepdims=True), x.shape)
-        x = jnp.concatenate([whole, x], axis=-1)  # b g k 512
+        x = jnp.concatenate([whole, x], axis=-1)  # b g k 4w
         x = self.conv4(nnx.relu(self.norm2(self.conv3(x, ctx), ctx)), ctx)
         return x.max(2)
 
@@ -184,11 +192,12 @@ class Backbone(nnx.Module):
         self.dim, self.prefix = c.dim, int(c.class_token)
         self.levels = tuple(sorted({*(n % c.depth for n in c.levels), c.depth - 1}))
         self.dims = (c.dim,) * len(self.levels)
-        self.embed = PointEmbed(c.dim, epsilon=c.epsilon, rngs=rngs)
+        self.embed = PointEmbed(c.dim, c.embed, epsilon=c.epsilon, rngs=rngs)
         self.position = Position(c.dim, rngs=rngs)
         if c.class_token:
             self.class_token = nnx.Param(_small(rngs.params(), (1, 1, c.dim)))
             self.class_position = nnx.Param(_small(rngs.params(), (1, 1, c.dim)))
+        self.enter = Entrance(c.dim)
         self.blocks = nnx.List([block(c, rngs) for _ in range(c.depth)])
         self.norm = LayerNorm(c.dim, epsilon=c.epsilon, rngs=rngs)
 
@@ -201,6 +210,7 @@ class Backbone(nnx.Module):
                 f"{points.shape[1]} points are too few for {c.groups} groups of {c.group_size}"
             )
         centers, groups = jax.vmap(lambda cloud: group(cloud, c.groups, c.group_size))(points)
+        places = points, centers
         centers, groups = (v.astype(c.dtype or points.dtype) for v in (centers, groups))
         x, position = self.with_class(self.embed(groups, ctx), self.position(centers, ctx))
 
@@ -209,7 +219,9 @@ class Backbone(nnx.Module):
         def positioned(block: Block, x: Array, ctx: Context) -> Array:
             return block(x + self.stretched(position, x.shape[1]), ctx)
 
-        ctx = ctx.replace(grid=(c.groups, 1), prefix=ctx.prefix + self.prefix)
+        ctx = ctx.replace(grid=(c.groups, 1), prefix=self.prefix)
+        x = self.enter(x, ctx)
+        ctx = ctx.replace(prefix=x.shape[1] - c.groups)
         blocks = [jax.tree_util.Partial(positioned, b) for b in self.blocks]
         maps, first = [], 0
         for level in self.levels:
@@ -218,7 +230,7 @@ class Backbone(nnx.Module):
             first = level + 1
             y = self.norm(x, ctx) if first == len(blocks) else x
             maps.append(y[:, -c.groups :])
-        return Features(tuple(maps), y[:, : -c.groups], ctx.tape)
+        return Features(tuple(maps), y[:, : -c.groups], ctx.tape, places=places)
 
     def stretched(self, position: Array, n: int) -> Array:
         """Positions `b p+g d` for n tokens, `b n d`: zeros for prompts, which stand behind p."""
@@ -244,3 +256,5 @@ def _check(c: Config) -> None:
     check_block(c.dim, c.heads, c.act)
     if c.groups < 1 or c.group_size < 1:
         raise ConfigError(f"{c.groups} groups of {c.group_size} points are none; both must be 1+")
+    if c.embed < 1:
+        raise ConfigError(f"embed must be at least 1, not {c.embed}")

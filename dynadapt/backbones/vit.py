@@ -18,7 +18,7 @@ from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import LayerNorm
 from dynadapt.layers.resample import RULES, resample
-from dynadapt.layers.transformer import Attention, Block, Mlp, PatchEmbed
+from dynadapt.layers.transformer import Attention, Block, Entrance, Mlp, PatchEmbed
 
 Array = jax.Array
 
@@ -121,16 +121,6 @@ def block(c: Config, rngs: nnx.Rngs) -> Block:
     attn = Attention(c.dim, c.heads, **both)
     hidden = round(c.dim * c.mlp_ratio)
     return Block(attn, Mlp(c.dim, hidden, act=c.act, gated=c.gated, **both))
-
-
-class Entrance(nnx.Module):
-    """Where tokens `b n d` enter the blocks; an adapter here may add leading tokens of its own."""
-
-    def __init__(self, dim: int):
-        self.dim = dim
-
-    def __call__(self, x: Array, ctx: Context) -> Array:
-        return x
 
 
 class Backbone(nnx.Module):

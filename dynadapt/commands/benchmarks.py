@@ -149,6 +149,7 @@ BENCHMARKS = {
     "detection": ("backbone", "methods", "batch", "topology"),
     "dynamic": ("reference", "rounds", "topology"),
     "forward": ("reference", "backbone", "batch", "rounds"),
+    "points": ("rounds",),
     "population": (*_MODELS, "topology"),
     "step": (*_MODELS, "topology"),
 }
@@ -156,7 +157,7 @@ BENCHMARKS = {
 
 def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import backbones, bench
-    from dynadapt.bench import bank, detection, dynamic, forward, population, step
+    from dynadapt.bench import bank, detection, dynamic, forward, points, population, step
 
     what, names = options["what"].value, options.backbone
     if what not in BENCHMARKS:
@@ -178,6 +179,8 @@ def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
         result = forward.run(options.reference, names, options.batch, options.rounds)
     elif what == "dynamic":
         result = dynamic.run(options.reference, options.rounds, options.topology)
+    elif what == "points":
+        result = points.run(options.rounds)
     elif what == "bank":
         result = bank.run(*given, options.rounds)
     elif what == "detection":
@@ -205,8 +208,8 @@ COMMANDS = {
         ("what", "suite"),
     ),
     "bench": Command(
-        "time forward passes, dynamic primitives, training steps, banks or populations; count what "
-        "detection costs",
+        "time forward passes, dynamic primitives, points, training steps, banks or populations; "
+        "count what detection costs",
         "dynadapt bench forward --backbone=vit_b16,swin_t --batch=8",
         _bench,
         _bench_options,

@@ -133,7 +133,8 @@ def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
 def _predict_options(options: flags.FlagValues) -> None:
     workdir_options(options)
-    text = "an image, a folder of images at any depth, or a text file with one path a line"
+    text = "an image, a folder of images at any depth, or a text file with one path a line; clouds "
+    text += "where the run is of clouds"
     flags.DEFINE_string("images", None, text, flag_values=options)
     flags.DEFINE_string("out", None, "folder for records and pictures", flag_values=options)
     text = "draw each image with its answer, too"
@@ -147,7 +148,8 @@ def _predict(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import predict
 
     counts(options, "batch")
-    adapter, source = need(options, "workdir") / "adapter", predict.find(need(options, "images"))
+    adapter, given = need(options, "workdir") / "adapter", need(options, "images")
+    source = predict.find(given, predict.takes(adapter))
     out = out_folder(options)
     result = predict.run(
         adapter, source, out, batch=options.batch, draw=options.pictures, weights=options.weights

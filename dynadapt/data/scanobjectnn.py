@@ -25,6 +25,7 @@ VARIANTS = {
 }
 SPLITS = {"train": "training", "test": "test"}
 POINTS = 2048
+UNIT = False  # whether clouds are centred and scaled, as new ones then have to be
 CLASSES = (
     *("bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table"),
     *("bed", "pillow", "sink", "sofa", "toilet"),

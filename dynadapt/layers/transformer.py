@@ -203,3 +203,13 @@ def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
         and q.shape[-1] <= 128
     )
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
+
+
+class Entrance(nnx.Module):
+    """Where tokens `b n d` enter the blocks; an adapter here may add leading tokens of its own."""
+
+    def __init__(self, dim: int):
+        self.dim = dim
+
+    def __call__(self, x: Array, ctx: Context) -> Array:
+        return x

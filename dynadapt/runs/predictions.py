@@ -72,9 +72,14 @@ class Predictions:
                 pictures.write(self.folder / SHEET, pictures.sheet(drawn))
 
     def _drawn(self, index: int) -> np.ndarray:
-        given = self.source[index]
-        image = decode(given["image"], given["name"], given.get("orient", False))
-        return self.task.draw(image, *self._answers[index])
+        return self.task.draw(shown(self.source[index]), *self._answers[index])
+
+
+def shown(given: Mapping[str, Any]) -> np.ndarray:
+    """What an example of a source is a picture of: its image `h w 3`, or its points `n 3`."""
+    if "image" not in given:
+        return given["points"]
+    return decode(given["image"], given["name"], given.get("orient", False))
 
 
 def write_records(folder: Path, task: Any, records: list[dict[str, Any]]) -> None:

@@ -30,11 +30,11 @@ def show(results: list[dict[str, Any]], folder: Path, others: str = "") -> None:
         folder: of the run, or of all of them.
         others: a command that compares this run with others, where there is one.
     """
-    headline = results[0]["headline"]
+    shown = [results[0]["headline"], *results[0].get("beside", ())]
     rows = [
         [
             r["method"],
-            number_text(r[headline]),
+            *(number_text(r[name]) for name in shown),
             r["trained"],
             r["trained_with_head"],
             f"{100 * r['trained'] / r['backbone']:.2f} %",
@@ -43,7 +43,7 @@ def show(results: list[dict[str, Any]], folder: Path, others: str = "") -> None:
         ]
         for r in results
     ]
-    columns = ["method", headline, "trained", "with head", "of backbone", "file", "images/s"]
+    columns = ["method", *shown, "trained", "with head", "of backbone", "file", "images/s"]
     show_table(f"{folder}", columns, rows)
     print(_next(results, folder, others))
 

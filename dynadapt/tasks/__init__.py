@@ -14,7 +14,9 @@ and, where a task needs it:
 
     tasks                          names of the tasks in it, whose features may differ: `head` then
                                    gets those of each by its name
-    look(forward, inputs)          -> outputs of an evaluation, by several calls of the model
+    look(forward, inputs)          -> outputs of an evaluation, by several calls of the model;
+                                   `inputs` are what `prepare` keeps as `whole`, or else gives
+    beside                         names of metrics that tables show beside the headline
     whole_batch                    whether the loss is of a whole batch, and no sum over its parts
     stored                         names of fields that `judge` is to get as they are stored
     judge(answer, example)         -> rows of one example, in the place of those of `rows`; on the

@@ -107,20 +107,13 @@ class Task:
 
     def answer(self, logits: Array, batch: Batch) -> dict[str, Array]:
         """The likeliest classes of each example, at most five, `b k`, and their probabilities."""
-        most = min(BEST, logits.shape[1])
-        probability, classes = jax.lax.top_k(jax.nn.softmax(logits), most)
-        return {"classes": classes, "probabilities": probability}
+        return likeliest(logits)
 
     def record(
         self, answer: dict[str, np.ndarray], example: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """File, label where it is known, class, probability and the best five."""
-        names = [self.classes[n] for n in answer["classes"]]
-        shares = [round(float(p), 6) for p in answer["probabilities"]]
-        known = {"label": self.classes[int(example["label"])]} if "label" in example else {}
-        best = "; ".join(f"{n} {p:.4f}" for n, p in zip(names, shares, strict=True))
-        own = {"prediction": names[0], "probability": shares[0], "top5": best}
-        return {"file": example["name"], **known, **own}, {}
+        return recorded(answer, example, self.classes), {}
 
     def draw(
         self, image: np.ndarray, answer: dict[str, np.ndarray], example: dict[str, Any]
@@ -128,3 +121,22 @@ class Task:
         """The image with its class and probability below."""
         name, share = self.classes[answer["classes"][0]], answer["probabilities"][0]
         return pictures.captioned(image, f"{name} {100 * share:.1f} %")
+
+
+def likeliest(logits: Array) -> dict[str, Array]:
+    """The likeliest `classes` of each example, at most five, `b k`, and their `probabilities`."""
+    most = min(BEST, logits.shape[1])
+    probability, classes = jax.lax.top_k(jax.nn.softmax(logits), most)
+    return {"classes": classes, "probabilities": probability}
+
+
+def recorded(
+    answer: dict[str, np.ndarray], example: dict[str, Any], classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """File, label where it is known, class, probability and the best five."""
+    names = [classes[n] for n in answer["classes"]]
+    shares = [round(float(p), 6) for p in answer["probabilities"]]
+    known = {"label": classes[int(example["label"])]} if "label" in example else {}
+    best = "; ".join(f"{n} {p:.4f}" for n, p in zip(names, shares, strict=True))
+    own = {"prediction": names[0], "probability": shares[0], "top5": best}
+    return {"file": example["name"], **known, **own}

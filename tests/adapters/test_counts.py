@@ -124,7 +124,7 @@ SHARES = {
     "sam_b16": (4, {"adapter_x", "dapt", "mtlora", "tadformer", "vpt"}),
     "point_mae_s": (
         6,
-        {"convpass", "iconformer", "mona", "mtlora", "ssf", "tadformer", "vfm_adapter", "vpt"},
+        {"convpass", "iconformer", "mona", "mtlora", "ssf", "tadformer", "vfm_adapter"},
     ),
 }
 
@@ -219,11 +219,20 @@ def test_published_counts_of_several_tasks(entry, published):
         ("swin_t", "tadformer", PASCAL, (3_557_502, 4_776_126, 7_379_262)),
         ("swin_t", "mtlora", PASCAL, (4_953_146, 6_083_642, 8_344_634)),
         ("swin_t", "tadformer", NYUD, (3_092_370, 4_310_994, 6_914_130)),
-        ("swin_s", "tadformer", PASCAL, (4_789_134, 7_187_406, 12_149_838)),
-        ("swin_b", "tadformer", PASCAL, (6_141_948, 9_310_268, 15_812_796)),
-        ("swin_l", "tadformer", PASCAL, (9_105_624, 13_814_040, 23_396_760)),
+        pytest.param(
+            "swin_s", "tadformer", PASCAL, (4_789_134, 7_187_406, 12_149_838),
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "swin_b", "tadformer", PASCAL, (6_141_948, 9_310_268, 15_812_796),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "swin_l", "tadformer", PASCAL, (9_105_624, 13_814_040, 23_396_760),
+            marks=pytest.mark.exhaustive,
+        ),
     ],
-)
+)  # fmt: skip
 def test_counts_of_several_tasks(variant, method, outputs, counts):
     for rank, count in zip((16, 32, 64), counts, strict=True):
         assert sum(several_trained(variant, method, outputs, rank=rank).values()) == count

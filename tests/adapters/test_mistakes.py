@@ -139,7 +139,7 @@ BACKBONES = {
     ),
     "point_mae": (
         dict(dim=64, depth=2, heads=2, groups=4, group_size=4),
-        ("convpass", "iconformer", "mona", "mtlora", "ssf", "tadformer", "vfm_adapter", "vpt"),
+        ("convpass", "iconformer", "mona", "mtlora", "ssf", "tadformer", "vfm_adapter"),
     ),
 }
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from dynadapt import adapters, attach, backbones
+from dynadapt.backbones import point_mae
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 
@@ -108,3 +109,34 @@ def test_windows_have_no_place_for_prompts():
     with pytest.raises(ConfigError, match="VPT needs a ViT"):
         adapters.adapt(network, "vpt", rngs=nnx.Rngs(0))
     assert not attach.adapted(network)
+
+
+def points(form, **how):
+    sizes = dict(dim=16, depth=3, heads=2, groups=5, group_size=4, embed=4) | how
+    network = backbones.create("point_mini", rngs=nnx.Rngs(1), **sizes)
+    adapters.adapt(network, "vpt", rngs=nnx.Rngs(2), form=form, prompts=2)
+    return network
+
+
+@pytest.mark.parametrize(("form", "tokens"), [("shallow", 3), ("deep", 1)])
+def test_groups_of_points_get_prompts_without_a_position(form, tokens):
+    clouds = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 3)), jnp.float32)
+    network = points(form)
+    maps, found = features(network, clouds)
+    assert maps[0].shape == (2, 5, 16) and found.shape == (2, tokens, 16)
+
+    center, groups = jax.vmap(lambda cloud: point_mae.group(cloud, 5, 4))(clouds)
+    ctx = Context(grid=(5, 1), prefix=3)
+    x, at = network.with_class(network.embed(groups, ctx), network.position(center, ctx))
+    at = jnp.concatenate([at[:, :1], jnp.zeros((2, 2, 16)), at[:, 1:]], axis=1)
+    for layer, block in enumerate(network.blocks):
+        if layer == 0 or form == "deep":
+            kept = x if layer == 0 else jnp.delete(x, jnp.arange(1, 3), axis=1)
+            own = jnp.broadcast_to(prompts_of(network, layer), (2, 2, 16))
+            x = jnp.concatenate([kept[:, :1], own, kept[:, 1:]], axis=1)
+        x = getattr(block, "bare", block)(x + at, ctx)
+    y = network.norm(x)
+    np.testing.assert_allclose(maps[0], y[:, 3:], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, y[:, :tokens], rtol=1e-4, atol=1e-5)
+    other = features(points(form, scan=True), clouds)
+    np.testing.assert_allclose(other[0][0], maps[0], rtol=1e-4, atol=1e-5)

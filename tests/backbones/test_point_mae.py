@@ -169,7 +169,7 @@ def test_published_parameter_count():
     # With the published classifier of 15 classes, on class token and maximum: 22.1 M.
     head = (768 * 256 + 256) + 2 * 256 + (256 * 256 + 256) + 2 * 256 + (256 * 15 + 15)
     assert wanted + head == 22_093_327
-    for name in point_mae.VARIANTS:
+    for name in ("point_mae_s", "point_mae_s_g128"):
         network = backbones.abstract(name)
         assert tree.size(nnx.state(network, nnx.Param)) == wanted
         assert tree.size(nnx.state(network, nnx.BatchStat)) == 2 * (128 + 512)
@@ -198,7 +198,9 @@ def test_shapes_levels_and_variants():
     assert features(bare, clouds())[1].shape == (2, 0, 16)
     assert not any(path.startswith("class") for path in tree.leaves(nnx.state(bare)))
     sizes = {n: backbones.config(n).groups for n in point_mae.VARIANTS}
-    assert sizes == {"point_mae_s": 64, "point_mae_s_g128": 128}
+    assert sizes == {"point_mae_s": 64, "point_mae_s_g128": 128, "point_mini": 32}
+    small = backbones.abstract("point_mini")
+    assert tree.size(nnx.state(small, nnx.Param)) == 1_042_560
 
 
 def test_each_cloud_is_seen_alone_and_its_later_points_in_any_order():
@@ -229,6 +231,7 @@ def test_bfloat16_is_close():
         (dict(levels=(3,)), (1, 9, 3), "there is no block 3 among 3"),
         (dict(act="gleu"), (1, 9, 3), "unknown activation 'gleu'"),
         (dict(groups=0), (1, 9, 3), "0 groups of 4 points"),
+        (dict(embed=0), (1, 9, 3), "embed must be at least 1, not 0"),
         ({}, (1, 5, 3), "5 points are too few for 6 groups of 4"),
         ({}, (1, 9, 6), "must be of shape b n 3"),
     ],

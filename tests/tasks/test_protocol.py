@@ -31,6 +31,10 @@ INFO = Info(
         "box_classes": Field("rows", fill=-1, classes=("a", "b", "c"), most=2),
         "instances": Field("masks", size=(SIDE, SIDE)),
         "box_ids": Field("rows", most=2),
+        "points": Field("cloud", size=(SIDE, 3)),
+        "parts": Field(
+            "point_labels", fill=-1, classes=("x", "y", "z"), size=(SIDE,), owners=(0, 1, 2)
+        ),
     },
     {},
     "",
@@ -40,7 +44,8 @@ SMALL = {
     "instances": dict(
         **dict(channels=8, depth=1, strides=(2.0, 4.0), grids=(3, 2)),
         ranges=((0.0, 8.0), (4.0, 16.0)),
-    )
+    ),
+    "masked_points": dict(groups=4, group_size=4),
 }
 PARAMETERS = {
     "head": ("like", "rngs"),
@@ -92,9 +97,8 @@ def batch(seed=0):
     """Random values of every field; the last example is padding."""
     rng, found = np.random.default_rng(seed), {}
     for name, x in infos.spec(INFO, BATCH).items():
-        high = (
-            3 if name.startswith(("label", "box_classes")) else 2 if name.endswith("mask") else SIDE
-        )
+        few = name.startswith(("label", "box_classes")) or name == "parts"
+        high = 3 if few else 2 if name.endswith("mask") else SIDE
         found[name] = rng.integers(high, size=x.shape).astype(x.dtype)
     found["mask"] = (np.arange(BATCH) < BATCH - 1).astype(np.float32)
     found["index"] = np.arange(BATCH, dtype=np.int32)
@@ -104,10 +108,12 @@ def batch(seed=0):
 def run(name, *batches):
     """The task, and its loss, rows and answers of each batch while training."""
     task = made(name)
-    c = config.default(backbone="vit_mini", task=name, data_set="digits")
+    variant, sizes = "vit_mini", dict(image_size=SIDE)
+    if "points" in task.needs:
+        variant, sizes = "point_mini", dict(groups=4, group_size=4)
+    c = config.default(backbone=variant, task=name, data_set="digits")
     c.input.normalise = "inception"
-    sizes = dict(dim=16, depth=1, heads=2, image_size=SIDE)
-    backbone = backbones.create("vit_mini", rngs=nnx.Rngs(0), **sizes)
+    backbone = backbones.create(variant, rngs=nnx.Rngs(0), dim=16, depth=1, heads=2, **sizes)
     head = task.head(model.features(backbone, infos.spec(INFO, BATCH)), rngs=nnx.Rngs(1))
     network = model.Model(backbone, head)
 
@@ -115,7 +121,7 @@ def run(name, *batches):
     def forward(network, given):
         ready = inputs.prepared(task, given, c, jax.random.key(2), True)
         assert {"mask", "index"} <= ready.keys()
-        outputs = network(ready["image"], Context())
+        outputs = network(ready[backbone.takes], Context())
         return task.loss(outputs, ready), task.rows(outputs, ready), task.answer(outputs, ready)
 
     return task, [jax.device_get(forward(network, given)) for given in batches]
@@ -154,7 +160,8 @@ def test_a_task_goes_from_a_batch_to_metrics_and_records(name):
     assert not results or task.results.endswith(".json")
     assert all(isinstance(v, str | int | float) for v in record.values())
     assert all(k.startswith(".") and isinstance(v, bytes) for k, v in written.items())
-    drawn = task.draw(given["image"][0], one, example)
+    shown = "points" if "points" in task.needs else "image"
+    drawn = task.draw(given[shown][0], one, example)
     assert drawn.ndim == 3 and drawn.shape[2] == 3 and drawn.dtype == np.uint8
 
 

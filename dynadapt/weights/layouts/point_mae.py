@@ -51,6 +51,7 @@ def _config(shapes: Shapes, card: Mapping[str, Any]) -> dict[str, Any]:
         dim=dim,
         depth=count(shapes, r"blocks\.blocks\.(\d+)\."),
         heads=HEADS.get(dim),
+        embed=shapes["encoder.first_conv.0.weight"][0],
         mlp_ratio=shapes["blocks.blocks.0.mlp.fc1.weight"][0] / dim,
         class_token="cls_token" in shapes,
         qkv_bias="blocks.blocks.0.attn.qkv.bias" in shapes,
