@@ -28,7 +28,7 @@ NOTE = (
     "as in an adapter file. FLOPs: matrix products and convolutions of one input, without the "
     "head, over the bare backbone's; "
     "iconformer's depth-wise kernels are sums of products and not among them. printed: the "
-    "literature's count or share for these settings."
+    "literature's count or share, at its settings."
 )
 
 
