@@ -427,7 +427,7 @@ def test_a_run_leaves_results_and_answers_new_images(tmp_path):
     assert (out / "pictures" / "a.png").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("compiled_as_for_users")
 def test_eight_scenes_are_learned_by_heart():
     """By the head alone, on what the shipped backbone makes of them."""
