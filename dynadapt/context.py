@@ -111,25 +111,25 @@ def dropout(x: Array, rate: float, ctx: Context, name: str, *, channels: bool = 
 
 
 def fold(
-    blocks: Sequence[Callable[[Array, Context], Array]],
-    x: Array,
+    blocks: Sequence[Callable[[Any, Context], Any]],
+    x: Any,
     ctx: Context,
     *,
     scan: bool = False,
     remat: bool = False,
     first: int = 0,
     depth: int | None = None,
-) -> Array:
+) -> Any:
     """Applies blocks one after another; the result does not depend on `scan` and `remat`.
 
     Args:
         blocks: modules called as `block(x, ctx)`.
-        x: tokens `b n d`.
+        x: tokens `b n d`, or a tree of such arrays, where blocks take and answer one.
         ctx: each block gets its own key, its share of the drop rate (linear in depth) and a
             new tape.
         scan: compiles each kind of block once, where kinds alternate regularly (windowed and
             shifted, windowed and global); the parameters are stacked inside the compiled function.
-            Blocks that change the number of tokens are not scanned.
+            Blocks that answer other shapes than they get are not scanned.
         remat: recomputes each block in the backward pass instead of saving its intermediates.
         first: number of the first block within a network of `depth` blocks, where only a
             part is run.
@@ -138,7 +138,7 @@ def fold(
     """
     depth = depth or len(blocks)
 
-    def step(x: Array, block: Any, number: Any) -> tuple[Array, Tape]:
+    def step(x: Any, block: Any, number: Any) -> tuple[Any, Tape]:
         inner = ctx.replace(tape={})
         if ctx.key is not None:
             inner = inner.replace(key=jax.random.fold_in(ctx.key, number))
@@ -148,7 +148,8 @@ def fold(
 
     numbers = range(first, first + len(blocks))
     # A scan carries one shape: blocks that lengthen the sequence run one after another.
-    scan = scan and jax.eval_shape(lambda: step(x, blocks[0], 0)[0]).shape == x.shape
+    if scan := scan and len(blocks) > 0:
+        scan = _shapes(jax.eval_shape(lambda: step(x, blocks[0], 0)[0])) == _shapes(x)
     if remat:
         step = jax.checkpoint(step, prevent_cse=not scan)
     if scan:
@@ -158,7 +159,7 @@ def fold(
             for kind in range(kinds)
         ]
 
-        def turn(x: Array, several: Any) -> tuple[Array, list[Tape]]:
+        def turn(x: Any, several: Any) -> tuple[Any, list[Tape]]:
             tapes = []
             for block, number in zip(*several, strict=True):
                 x, tape = step(x, block, number)
@@ -179,6 +180,10 @@ def fold(
         value = jnp.concatenate([tape[name] for tape in tapes if name in tape])
         ctx.record(name, value.sum(0) if name.startswith("loss/") else value)
     return x
+
+
+def _shapes(x: Any) -> Any:
+    return jax.tree.structure(x), [leaf.shape for leaf in jax.tree.leaves(x)]
 
 
 def _period(blocks: Sequence[Any]) -> int:

@@ -71,24 +71,10 @@ def evaluate(
         TrainingError: for features or a metric that are not finite.
     """
     parts = []
-    judged = bool(getattr(task, "stored", ())) and about is not None
     for batch in batches:
         rows, answers = step(kept, frozen, inputs.place(batch, mesh))
-        rows = {k: sharding.local(v) for k, v in rows.items()}
-        if judged:
-            rows = {k: v.copy() for k, v in rows.items()}
-        if judged or record is not None:
-            answers = {k: sharding.local(v) for k, v in answers.items()}
-            for i in np.flatnonzero(batch["mask"]):
-                answer, row = ({k: v[i] for k, v in given.items()} for given in (answers, batch))
-                if judged:
-                    known = about[int(row["index"])]
-                    for name, value in task.judge(answer, {**row, **known}).items():
-                        rows[name][i] = value
-                    del known["stored"]  # as large as all labels of the split
-                if record is not None:
-                    record(answer, row)
-        parts.append({**rows, **{f"batch/{k}": batch[k] for k in ("index", "mask")}})
+        parts.append(whole_rows(task, batch, rows, answers, about, record))
+        forget(batch, about)
     every = processes.gather_rows({k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
     every = in_order(every, every.pop("batch/index"), every.pop("batch/mask"))
     fine = every.pop(FINITE)
@@ -102,6 +88,53 @@ def evaluate(
         if not isinstance(value, Mapping) and not np.isfinite(value):
             raise TrainingError(f"the evaluation's {name} is not finite: the model is of no use")
     return found
+
+
+def whole_rows(
+    task: Any,
+    batch: Mapping[str, np.ndarray],
+    rows: Mapping[str, Array],
+    answers: Mapping[str, Array],
+    about: Mapping[int, dict[str, Any]] | None = None,
+    record: Record | None = None,
+) -> dict[str, np.ndarray]:
+    """The rows of this process's examples of a batch, on the host: all that metrics need.
+
+    Where the task judges, what `judge` finds takes the place of the device's rows.
+
+    Args:
+        task: whose rows and answers these are.
+        batch: as it comes from the loader.
+        rows: of the task, `b …`.
+        answers: of the task, `b …`.
+        about: as of `evaluate`.
+        record: as of `evaluate`.
+
+    Returns:
+        The rows, and `index` and `mask` of the batch under `batch/…`.
+    """
+    judged = bool(getattr(task, "stored", ())) and about is not None
+    found = {k: sharding.local(v) for k, v in rows.items()}
+    if judged:
+        found = {k: v.copy() for k, v in found.items()}
+    if judged or record is not None:
+        answers = {k: sharding.local(v) for k, v in answers.items()}
+        for i in np.flatnonzero(batch["mask"]):
+            answer, row = ({k: v[i] for k, v in given.items()} for given in (answers, batch))
+            if judged:
+                known = about[int(row["index"])]
+                for name, value in task.judge(answer, {**row, **known}).items():
+                    found[name][i] = value
+            if record is not None:
+                record(answer, row)
+    return {**found, **{f"batch/{k}": batch[k] for k in ("index", "mask")}}
+
+
+def forget(batch: Mapping[str, np.ndarray], about: Mapping[int, dict[str, Any]] | None) -> None:
+    """Drops what is stored of a batch's examples, once they are judged: of all examples it is as
+    large as the split."""
+    for index in batch["index"] if about else ():
+        about.get(int(index), {}).pop("stored", None)
 
 
 def in_order(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynadapt import config as configs
-from dynadapt import data, sharding
+from dynadapt import data, model, sharding
 from dynadapt.data import images, loader, transforms
 from dynadapt.errors import DataError
 
@@ -62,13 +62,13 @@ def described(config: Any, split: Split, like: Any) -> list[str]:
     Args:
         config: resolved.
         split: of training.
-        like: shapes of the backbone's features.
+        like: shapes of the backbone's features, as of `model.features`.
     """
     if "image" not in split.spec:
         return [f"clouds of {split.spec['points'].shape[1]} points"]
     h, w = split.spec["image"].shape[1:3]
     (size, normalise), given = configs.expected(config), config.input.normalise
-    tokens = " x ".join(map(str, like.maps[-1].shape[1:3]))
+    tokens = " x ".join(map(str, model.of_tasks(like)[0].maps[-1].shape[1:3]))
     name = config.backbone.name
     lines = [f"{name} sees images of {h} x {w} as {tokens} tokens, normalised as {given}"]
     if (h, w) != (size, size):

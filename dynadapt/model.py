@@ -34,17 +34,25 @@ class Model(nnx.Module):
     def __call__(self, inputs: Array, ctx: Context, parts: int = 1) -> Any:
         """The outputs; the backbone may see the batch in several parts, one after another.
 
-        `VARIANCE` and `FINITE`, `b`, are recorded.
+        `VARIANCE` and `FINITE`, `b`, are recorded: of tasks with features of their own, those of
+        the task that differ least, and whether all are finite.
         """
         if parts == 1:
             found = self.backbone(inputs, ctx)
         else:
             found = _in_parts(self.backbone, inputs, ctx, parts)
-        ctx.record(VARIANCE, variance(found, ctx.mask))
-        last = (found.maps[-1], found.tokens)
+        each = of_tasks(found)
+        spread = (variance(features, ctx.mask) for features in each)
+        ctx.record(VARIANCE, functools.reduce(jnp.minimum, spread))
+        last = [x for features in each for x in (features.maps[-1], features.tokens)]
         finite = [jnp.isfinite(x).all(tuple(range(1, x.ndim))) for x in last]
-        ctx.record(FINITE, jnp.logical_and(*finite))
+        ctx.record(FINITE, functools.reduce(jnp.logical_and, finite))
         return self.head(found, ctx)
+
+
+def of_tasks(found: Any) -> list[backbones.Features]:
+    """The features of each task that a backbone answers by name; or those that serve all."""
+    return list(found.values()) if isinstance(found, Mapping) else [found]
 
 
 def variance(features: Any, mask: Array | None = None) -> Array:
@@ -99,7 +107,7 @@ def build(config: Any, task: Any, spec: Batch, bare: nnx.Module | None = None) -
     """
     backbone = loaded_backbone(config) if bare is None else nnx.clone(bare)
     _adapt(backbone, config, _rngs(config, "adapter"))
-    return Model(backbone, task.head(features(backbone, spec), rngs=_rngs(config, "head")))
+    return Model(backbone, head_of(task, features(backbone, spec), _rngs(config, "head")))
 
 
 def abstract(config: Any, task: Any, spec: Batch) -> Model:
@@ -109,13 +117,30 @@ def abstract(config: Any, task: Any, spec: Batch) -> Model:
     def make() -> Model:
         backbone = bare_backbone(config, checkpoint, SameKey())
         _adapt(backbone, config, SameKey())
-        return Model(backbone, task.head(features(backbone, spec), rngs=SameKey()))
+        return Model(backbone, head_of(task, features(backbone, spec), SameKey()))
 
     return nnx.eval_shape(make)
 
 
+def head_of(task: Any, like: Any, rngs: nnx.Rngs | SameKey) -> nnx.Module:
+    """The task's head for features like these.
+
+    Raises:
+        ConfigError: for features of several tasks where the task is one.
+    """
+    if isinstance(like, Mapping) and not hasattr(task, "tasks"):
+        raise ConfigError(
+            f"the adapter has the tasks {', '.join(like)}, and this run is of one; leave out "
+            "adapter.tasks"
+        )
+    return task.head(like, rngs=rngs)
+
+
 def features(backbone: nnx.Module, spec: Batch) -> Any:
-    """Shapes of what a backbone answers to one example of a batch: what heads are made for."""
+    """Shapes of what a backbone answers to one example of a batch: what heads are made for.
+
+    They are `Features`, or those of each task by its name.
+    """
     given = spec.get(backbone.takes)
     if given is None:
         raise ConfigError(
@@ -263,7 +288,8 @@ def _rngs(config: Any, part: str) -> nnx.Rngs:
 
 def patterns(config: Any) -> tuple[str, ...]:
     """Patterns of base parameters that train: the method's and the config's."""
-    return adapters.trains(config.adapter.name) + tuple(config.trainable)
+    given = dict(config.adapter)
+    return adapters.trains(given.pop("name"), **given) + tuple(config.trainable)
 
 
 def layers(config: Any) -> optim.Layers:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,10 +16,7 @@ TEXT, MARGIN = 12, 6
 
 def captioned(image: np.ndarray, text: str) -> np.ndarray:
     """A picture `h w 3`, uint8, on white with a line of text below; small ones are enlarged."""
-    h, w = image.shape[:2]
-    factor = max(1, -(-SIDE // max(h, w)))
-    size = max(1, w * factor), max(1, h * factor)
-    picture = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
+    picture, _ = _enlarged(image, SIDE)
     font = ImageFont.load_default(TEXT)
     shown = text
     while font.getlength(shown) > picture.width - 4 and len(shown) > 1:
@@ -27,6 +25,14 @@ def captioned(image: np.ndarray, text: str) -> np.ndarray:
     canvas.paste(picture)
     ImageDraw.Draw(canvas).text((2, picture.height + 1), shown, fill="black", font=font)
     return np.asarray(canvas)
+
+
+def _enlarged(image: np.ndarray, least: int) -> tuple[Image.Image, int]:
+    """A picture whose longer side has at least so many pixels, and by how much it grew."""
+    h, w = image.shape[:2]
+    factor = max(1, -(-least // max(h, w)))
+    size = max(1, w * factor), max(1, h * factor)
+    return Image.fromarray(image).resize(size, Image.Resampling.NEAREST), factor
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int = 4, side: int = 2 * SIDE) -> np.ndarray:
@@ -92,6 +98,74 @@ def blended(image: np.ndarray, colours: np.ndarray, share: float = 0.5) -> np.nd
     """Colours `h w 3` over an image, of which `1 - share` is left."""
     mixed = (1 - share) * image.astype(np.float32) + share * colours
     return np.rint(mixed).astype(np.uint8)
+
+
+def with_boxes(
+    image: np.ndarray, boxes: np.ndarray, names: Sequence[str], colours: np.ndarray
+) -> np.ndarray:
+    """An image with boxes and their names; small ones are enlarged. The first box is on top.
+
+    Args:
+        image: `h w 3`.
+        boxes: `n 4`, left, top, right, bottom in pixels of the image, edges not centres.
+        names: of each box; "" for none.
+        colours: of each box, `n 3`.
+    """
+    picture, factor = _enlarged(image, 2 * SIDE)
+    draw, longest = ImageDraw.Draw(picture), max(picture.size)
+    # Lines and text of a photograph still show where it is made smaller.
+    wide, font = max(2, longest // 256), ImageFont.load_default(max(TEXT, longest // 45))
+    most = np.array([*picture.size, *picture.size])
+    edges = np.rint(factor * np.asarray(boxes, np.float64)).reshape(-1, 4).clip(0, most).astype(int)
+    fills = [tuple(int(v) for v in colour) for colour in colours]
+    order = range(len(edges))[::-1]
+    for n in order:
+        left, top, right, bottom = edges[n].tolist()
+        right, bottom = max(right - 1, left), max(bottom - 1, top)
+        around = left - 1, top - 1, right + 1, bottom + 1
+        # A colour between lines of its contrary: one of the two shows on any ground.
+        draw.rectangle(around, outline=_contrary(fills[n]), width=wide + 2)
+        draw.rectangle((left, top, right, bottom), outline=fills[n], width=wide)
+    for n in order:
+        if names[n]:
+            _tag(draw, picture.size, edges[n].tolist(), names[n], fills[n], font)
+    return np.asarray(picture)
+
+
+def _contrary(colour: tuple[int, ...]) -> str:
+    """Black on light colours, white on dark ones."""
+    red, green, blue = colour
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 127 else "white"
+
+
+def _tag(draw: Any, size: tuple[int, int], box: list[int], name: str, fill: Any, font: Any) -> None:
+    """Writes a name above a box, or below its upper edge where there is no room, in the picture."""
+    high = sum(font.getmetrics())
+    wide = min(int(font.getlength(name)) + 4, size[0])
+    left = max(0, min(box[0], size[0] - wide))
+    top = box[1] - high if box[1] >= high else max(0, min(box[1], size[1] - high))
+    draw.rectangle((left, top, left + wide - 1, top + high - 1), fill=fill)
+    draw.text((left + 2, top), name, fill=_contrary(fill), font=font)
+
+
+def with_masks(image: np.ndarray, masks: Sequence[np.ndarray], colours: np.ndarray) -> np.ndarray:
+    """An image with each mask in its colour and a line around it. The first mask is on top.
+
+    Args:
+        image: `h w 3`.
+        masks: n of them, `h w` bool.
+        colours: of each mask, `n 3`.
+    """
+    owner = np.full(image.shape[:2], len(masks))
+    for n in range(len(masks))[::-1]:
+        owner[masks[n]] = n
+    inside = owner < len(masks)
+    painted = np.vstack([np.reshape(colours, (-1, 3)), [[0, 0, 0]]]).astype(np.uint8)[owner]
+    mixed = np.where(inside[..., None], blended(image, painted), image)
+    near = np.pad(owner, 1, mode="edge")
+    others = (near[:-2, 1:-1], near[2:, 1:-1], near[1:-1, :-2], near[1:-1, 2:])
+    edge = inside & np.any([other != owner for other in others], axis=0)
+    return np.where(edge[..., None], painted, mixed)
 
 
 def with_legend(picture: np.ndarray, names: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 out/predictions.csv      one line an image, in the order of the images
 out/predictions.jsonl    the same records, one JSON document a line, written as they come
+out/<results>            where the task has such a file: the results of all images, a JSON list
 out/<name><suffix>       what the task writes of an image, such as a label map
 out/pictures/<name>.png  the image with its answer, where asked for
 """
@@ -10,7 +11,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dynadapt.data.decode import is_image
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, DataError, MachineError
 from dynadapt.runs import claims, product
-from dynadapt.runs.predictions import TABLE, shown, write_table
+from dynadapt.runs.predictions import TABLE, shown, write_records
 from dynadapt.runs.stop import interruptible, stop_signal
 
 LOG = "predictions.jsonl"
@@ -37,14 +38,17 @@ TELL = 10.0  # seconds between lines of progress
 class Images:
     """A source over image files without labels; `name` is the path below `root`.
 
-    All are of `size` `(h, w)` where one is given, which a product without transforms asks for.
+    Of the `fields` that a product was trained on they have what a picture alone gives: all are of
+    one size where the product says so, and transforms tell how much of a canvas they fill.
     """
 
     what = "images"
 
-    def __init__(self, root: Path, names: Sequence[str], size: tuple[int, ...] = ()):
+    def __init__(
+        self, root: Path, names: Sequence[str], fields: Mapping[str, Field] = transforms.IMAGE
+    ):
         self.root, self.names = root, names
-        fields = {"image": Field("pixels", size=size)}
+        fields = {k: field for k, field in fields.items() if field.kind in ("pixels", "extent")}
         self.info = Info("images", fields, {"images": len(names)}, "")
 
     def __len__(self) -> int:
@@ -60,7 +64,8 @@ class Images:
 
     def prepared(self, names: Sequence[str], trained: product.Product) -> "Images":
         """Some of them, as a product asks for them."""
-        return Images(self.root, names, _field(trained, "image").size)
+        _field(trained, "image")
+        return Images(self.root, names, trained.adapter.info.fields)
 
 
 class CloudFiles:
@@ -205,7 +210,7 @@ def run(
         why = next(iter(skipped.values()))
         raise DataError(f"none of the {len(source)} {source.what} can be read: {why}")
     with files.writing(out):
-        write_table(out / TABLE, records)
+        write_records(out, trained.task, records)
     return {"records": records, "skipped": skipped, "what": source.what}
 
 

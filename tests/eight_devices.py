@@ -144,6 +144,39 @@ def stop_after(number):
     return real
 
 
+def tasks_apart():
+    """Loss and gradients of methods of several tasks on 8 devices and on one: the largest gap."""
+    from flax import nnx
+
+    from dynadapt import adapters
+    from dynadapt.context import Context
+    from tests import task_streams
+
+    answers = {}
+    for method in task_streams.METHODS:
+        network = task_streams.network("swin", method)
+        pick = adapters.trainable(adapters.trains(method))
+        graph, *leaves = nnx.split(network, pick, nnx.BatchStat, ...)
+        x = task_streams.images("swin", 8)
+
+        def loss(trained, stats, frozen, x, graph=graph):
+            outputs = nnx.merge(graph, trained, stats, frozen)(x, Context())
+            return sum(jax.numpy.square(o).mean() for (o,) in outputs.values())
+
+        gradient, found = jax.jit(jax.value_and_grad(loss)), []
+        for count in (1, 8):
+            mesh = sharding.make_mesh(devices=jax.devices()[:count])
+            trained, stats, frozen = leaves
+            given = [jax.device_put(v, sharding.replicated(v, mesh)) for v in (trained, stats)]
+            given.append(jax.device_put(frozen, sharding.frozen(frozen, mesh)))
+            with jax.set_mesh(mesh):
+                found.append(gradient(*given, jax.device_put(x, sharding.batch(x, mesh))))
+        one, eight = (jax.tree.leaves(jax.device_get(f)) for f in found)
+        pairs = zip(one, eight, strict=True)
+        answers[method] = max(float(abs(a - b).max() / max(abs(a).max(), 1e-3)) for a, b in pairs)
+    return answers
+
+
 def everything(folder):
     steps = {
         name: run_steps(tiny("lora", scan=name == "4x2"), sizes) for name, sizes in MESHES.items()
@@ -153,6 +186,7 @@ def everything(folder):
     argv = ["train", f"--config={TINY}:method=lora", "--config.mesh.data=4", "--config.mesh.fsdp=2"]
     answers["one"] = main([*argv, f"--workdir={folder / 'one'}"])
     answers["evaluations"] = evaluations(folder / "one" / "adapter")
+    answers["tasks_apart"] = tasks_apart()
     stop_after(5)
     answers["eight"] = main([*argv, f"--workdir={folder / 'eight'}"])
     return answers

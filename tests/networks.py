@@ -48,5 +48,5 @@ def adapted(variant: str, method: str, given: dict[str, Any]) -> nnx.Module:
 def trained(variant: str, method: str, given: dict[str, Any]) -> int:
     """Parameters that the method trains, without a head."""
     leaves = tree.leaves(nnx.state(adapted(variant, method, given)))
-    pick = adapters.trainable(adapters.trains(method))
+    pick = adapters.trainable(adapters.trains(method, **given))
     return tree.size([x for p, x in leaves.items() if pick(("backbone", *p.split("/")), x)])

@@ -27,7 +27,7 @@ class Check:
             allowed = self.case.meta["atol"].get(name, 1e-4)
         assert np.shape(found) == np.shape(wanted), name
         gap = np.abs(np.asarray(found, np.float64) - wanted)
-        told = f"{gap.max():.1e} of {np.max(allowed):.1e}"
+        told = f"{gap.max(initial=0):.1e} of {np.max(allowed):.1e}"
         print(f"{named(self.case.folder)} {name}: {told}")
         if not (gap <= allowed).all():
             self.faults.append(f"{name} deviates by {told}")

@@ -20,6 +20,7 @@ from tests.configs_dense import SIDE
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
 CONFIGS = {task: f"{devices.ROOT}/configs/{task}.py" for task in ("segment", "depth")}
+OTHERS = ("depth", "detect", "instances")
 HEADLINES = {"segment": "miou", "depth": "abs_rel"}
 
 
@@ -105,11 +106,12 @@ def test_new_photographs_of_any_size_get_maps_of_their_size(run, tmp_path):
 
 @pytest.mark.parametrize(
     "task",
-    ["segment", pytest.param("depth", marks=pytest.mark.exhaustive)],  # the same network
+    # the same network, and two whose heads have no batch norm
+    ["segment", *(pytest.param(t, marks=pytest.mark.exhaustive) for t in OTHERS)],
 )
 @pytest.mark.parametrize("method", adapters.names())
 def test_every_method_runs_on_the_task_or_says_why_not(task, method):
-    c = read_config(CONFIGS[task], f"method={method},data=blank")
+    c = read_config(f"{devices.ROOT}/configs/{task}.py", f"method={method},data=blank")
     c.backbone.weights = ""
     c.data.size = (64, 64)
     config.check(c)
@@ -122,7 +124,7 @@ def test_every_method_runs_on_the_task_or_says_why_not(task, method):
         assert method == "dapt", error
         return
     parts = model.split(network, c)
-    assert nnx.to_pure_dict(parts.stats)  # of the head's batch norms
+    assert bool(nnx.to_pure_dict(parts.stats)) == (task in CONFIGS)  # of batch norms
 
 
 @pytest.mark.slow
@@ -143,10 +145,12 @@ def test_figures_and_diagnosis_of_maps(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("task", "arg", "split"),
     [("segment", "recipe=ade20k", "val"), ("segment", "data=voc_segmentation", "val"),
-     ("segment", "recipe=ade20k,data=blank", "test"), ("depth", "recipe=nyu", "test")],
+     ("segment", "recipe=ade20k,data=blank", "test"), ("depth", "recipe=nyu", "test"),
+     ("detect", "recipe=coco", "val2017"), ("detect", "path=/data,data=voc", "val"),
+     ("instances", "recipe=coco", "val2017"), ("instances", "path=/data", "test")],
 )  # fmt: skip
 def test_recipes_evaluate_on_a_split_that_is_there(task, arg, split):
-    c = read_config(CONFIGS[task], arg)
+    c = read_config(f"{devices.ROOT}/configs/{task}.py", arg)
     assert c.input.eval_split == split
     config.check(c)
 
@@ -157,5 +161,8 @@ def test_what_looks_several_times_is_trained_evaluated_and_diagnosed(tmp_path, c
     spec = f"{configs_dense.__file__}:task=segment"
     given = ("--config.task.window=8", "--config.task.original=True", "--config.optim.steps=3")
     assert main(["train", f"--config={spec}", f"--workdir={tmp_path}/run", *given]) == 0
-    assert main(["diagnose", f"--workdir={tmp_path}/run"]) == 0
-    assert "made from inputs" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["diagnose", f"--workdir={tmp_path}/run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    evaluated = files.read_json(tmp_path / "run" / "result.json")["miou"]
+    assert result["made"] and result["score"] == pytest.approx(evaluated, rel=1e-4)

@@ -121,6 +121,39 @@ def test_rows_are_ordered_and_padding_is_left_out():
     np.testing.assert_array_equal(rows["y"], [[0], [1], [2], [3], [5]])
 
 
+def test_judged_rows_and_records_see_what_is_stored():
+    """The rows of the host take the place of the device's; nothing stored is held any longer."""
+
+    class Judge:
+        stored = ("objects",)
+
+        def judge(self, answer, example):
+            return {"found": np.array([answer["x"], len(example["stored"]["objects"])])}
+
+        def value(self, rows):
+            return {"sum": int(rows["found"].sum()), "each": {"rows": rows["found"].tolist()}}
+
+    def step(kept, frozen, batch):
+        there = jnp.ones_like(batch["index"], bool)
+        blank = jnp.zeros((len(batch["index"]), 2), jnp.int32)
+        return {"found": blank, model.FINITE: there}, {"x": batch["index"] + 5}
+
+    index = np.array([[0, 1], [2, -1]], np.int32)
+    batches = [{"index": i, "mask": (i >= 0).astype(np.float32)} for i in index]
+    about = {i: {"name": str(i), "stored": {"objects": [0] * i}} for i in range(3)}
+    seen = []
+
+    def record(answer, row):
+        known = about.pop(int(row["index"])) if row["index"] else about[0]
+        seen.append((int(answer["x"]), known["name"], len(known["stored"]["objects"])))
+
+    mesh = sharding.make_mesh()
+    found = evaluate.evaluate(step, Judge(), {}, {}, batches, mesh, record, about)
+    assert found == {"sum": 21, "each": {"rows": [[5, 0], [6, 1], [7, 2]]}}
+    assert seen == [(5, "0", 0), (6, "1", 1), (7, "2", 2)]
+    assert about == {0: {"name": "0"}}
+
+
 @pytest.mark.slow
 def test_the_run_left_a_small_file(made):
     result = files.read_json(made / "result.json")

@@ -7,7 +7,7 @@ from flax import nnx
 from dynadapt import backbones, config, files, model, tasks, tree
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError
-from tests import infos
+from tests import infos, task_streams
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -127,3 +127,41 @@ def test_the_variance_of_features_by_hand(tokens):
     np.testing.assert_allclose(found, seen.var(0).sum() / np.square(seen).mean(0).sum(), rtol=1e-5)
     same = backbones.Features((jnp.ones_like(m),), jnp.ones_like(t))
     assert model.variance(same) == 0
+
+
+class Answers(nnx.Module):
+    """In the place of a backbone: features of two tasks, of which the first are always finite."""
+
+    def __call__(self, x, ctx):
+        tokens, maps = jnp.zeros((len(x), 0, 3)), {"near": jnp.nan_to_num(x), "far": 1.0 + 0.1 * x}
+        return {task: backbones.Features((m,), tokens) for task, m in maps.items()}
+
+
+def test_of_several_tasks_the_least_variance_is_recorded_and_whether_all_are_finite():
+    network = model.Model(Answers(), lambda features, ctx: sorted(features))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4, 4, 3)), jnp.float32)
+    ctx = Context()
+    assert network(x.at[1, 0, 0, 0].set(jnp.nan), ctx) == ["far", "near"]
+    assert ctx.tape[model.FINITE].tolist() == [True, False, True]
+    ctx = Context()
+    network(x, ctx)
+    wanted = [model.variance(f) for f in Answers()(x, ctx).values()]
+    assert ctx.tape[model.VARIANCE] == min(wanted) < max(wanted)
+
+
+@pytest.mark.slow
+def test_several_tasks_may_see_a_batch_in_parts():
+    network, x = task_streams.network("vit", "mtlora"), task_streams.images("vit", 4)
+    one, two = Context(), Context()
+    whole, cut = network(x, one), network(x, two, parts=2)
+    for task, (found,) in cut.items():
+        np.testing.assert_allclose(found, whole[task][0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(two.tape[model.VARIANCE], one.tape[model.VARIANCE], rtol=1e-3)
+
+
+def test_one_task_has_no_head_for_the_features_of_several():
+    c = settings("tadformer")
+    model.abstract(c, task(c), SPEC)
+    c.adapter.tasks = ("semseg", "normals")
+    with pytest.raises(ConfigError, match="the adapter has the tasks normals, semseg, and this"):
+        model.abstract(c, task(c), SPEC)

@@ -21,14 +21,17 @@ from dynadapt.backbones.point_mae import group
 from dynadapt.context import Context
 from dynadapt.weights import published
 from tests.oracles import FOLDER, Check, cases, named
-from tests.task_cases import dense_heads, metrics
+from tests.task_cases import (
+    average_precision,
+    dense_heads,
+    detection,
+    detection_losses,
+    instances,
+    metrics,
+)
 
 # Cases of families and methods that are not built yet; the list only shrinks.
-NOT_YET = (
-    *("tadformer_dynamic_filter", "tadformer_dynamic_filter_reinterpreted_skip"),
-    "tadformer_static_filter",
-    *("atss_head", "coco_ap", "detection_losses", "matrix_nms", "multitask_meters", "solo_head"),
-)
+NOT_YET = ("multitask_meters",)
 # Root of the mean squared deviation in bfloat16, over the output's standard deviation.
 BFLOAT16 = 3e-2
 
@@ -41,12 +44,15 @@ def of_kind(kind: str) -> list[Path]:
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
 BACKBONES = of_kind("backbone")
-METHODS = of_kind("peft")
+# Those of several tasks hold backbone, adapter and decoders in one file.
+WHOLE = [c for c in of_kind("peft") if c.name.startswith("tadformer")]
+METHODS = [c for c in of_kind("peft") if c not in WHOLE]
 MODULES = of_kind("peft_module")
+RUNNERS = average_precision, dense_heads, detection, detection_losses, instances, metrics
 TASKS = {
     folder: runner
     for folder in of_kind("task")
-    for runner in (dense_heads, metrics)
+    for runner in RUNNERS
     if runner.knows(json.loads((folder / "meta.json").read_text()))
 }
 
@@ -258,7 +264,8 @@ def translator(method: str):
     It has `settings(meta)`, the keywords of our `adapt`, and `ours(published)`, which takes tensors
     (or gradients) by published name to our adapter leaves by path. Where it differs, also:
     `method(meta)`, our name of the method; `loss(case, features)`; `INSIDE`, whether a block's
-    adapter sees more of the sequence than leaves it; `adapter(meta, rngs)`, for one module.
+    adapter sees more of the sequence than leaves it; `adapter(meta, rngs)`, for one module;
+    `run(folder, meta, check)`, in the place of all these, for whole models of several tasks.
     """
     folder = Path(__file__).parent / "peft_cases"
     path = folder / f"{method}.py"
@@ -347,6 +354,16 @@ def blocks(backbone, image, inside):
     tape = {}
     backbone(image, Context(tape=tape))
     return tape["block"]
+
+
+@pytest.mark.parametrize("folder", WHOLE, ids=named)
+@pytest.mark.slow
+def test_whole_method(folder):
+    """Streams of all stages, outputs, loss, and every gradient of all that trains."""
+    meta = json.loads((folder / "meta.json").read_text())
+    check = Check(types.SimpleNamespace(folder=folder, meta=meta))
+    translator(meta["method"]).run(folder, meta, check)
+    check.done()
 
 
 @pytest.mark.parametrize("folder", MODULES, ids=named)

@@ -64,6 +64,97 @@ def test_png_loses_nothing(shape, tmp_path):
     assert (tmp_path / "x.png").read_bytes() == pictures.png(image)
 
 
+RED, NAVY = (230, 40, 40), (10, 10, 80)
+
+
+def boxed(image, boxes, names=None, colours=(RED,)):
+    boxes = np.array(boxes, float).reshape(-1, 4)
+    colours = np.array((list(colours) * len(boxes))[: len(boxes)])
+    return pictures.with_boxes(image, boxes, names or [""] * len(boxes), colours)
+
+
+@pytest.mark.parametrize("colour", [RED, NAVY, (255, 255, 120)])
+@pytest.mark.parametrize("ground", [0, 255, 128])
+def test_lines_show_on_any_ground(ground, colour):
+    """Across each side of the box stand the colour and, on both sides of it, its contrary."""
+    found = boxed(plain(300, 300, ground), [(50, 60, 200, 220)], colours=[colour])
+    assert found.shape == (300, 300, 3) and found.dtype == np.uint8
+    row, column = found[140], found[:, 120]
+    for across in (row[45:56], row[195:206], column[55:66], column[215:226]):
+        (at,) = np.nonzero((across == colour).all(1))
+        assert at.tolist() == [at[0], at[0] + 1]
+        contrary = 255 if np.mean(colour) < 127 else 0
+        assert (across[[at[0] - 1, at[1] + 1]] == contrary).all()
+    inside = found[70:210, 60:190]
+    assert (inside == ground).all()
+
+
+def test_lines_stand_on_the_edges_of_a_box():
+    found = boxed(plain(300, 300), [(50, 60, 200, 220)])
+    ys, xs = np.nonzero((found == RED).all(-1))
+    assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (50, 60, 200, 220)
+
+
+def test_boxes_of_small_pictures_are_enlarged_with_them():
+    image = np.random.default_rng(0).integers(100, size=(64, 48, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(boxed(image, [])[2::4, 1::4], image)
+    found = boxed(image, [(10, 20, 30, 40)])
+    ys, xs = np.nonzero((found == RED).all(-1))
+    assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (40, 80, 120, 160)
+
+
+def test_lines_of_a_photograph_are_thicker():
+    found = boxed(plain(1500, 3000), [(500, 500, 1000, 1000)])
+    assert (found[750, 500:520] == RED).all(1).sum() == 3000 // 256
+
+
+def test_the_first_box_is_on_top():
+    found = boxed(plain(300, 300), [(50, 60, 200, 220)] * 2, colours=[RED, NAVY])
+    assert (found == RED).all(-1).any() and not (found == NAVY).all(-1).any()
+
+
+def test_a_name_stays_in_the_picture():
+    """Wherever the box is, all of its name can be read; also of one that leaves the picture."""
+    name = ["owl 0.93"]
+    middle = boxed(plain(300, 300), [(100, 100, 200, 200)], name)
+    written = (middle != boxed(plain(300, 300), [(100, 100, 200, 200)])).any(-1)
+    ys, xs = np.nonzero(written[:99])  # above the box and its line
+    tag = middle[ys.min() : 99, xs.min() : xs.max() + 1, 1]
+    assert 8 < tag.shape[0] < 20 < tag.shape[1] < 100
+    for box in ((0, 0, 30, 30), (270, 270, 300, 300), (280, 0, 300, 9), (0, 290, 9, 300),
+                (-50, -50, 400, 400), (299, 299, 299, 299)):  # fmt: skip
+        found = boxed(plain(300, 300), [box], name)[..., 1]
+        windows = np.lib.stride_tricks.sliding_window_view(found, tag.shape)
+        assert (windows == tag).all((-1, -2)).any(), box
+
+
+def test_a_name_may_be_longer_than_the_picture():
+    found = boxed(plain(300, 300), [(100, 100, 200, 200)], ["a very long name of things" * 9])
+    assert found.shape == (300, 300, 3) and (found[95, :20] == RED).all(1).any()
+
+
+def test_masks_are_painted_and_outlined():
+    image = np.random.default_rng(1).integers(256, size=(20, 30, 3), dtype=np.uint8)
+    masks = np.zeros((3, 20, 30), bool)
+    masks[0, 2:10, 3:12], masks[1, 5:15, 8:20], masks[2, 2:10, 20:25] = True, True, True
+    colours = np.array([RED, NAVY, (0, 200, 0)])
+    found = pictures.with_masks(image, masks, colours)
+    outside = ~masks.any(0)
+    np.testing.assert_array_equal(found[outside], image[outside])
+    assert (found[2, 3:12] == RED).all() and (found[2:10, 3] == RED).all()
+    np.testing.assert_array_equal(
+        found[5, 5], np.rint((image[5, 5].astype(np.float32) + RED) / 2).astype(np.uint8)
+    )
+    assert (found[9, 8:12] == RED).all()  # the first is on top, its line too
+    assert (found[7:10, 19] == NAVY).all() and (found[7:10, 20] == (0, 200, 0)).all()  # they touch
+
+
+def test_no_masks_change_nothing():
+    image = np.random.default_rng(1).integers(256, size=(20, 30, 3), dtype=np.uint8)
+    found = pictures.with_masks(image, np.zeros((0, 20, 30), bool), np.zeros((0, 3)))
+    np.testing.assert_array_equal(found, image)
+
+
 def test_views_of_a_cloud():
     """Two points: one to the right, one up and nearer; each is where it belongs in every view."""
     cloud = np.float32([[1, 0, -1], [-1, 1, 1]])

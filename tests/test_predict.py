@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from dynadapt import data, files, predict
+from dynadapt.data import loader, objects, transforms
 from dynadapt.errors import DataError
 from dynadapt.main import main
+from dynadapt.tasks import classification
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 pytestmark = pytest.mark.slow
@@ -146,6 +148,32 @@ def test_it_goes_on_where_it_was(run, tmp_path, monkeypatch):
     assert set(read) == set(BROKEN)  # these may have been mended
 
 
+def test_results_are_whole_after_a_stop(run, tmp_path, monkeypatch):
+    """Of all images in their order, also of those that were answered before."""
+    plain = classification.Task.record
+
+    def record(self, answer, example):
+        values, content = plain(self, answer, example)
+        found = {"image_id": example["name"], "score": values["probability"]}
+        return {**values, "results": [found, found]}, content
+
+    monkeypatch.setattr(classification.Task, "record", record)
+    monkeypatch.setattr(classification.Task, "results", "found.json", raising=False)
+    images, out = write(tmp_path / "photos"), tmp_path / "out"
+    assert main(command(run, images, out)) == 0
+    whole = (out / "found.json").read_bytes()
+    assert "results" not in rows(out)[0]
+    names = [row["file"] for row in rows(out) for _ in range(2)]
+    assert [found["image_id"] for found in json.loads(whole)] == names and len(names) == 20
+    (out / "found.json").unlink()
+    lines = (out / predict.LOG).read_text().splitlines(keepends=True)
+    (out / predict.LOG).write_text("".join(lines[:2] + lines[5:]))  # 3 of 10 are to be done
+    assert main(command(run, images, out, "--batch=10")) == 0
+    found, wanted = json.loads((out / "found.json").read_bytes()), json.loads(whole)
+    assert [x["image_id"] for x in found] == names
+    assert [x["score"] for x in found] == pytest.approx([x["score"] for x in wanted], abs=1e-5)
+
+
 def test_one_image_and_a_list_of_them(run, tmp_path):
     images = write(tmp_path / "photos")
     assert main(command(run, images / "001.jpeg", tmp_path / "one")) == 0
@@ -199,6 +227,15 @@ def test_answers_of_another_adapter_are_not_mixed(run, tmp_path, capsys):
     assert main(command(other, images, out)) == 2
     assert "another adapter" in capsys.readouterr().err
     assert files.sha256(out / "predictions.csv") == before
+
+
+def test_a_picture_tells_how_much_of_a_canvas_it_fills(tmp_path):
+    photo(0, (12, 24)).save(tmp_path / "1.png")
+    change = transforms.pipeline("resize_within(8,8)|pad(8)")
+    images = predict.Images(tmp_path, ["1.png"], objects.fields(("a",), 5, masks=True))
+    batch = next(loader.eval_batches(images, change, batch_size=1))
+    assert set(batch) == {"image", "extent", "index", "mask"}
+    assert batch["extent"].tolist() == [[4, 8]]
 
 
 def test_a_listed_image_that_went_away_is_skipped(tmp_path):

@@ -152,6 +152,12 @@ def test_losses_are_those_of_one_device(eight):
     assert_same_losses(eight["steps"], {"8x1", "4x2", "1x8"})
 
 
+@pytest.mark.slow
+def test_several_tasks_are_those_of_one_device(eight):
+    assert set(eight["tasks_apart"]) == {"mtlora", "tadformer"}
+    assert max(eight["tasks_apart"].values()) < 1e-4
+
+
 KERNELS = 4 * 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256)  # bytes, float32, two blocks
 
 

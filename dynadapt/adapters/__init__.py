@@ -1,7 +1,8 @@
 """Methods of adaptation, one a file, chosen by their module's name.
 
 A method file has `adapt(backbone, *, rngs, **settings)`, which attaches, and `TRAINS`, patterns of
-backbone parameters that it trains besides. Where the method folds into the base exactly, its
+backbone parameters that it trains besides, or patterns by names among which its setting `train`
+chooses. Where the method folds into the base exactly, its
 adapters have `merged(host, shared)`: the host's parameters with the adapter in them, by name, in
 float32; `shared` are the modules that the root lends. Where it does not, `NOT_MERGEABLE` says why.
 `defaults(backbone)` gives the settings that follow from the backbone where they are 0. `PLAIN` may
@@ -11,7 +12,7 @@ are younger than the method, for adapters that were written without them.
 """
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -184,9 +185,16 @@ def rescale(backbone: nnx.Module, scale: Any) -> None:
             module.scale = nnx.data(scale)
 
 
-def trains(name: str) -> tuple[str, ...]:
-    """Patterns of backbone parameters that the method trains, with the `backbone/` prefix."""
-    return tuple(f"backbone/{p}" for p in module(name).TRAINS)
+def trains(name: str, **given: Any) -> tuple[str, ...]:
+    """Patterns of backbone parameters that the method trains, with the `backbone/` prefix.
+
+    Settings that are not given are the method's own.
+    """
+    patterns = module(name).TRAINS
+    if isinstance(patterns, Mapping):
+        chosen = {**settings(name), **given}["train"]
+        patterns = [p for part in chosen for p in patterns[part]]
+    return tuple(f"backbone/{p}" for p in patterns)
 
 
 def moving(path: tuple, leaf: Any) -> bool:

@@ -22,7 +22,7 @@ Array = jax.Array
 TRAINS = ()
 PRINTED = {"vit_b16": "0.29 M"}
 
-_SITES = {
+SITES = {
     "q": f"{BLOCK}/attn/qkv",
     "k": f"{BLOCK}/attn/qkv",
     "v": f"{BLOCK}/attn/qkv",
@@ -41,7 +41,15 @@ class LowRank(nnx.Module):
         self.b = nnx.Param(jnp.zeros((rank, dim_out)))
 
     def __call__(self, x: Array) -> Array:
-        return x @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype)
+        return self.up(self.down(x))
+
+    def down(self, x: Array) -> Array:
+        """`... d_in` to `... r`."""
+        return x @ self.a[...].astype(x.dtype)
+
+    def up(self, x: Array) -> Array:
+        """`... r` to `... d_out`."""
+        return x @ self.b[...].astype(x.dtype)
 
     def product(self) -> Array:
         """`d_in d_out` in float32."""
@@ -119,15 +127,15 @@ def place(
 ) -> None:
     """Checks the settings and attaches an adapter of this kind to every layer with a target."""
     check_rate("dropout", rate)
-    check_among("LoRA", "target", targets, _SITES)
+    check_among("LoRA", "target", targets, SITES)
     for target in targets:
-        check_rank(rank, backbone, _SITES[target])
+        check_rank(rank, backbone, SITES[target])
     both = [t for t in targets if t in ("q", "k", "v")]
     if "qkv" in targets and both:
         raise ConfigError(f"the target 'qkv' holds {both[0]!r} already; choose one of the two")
-    for where in dict.fromkeys(_SITES[t] for t in targets):
-        here = [t for t in targets if _SITES[t] == where]
-        apart = where == _SITES["q"] and "qkv" not in here
+    for where in dict.fromkeys(SITES[t] for t in targets):
+        here = [t for t in targets if SITES[t] == where]
+        apart = where == SITES["q"] and "qkv" not in here
         make = functools.partial(
             kind,
             targets={t: "qkv".index(t) if apart else 0 for t in here},

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-import jax
 from flax import nnx
 
 from dynadapt import choices, tree
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import ACTIVATIONS, SameKey
-
-Array = jax.Array
+from dynadapt.layers.features import Features as Features
 
 # Ordered (variant, normalisation): AugReg and the first ViTs differ from all that came after.
 NORMALISED = ((r"vit_\w+", "inception"), (r".*", "imagenet"))
@@ -50,24 +48,6 @@ _UNREAD = (
 # Numbers of a config up to which anything is made: blocks, pixels of a side, and all others.
 _MOST = {"depth": 256, "depths": 256, "image_size": 8000, "grid": 8000}
 READ = "ViT, DeiT, MAE, DINOv2, SAM, Swin and Point-MAE"
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Features:
-    """What a backbone returns.
-
-    Attributes:
-        maps: chosen levels, fine to coarse, each `b h w d`; the last went through the final norm.
-        tokens: class token and registers, for points prompts too, after the final norm, `b p d`.
-        aux: what layers recorded, by name.
-        places: of clouds the points `b n 3`, and the middles `b g 3` of the groups in `maps`.
-    """
-
-    maps: tuple[Array, ...]
-    tokens: Array
-    aux: dict[str, Array] = dataclasses.field(default_factory=dict)
-    places: tuple[Array, ...] = ()
 
 
 def names() -> list[str]:

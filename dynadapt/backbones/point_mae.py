@@ -230,7 +230,7 @@ class Backbone(nnx.Module):
             first = level + 1
             y = self.norm(x, ctx) if first == len(blocks) else x
             maps.append(y[:, -c.groups :])
-        return Features(tuple(maps), y[:, : -c.groups], ctx.tape, places)
+        return Features(tuple(maps), y[:, : -c.groups], ctx.tape, places=places)
 
     def stretched(self, position: Array, n: int) -> Array:
         """Positions `b p+g d` for n tokens, `b n d`: zeros for prompts, which stand behind p."""

@@ -194,7 +194,7 @@ class Backbone(nnx.Module):
                 maps.append(x.reshape(b, *grid, c.dim))
         y = x.reshape(b, *grid, c.dim)
         maps.append(self.neck(y, ctx) if c.neck else y)
-        return Features(tuple(maps), jnp.zeros((b, 0, c.dim), x.dtype), ctx.tape)
+        return Features(tuple(maps), jnp.zeros((b, 0, c.dim), x.dtype), ctx.tape, self.strides)
 
     @staticmethod
     def positions(value: Array, grid: tuple[int, int]) -> Array:

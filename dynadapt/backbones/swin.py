@@ -18,7 +18,7 @@ from dynadapt.context import Context, fold
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import LayerNorm, Linear, windows
 from dynadapt.layers.resample import resample
-from dynadapt.layers.transformer import Attention, Block, Mlp, PatchEmbed
+from dynadapt.layers.transformer import Attention, Block, Mlp, PatchEmbed, Pieces
 
 Array = jax.Array
 
@@ -111,13 +111,18 @@ class WindowAttention(Attention):
         init = nnx.initializers.truncated_normal(0.02)
         self.bias_table = nnx.Param(init(rngs.params(), (offsets, self.heads)))
 
-    def transform(self, x: Array, ctx: Context) -> Array:
-        b, _, d = x.shape
-        side, shift = self.windows(ctx.grid)
-        x, grid = self.split_windows(x.reshape(b, *ctx.grid, d), side, shift)
+    def cut(self, x: Array, ctx: Context) -> Pieces:
+        """The tokens in windows, each a piece."""
+        b, (side, shift) = len(x), self.windows(ctx.grid)
+        x, grid = self.split_windows(x.reshape(b, *ctx.grid, -1), side, shift)
         mask = windows.shift_mask(grid, side, shift) if shift else None
-        y = self.proj(self.mix(self.qkv(x, ctx), self.bias(side), mask), ctx)
-        return self.merge_windows(y, side, shift, grid, ctx.grid).reshape(b, -1, d)
+
+        def back(y: Array) -> Array:
+            y = self.merge_windows(y, side, shift, grid, ctx.grid)
+            return y.reshape(len(y), -1, y.shape[-1])
+
+        inside, pairs = ctx.replace(grid=(side, side)), (self.bias(side), mask)
+        return Pieces(x, len(x) // b, inside, pairs, back)
 
     def windows(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Side and shift of the windows on a map of this size."""
@@ -160,8 +165,7 @@ class WindowAttention(Attention):
             mask: `m n n`, which pairs meet; None for all.
         """
         q, k, v = self.split(qkv)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-        scores = scores * q.shape[-1] ** -0.5 + bias.astype(jnp.float32)[None]
+        scores = self.scores(q, k) * q.shape[-1] ** -0.5 + bias.astype(jnp.float32)[None]
         if mask is not None:
             # Every window of an image has its own mask; -100 as in the published code.
             b, h, n, _ = scores.shape
@@ -197,6 +201,10 @@ class Merging(nnx.Module):
         _, h, w, _ = x.shape
         x = x.reshape(b, h // 2, 2, w // 2, 2, d).transpose(0, 1, 3, 4, 2, 5)
         return self.reduction(self.norm(x.reshape(b, -1, 4 * d), ctx), ctx)
+
+    def behind(self, ctx: Context) -> Context:
+        """What layers behind it are told."""
+        return ctx.replace(grid=tuple(-(-side // 2) for side in ctx.grid))
 
 
 class Stage(nnx.Module):
@@ -257,19 +265,23 @@ class Backbone(nnx.Module):
 
     def __call__(self, images: Array, ctx: Context) -> Features:
         c = self.config
-        b, height, width, _ = images.shape
-        grid = (-(-height // c.patch), -(-width // c.patch))
-        x, maps, first = self.embed(images, ctx), [], 0
+        x, ctx = self.entered(images, ctx)
+        maps, first = [], 0
         for number, stage in enumerate(self.stages):
-            ctx = ctx.replace(grid=grid)
             options = dict(scan=c.scan, remat=c.remat, first=first, depth=sum(c.depths))
             x = fold(stage.blocks, x, ctx, **options)
-            maps.append(self.level(x, number, ctx).reshape(b, *grid, -1))
+            maps.append(self.level(x, number, ctx).reshape(len(x), *ctx.grid, -1))
             first += len(stage.blocks)
             if number + 1 < len(self.stages):
-                x = stage.merge(x, ctx)
-                grid = (-(-grid[0] // 2), -(-grid[1] // 2))
-        return Features(tuple(maps), jnp.zeros((b, 0, self.dim), x.dtype), ctx.tape)
+                x, ctx = stage.merge(x, ctx), stage.merge.behind(ctx)
+        return Features(
+            tuple(maps), jnp.zeros((len(x), 0, self.dim), x.dtype), ctx.tape, self.strides
+        )
+
+    def entered(self, images: Array, ctx: Context) -> tuple[Array, Context]:
+        """Tokens `b hw d` before the first block, and what that is told."""
+        grid = tuple(-(-side // self.patch) for side in images.shape[1:3])
+        return self.embed(images, ctx), ctx.replace(grid=grid)
 
     def level(self, x: Array, number: int, ctx: Context) -> Array:
         """What a stage's tokens `b hw d` are to the outside: normed where it has a norm."""

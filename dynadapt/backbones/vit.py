@@ -165,14 +165,8 @@ class Backbone(nnx.Module):
 
     def __call__(self, images: Array, ctx: Context) -> Features:
         c = self.config
-        b, height, width, _ = images.shape
-        check_patches(height, width, c.patch)
-        grid = (height // c.patch, width // c.patch)
-        x = self.with_tokens(self.embed(images, ctx), grid)
-        ctx = ctx.replace(grid=grid, prefix=self.prefix)
-        x = self.enter(x, ctx)
-        ctx = ctx.replace(prefix=x.shape[1] - grid[0] * grid[1])
-        maps, first = [], 0
+        x, ctx = self.entered(images, ctx)
+        grid, maps, first = ctx.grid, [], 0
         for level in self.levels:
             blocks = self.blocks[first : level + 1]
             x = fold(
@@ -180,8 +174,18 @@ class Backbone(nnx.Module):
             )
             first = level + 1
             y = self.norm(x, ctx) if c.final_norm and first == len(self.blocks) else x
-            maps.append(y[:, -grid[0] * grid[1] :].reshape(b, *grid, c.dim))
-        return Features(tuple(maps), y[:, : self.prefix], ctx.tape)
+            maps.append(y[:, -grid[0] * grid[1] :].reshape(len(y), *grid, c.dim))
+        return Features(tuple(maps), y[:, : self.prefix], ctx.tape, self.strides)
+
+    def entered(self, images: Array, ctx: Context) -> tuple[Array, Context]:
+        """Tokens `b n d` before the first block, and what that is told."""
+        height, width = images.shape[1:3]
+        check_patches(height, width, self.patch)
+        grid = (height // self.patch, width // self.patch)
+        x = self.with_tokens(self.embed(images, ctx), grid)
+        ctx = ctx.replace(grid=grid, prefix=self.prefix)
+        x = self.enter(x, ctx)
+        return x, ctx.replace(prefix=x.shape[1] - grid[0] * grid[1])
 
     def with_tokens(self, x: Array, grid: tuple[int, int]) -> Array:
         """Adds positions to patch tokens `b hw d`; class token and registers lead."""

@@ -26,9 +26,9 @@ from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
 
 # Modules of this package that are not data sets.
 _PIPELINE = (
-    *("arguments", "class_folders", "cloud_files", "cloud_sources", "colours", "decode"),
-    *("fields", "frames", "geometric", "hdf5", "images", "listing", "lists", "loader", "pairs"),
-    *("solids", "structured", "surfaces", "transforms"),
+    *("annotated", "arguments", "class_folders", "cloud_files", "cloud_sources", "colours"),
+    *("decode", "fields", "frames", "geometric", "hdf5", "images", "listing", "lists", "loader"),
+    *("objects", "outlines", "pairs", "solids", "structured", "surfaces", "transforms"),
 )
 MAX_CLASSES = 1_000_000  # of a set; each has a name, and a row in a head
 _PART = re.compile(r"([\w.\-]+)(?:\[(-?\d{1,18})?:(-?\d{1,18})?\])?")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynadapt import choices
-from dynadapt.data import MAX_CLASSES, Info, Rows
+from dynadapt.data import MAX_CLASSES, Info, Rows, objects
 from dynadapt.data.fields import DENSE, Field
 from dynadapt.errors import DataError, UnknownName
 
@@ -23,13 +23,16 @@ KINDS = {
     "depth": "values",
     "normals": "vectors",
     "instances": "masks",
+    "boxes": "boxes",
+    "box_classes": "rows",
+    "box_ids": "rows",
     "points": "cloud",
     "parts": "point_labels",
 }
 
 
 class Blank:
-    """Grey pictures, or points that are all at the origin; of class 0 everywhere."""
+    """Grey pictures without objects, or points all at the origin; of class 0 everywhere."""
 
     in_memory = True
 
@@ -43,9 +46,11 @@ class Blank:
         name, position = self._rows[index]
         example: dict[str, Any] = {"name": f"{name}[{position}]"}
         for key, field in self.info.fields.items():
-            deep = (3,) if field.kind in ("pixels", "vectors") else ()
-            shape = (*field.size, *deep) if field.kind in DENSE else field.size
-            example[key] = np.full(shape, 128 if key == "image" else 0, field.dtype)
+            deep = {"pixels": (3,), "vectors": (3,), "boxes": (4,)}.get(field.kind, ())
+            shape = (0,) if field.most else field.size
+            example[key] = np.full((*shape, *deep), 128 if key == "image" else 0, field.dtype)
+        if "boxes" in example:
+            example |= {"objects": [], "image_id": range(len(self))[index]}
         return example
 
 
@@ -62,8 +67,8 @@ def source(
 
     Args:
         split: which.
-        fields: those beside `image`, of `KINDS`.
-        class_count: classes of labels.
+        fields: those beside `image`, of `KINDS`; boxes have classes, and of `instances` numbers.
+        class_count: classes of labels or boxes.
         size: (h, w) of the pictures.
         count: of examples.
         points: of a cloud.
@@ -97,12 +102,13 @@ def _pictures(
 ) -> dict[str, Field]:
     if "parts" in fields:
         raise DataError("the field parts is of clouds; name points among data.fields, too")
-    made = {"image": Field("pixels", size=size)}
-    for name in fields:
-        kind = KINDS[name]
+    known = objects.fields(classes, objects.MOST, size=size, masks=True)
+    for name, kind in KINDS.items():
         counted = dict(classes=classes) if kind in ("labels", "number") else {}
-        made[name] = Field(kind, size=size if kind in DENSE else (), **counted)
-    return made
+        known.setdefault(name, Field(kind, size=size if kind in DENSE else (), **counted))
+    wanted = ["image", *fields, *sorted(objects.completed(fields) - {*fields})]
+    made = {name: known[name] for name in wanted}
+    return made | objects.EXTENT if "boxes" in made else made
 
 
 def _clouds(

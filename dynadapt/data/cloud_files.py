@@ -15,6 +15,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ def _text(file: Path, most: int | None = None) -> np.ndarray:
 
 def _numbers(lines: Sequence[str], most: int | None = None) -> np.ndarray:
     """Numbers `n k` of lines that have as many each; raises ValueError for anything else."""
-    kept = [line for line in map(str.strip, lines) if line and line[0] != "#"][:most]
+    kept = list(islice((line for line in map(str.strip, lines) if line and line[0] != "#"), most))
     if not kept:
         raise ValueError("it is empty")
     try:

@@ -81,6 +81,13 @@ def decode(image: bytes | np.ndarray, name: str = "an image", orient: bool = Fal
     return np.repeat(image, 3, axis=-1) if channels == 1 else image[..., :3]
 
 
+def dimensions(image: bytes, name: str = "an image") -> tuple[int, int]:
+    """(h, w) of an image file as it is stored; raises a DataError for what is none."""
+    with _opened(image, name, formats()) as opened:
+        w, h = opened.size
+        return h, w
+
+
 def numbers(png: bytes, name: str = "a map") -> np.ndarray:
     """What the pixels of a PNG file are stored as, which is not what they look like.
 

@@ -23,6 +23,7 @@ KINDS = {
     "cloud": "float32",  # points `n 3`, never cast
     "point_labels": "int32",  # a class for each point, `n`; `fill` is none
     "number": "int32",  # of the whole example
+    "extent": "int32",  # (h, w) that the picture fills of its canvas; made by the transforms
 }
 DENSE = ("pixels", "labels", "values", "vectors", "masks")
 
@@ -39,6 +40,7 @@ class Field:
         most: length to which ragged rows are padded, beside a mask `<name>_mask`; 0 for none.
         size: `(h, w)` of a dense field, or the shape of another one, where all examples share it;
             () where they don't.
+        ids: what the data's own files number the classes, in order; () for 0, 1, 2, and so on.
         owners: of each class the number of the category that it is a part of; () where classes are
             no parts.
     """
@@ -49,6 +51,7 @@ class Field:
     classes: tuple[str, ...] = ()
     most: int = 0
     size: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
     owners: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -67,11 +67,14 @@ def warp(value: np.ndarray, field: Field, frame: Frame) -> np.ndarray:
 
     Pixels are resampled and black outside of the input; labels, values, vectors and masks are those
     of the nearest input pixel, and outside are `field.fill` (labels, values) or 0. Vectors turn
-    with the picture. A box becomes the upright one around its corners, clipped to the output. All
-    other kinds stay as they are.
+    with the picture. A box becomes the upright one around its corners, clipped to the output. An
+    extent becomes how far down and to the right what it spans reaches in the output. All other
+    kinds stay as they are.
     """
     if field.kind == "boxes":
         return _warp_boxes(value, frame)
+    if field.kind == "extent":
+        return _reach(value, frame)
     if field.kind not in DENSE or _changes_nothing(frame, value.shape[:2]):
         return value
     if field.kind == "pixels":
@@ -231,3 +234,10 @@ def _warp_boxes(boxes: np.ndarray, frame: Frame) -> np.ndarray:
     h, w = frame.size
     around = np.concatenate([corners.min(1), corners.max(1)], axis=1)
     return around.clip(0, [w, h, w, h]).astype(boxes.dtype)
+
+
+def _reach(extent: np.ndarray, frame: Frame) -> np.ndarray:
+    """The bottom and right edges, whole pixels, of what spans (h, w) from the top left corner."""
+    whole = np.array([[0, 0, extent[1], extent[0]]], np.float64)
+    edges = _warp_boxes(whole, frame)[0, [3, 2]].tolist()
+    return np.array([math.ceil(_snap(edge)) for edge in edges], extent.dtype)

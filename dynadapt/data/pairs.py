@@ -53,11 +53,12 @@ class Pairs:
     def __getitem__(self, index: int) -> dict[str, Any]:
         split, position = self._rows[index]
         image, below = (self._root / path for path in self._files[split][position])
-        value = self._read(_bytes(below), str(below))
-        return {"image": _bytes(image), self._field: value, "name": str(image)}
+        value = self._read(read(below), str(below))
+        return {"image": read(image), self._field: value, "name": str(image)}
 
 
-def _bytes(file: Path) -> bytes:
+def read(file: Path) -> bytes:
+    """The content of a file; raises a DataError for what can't be read, or is too large."""
     try:
         regular(file, MAX_BYTES)
         return file.read_bytes()

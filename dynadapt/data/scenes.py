@@ -12,6 +12,7 @@ same scene in two styles has the same labels.
 | `normals` | unit vectors in the camera's axes: x to the right, y down, z away from it |
 | `instances` | solids numbered from 1 in the order of their boxes; 0 for floor and wall |
 | `boxes`, `box_classes` | around the pixels of each instance, and which of `SHAPES` it is |
+| `box_ids` | the number of each box's instance |
 | `saliency` | 1 for the nearest instance |
 | `edges` | 1 where a pixel shows something else than the one above it or left of it |
 
@@ -28,8 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from dynadapt.data import Info, Rows
+from dynadapt.data import Info, Rows, objects
 from dynadapt.data.fields import Field
+from dynadapt.data.objects import Object
 from dynadapt.data.solids import VIEW, Camera, Solid, cast, meet
 from dynadapt.errors import DataError, UnknownName
 
@@ -84,6 +86,7 @@ def fields_of(size: int) -> dict[str, Field]:
         "instances": dense("masks"),
         "boxes": Field("boxes", most=MOST),
         "box_classes": Field("rows", fill=-1, classes=SHAPES, most=MOST),
+        "box_ids": Field("rows", most=MOST),
         "saliency": dense("labels", fill=-1, classes=BINARY[0]),
         "edges": dense("labels", fill=-1, classes=BINARY[1]),
     }
@@ -104,7 +107,7 @@ class Scenes:
         self.info = info
         self._rows = Rows(split, info.counts)
         self._size, self._style, self._seed = size, style, seed
-        room = sum(value.nbytes for value in self._drawn(*self._rows[0]).values())
+        room = sum(value.nbytes for value in self._drawn(*self._rows[0])[0].values())
         self._draw = functools.lru_cache(maxsize=KEPT // room)(self._drawn)
 
     def __len__(self) -> int:
@@ -112,11 +115,17 @@ class Scenes:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         split, position = self._rows[index]
-        return {**self._draw(split, position), "name": f"{split}[{position}]"}
+        drawn, things = self._draw(split, position)
+        example = {**drawn, "name": f"{split}[{position}]"}
+        if "boxes" in drawn:
+            example |= {"objects": [*things], "image_id": range(len(self))[index]}
+        return example
 
-    def _drawn(self, split: str, position: int) -> dict[str, np.ndarray]:
+    def _drawn(self, split: str, position: int) -> tuple[dict[str, np.ndarray], list[Object]]:
         scene = draw(split, position, self._size, self._style, self._seed)
-        return {name: scene[name] for name in self.info.fields}
+        kinds = scene["box_classes"]
+        things = objects.of_map(scene["instances"], lambda number: int(kinds[number - 1]))
+        return {name: scene[name] for name in self.info.fields if name in scene}, things
 
 
 def source(
@@ -133,7 +142,8 @@ def source(
         size: side of the pictures in pixels.
         style: one of `STYLES`.
         seed: of all scenes.
-        fields: those beside `image` that examples have; `boxes` and `box_classes` come together.
+        fields: those beside `image` that examples have; `boxes` and `box_classes` come together,
+            and of `instances` with boxes `box_ids`.
 
     Raises:
         DataError: for a size or seed that can't be served.
@@ -149,10 +159,10 @@ def source(
     for name in fields:
         if name not in known:
             raise UnknownName("field of scenes", name, known)
-    wanted = {"image", *fields}
-    if wanted & {"boxes", "box_classes"}:
-        wanted |= {"boxes", "box_classes"}
+    wanted = objects.completed({"image", *fields})
     chosen = {name: field for name, field in known.items() if name in wanted}
+    if "boxes" in wanted:
+        chosen |= objects.EXTENT
     first = draw("train", 0, size, style, seed)
     digest = hashlib.sha256(f"{style} {seed} {size}".encode())
     digest.update(first["image"].tobytes() + first["labels"].tobytes())
@@ -282,6 +292,7 @@ def _objects(owner: np.ndarray, depth: np.ndarray, kinds: np.ndarray) -> Mapping
         "instances": instances,
         "boxes": np.array(boxes, np.float32).reshape(-1, 4),
         "box_classes": kinds[found] - 2 if found else np.zeros(0, np.int32),
+        "box_ids": np.arange(1, len(found) + 1, dtype=np.int32),
         "saliency": salient.astype(np.int32),
         "edges": edges.astype(np.int32),
     }

@@ -83,6 +83,7 @@ class Pipeline:
         out = dict(example) | {"image": image}
         size = image.shape[:2]
         _check_sizes(out, fields, size, name)
+        out |= {n: np.array(size, np.int32) for n, f in fields.items() if f.kind == "extent"}
         whole = frames.identity(size)
         for step in self._steps:
             if step.geometric:

@@ -6,14 +6,15 @@ their batch: if nothing does, what the method makes from its input is of no use.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dynadapt import evaluate, model, tree
+from dynadapt import evaluate, inputs, model, tree
 from dynadapt.context import Context
 from dynadapt.figures import moments
 from dynadapt.figures.trained import TrainedRun
@@ -23,7 +24,8 @@ from dynadapt.step import mean
 
 Array = jax.Array
 
-MOVED = 0.01  # relative; classes differ by more, being whole numbers
+MOVED = 0.01  # relative, of values that are no classes
+SURE = 0.3  # probability from which a cell of a detector shows an object of its likeliest class
 
 
 def run(folder: Path, weights: str = "") -> dict[str, Any]:
@@ -38,9 +40,12 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
         mean square) and `varies`, its variance over images as a share of its mean square;
         `branches`, of each site: `name`, `block` and `ratio`, the root mean square of what the
         adapter adds over that of what it adds to; `gradients`, of each group of trained leaves:
-        the norm, on the first batch; `features_variance`; the task's `headline`, its value as
-        `score` and as `score_with_means`, and `changed`, the percentage of answers (of pixels,
-        where each has one) that are another class, or a value that moves by more than `MOVED`.
+        the norm, on the first batch; `features_variance`; the task's `headline`, its value in an
+        evaluation as `score` and as `score_with_means`, and `changed`, the percentage of answers
+        (of pixels, where each has one) that are another class, or a value that moves by more than
+        `MOVED`. Of detection and instances these are the cells of all levels that show an object in
+        either case, of a probability of at least `SURE`: the percentage that come to show one of
+        another class, or none.
 
     Raises:
         CheckpointError: for a damaged adapter or another backbone than it was trained on.
@@ -49,11 +54,15 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
     task, state = trained.task, trained.state
 
     @functools.partial(jax.jit, static_argnames="probe")
-    def look(state: Any, batch: Any, probe: str) -> tuple[Any, Array, Any, dict[str, Array]]:
-        ctx = Context(probe=probe)
-        found, batch = trained.outputs(trained.network(state), batch, ctx)
+    def look(state: Any, batch: Any, probe: str) -> tuple[Any, Any, Any, Any, dict[str, Array]]:
+        network, ctx = trained.network(state), Context(probe=probe)
+        found, prepared = trained.outputs(network, batch, ctx)
+        if hasattr(task, "look"):  # evaluated otherwise than recorded
+            found, _ = trained.outputs(network, batch, ctx.replace(tape={}), look=True)
+        answers = task.answer(found, prepared) if getattr(task, "stored", ()) else {}
         made = moments.of_batch(ctx.tape, batch["mask"])
-        return task.rows(found, batch), _said(found), made, _summed(ctx.tape, batch["mask"])
+        summed = _summed(ctx.tape, batch["mask"])
+        return task.rows(found, prepared), answers, _said(found), made, summed
 
     @jax.jit
     def gradient(train: Any, rest: Any, batch: Any) -> Any:
@@ -64,25 +73,24 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
         return jax.grad(loss)(train)
 
     rows: dict[str, list[Any]] = {"branches": [], "mean": []}
-    kept, changed, sums, norms, gathered = [], [], [], {}, moments.Gathered()
+    changed, answered, sums, norms, gathered = 0, 0, [], {}, moments.Gathered()
+    batches = inputs.eval_batches(trained.config, trained.split, trained.mesh, task)
     with jax.set_mesh(trained.mesh):
-        for batch, placed in trained.batches():
-            own, said, made, found = jax.device_get(look(state, placed, "branches"))
-            other, said_then, *_ = jax.device_get(look(state, placed, "mean"))
+        for batch in batches:
+            placed, said = inputs.place(batch, trained.mesh), []
+            for probe, parts in rows.items():
+                own, answers, *found = look(state, placed, probe)
+                parts.append(evaluate.whole_rows(task, batch, own, answers, batches.about))
+                said.append([x[batch["mask"] > 0] for x in jax.device_get(found[0])])
+                if probe == "branches":
+                    made, summed = jax.device_get(found[1:])
+            evaluate.forget(batch, batches.about)
             if not norms:
                 norms = _norms(jax.device_get(gradient(state[0], state[1:], placed)))
-            rows["branches"].append(own)
-            rows["mean"].append(other)
-            same = np.isclose(said, said_then, rtol=MOVED, atol=0).reshape(len(said), -1).mean(1)
-            changed.append(1.0 - same[batch["mask"] > 0])
-            kept.append({k: batch[k] for k in ("index", "mask")})
-            sums.append(found)
+            some = _changed(*said)
+            changed, answered = changed + some.sum(), answered + len(some)
+            sums.append(summed)
             gathered.add(made, float(batch["mask"].sum()))
-    index, mask = (np.concatenate([b[k] for b in kept]) for k in ("index", "mask"))
-    values = {
-        probe: task.value(evaluate.in_order(_joined(parts), index, mask))[task.headline]
-        for probe, parts in rows.items()
-    }
     total = {k: sum(np.asarray(s[k], np.float64) for s in sums) / gathered.count for k in sums[0]}
     return {
         "method": trained.method,
@@ -93,20 +101,39 @@ def run(folder: Path, weights: str = "") -> dict[str, Any]:
         "gradients": norms,
         "features_variance": float(total[model.VARIANCE]),
         "headline": task.headline,
-        "score": values["branches"],
-        "score_with_means": values["mean"],
-        "changed": 100.0 * float(np.concatenate(changed).mean()),
+        "score": _score(task, rows["branches"]),
+        "score_with_means": _score(task, rows["mean"]),
+        "changed": 100.0 * float(changed) / max(answered, 1),
     }
 
 
-def _said(outputs: Any) -> Array:
-    """The likeliest class, or the one value, of each example or pixel: `b …`."""
+def _said(outputs: Any) -> tuple[Array, Array]:
+    """The likeliest class, or the one value, of each example, pixel or cell, and whether that is an
+    answer: `b …` both. A detector's cell answers where it shows an object; its class is -1 where it
+    does not."""
+    if hasattr(outputs, "classes"):
+        logits = [x.reshape(len(x), -1, x.shape[-1]) for x in outputs.classes]
+        logits = jnp.concatenate(logits, axis=1)
+        shown = jax.nn.sigmoid(logits.max(-1)) >= SURE
+        return jnp.where(shown, logits.argmax(-1), -1), shown
     first = jax.tree.leaves(outputs)[0]
-    return first.argmax(-1) if first.shape[-1] > 1 else first[..., 0]
+    said = first.argmax(-1) if first.shape[-1] > 1 else first[..., 0]
+    return said, jnp.ones_like(said, bool)
 
 
-def _joined(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+def _changed(said: Sequence[np.ndarray], then: Sequence[np.ndarray]) -> np.ndarray:
+    """Whether each answer, as of `_said`, in either case is another one in the other."""
+    (first, some), (second, others) = said, then
+    whole = np.issubdtype(first.dtype, np.integer)
+    same = first == second if whole else np.isclose(first, second, rtol=MOVED, atol=0)
+    return ~same[some | others]
+
+
+def _score(task: Any, parts: list[dict[str, np.ndarray]]) -> float:
+    """The task's headline, from the rows of all batches."""
+    rows = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    rows = evaluate.in_order(rows, rows.pop("batch/index"), rows.pop("batch/mask"))
+    return task.value(rows)[task.headline]
 
 
 def _summed(tape: Mapping[str, Array], mask: Array) -> dict[str, Array]:

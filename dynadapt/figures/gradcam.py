@@ -26,16 +26,21 @@ MAP = "gradcam/map"
 
 
 class Tap(nnx.Module):
-    """A block whose patch tokens, before it, are recorded after `added` `b h w d` joined them."""
+    """A block whose patch tokens, before it, are recorded after `added` `b h w d` joined them.
+
+    Of a tree that goes from block to block, such as prompts and tokens, tokens are the last leaf.
+    """
 
     def __init__(self, block: nnx.Module, added: Array | None):
         self.block, self.added = block, nnx.data(added)
 
-    def __call__(self, x: Array, ctx: Context) -> Array:
-        leading, m = split_map(x, ctx)
+    def __call__(self, x: Any, ctx: Context) -> Any:
+        *others, tokens = jax.tree.leaves(x)
+        leading, m = split_map(tokens, ctx)
         m = m if self.added is None else m + self.added.astype(m.dtype)
         ctx.record(MAP, m)
-        return self.block(join_map(leading, m), ctx)
+        given = jax.tree.unflatten(jax.tree.structure(x), [*others, join_map(leading, m)])
+        return self.block(given, ctx)
 
 
 def unfit(run: TrainedRun) -> str:

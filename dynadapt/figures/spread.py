@@ -17,7 +17,7 @@ def unfit(run: TrainedRun) -> str:
     """Why it can't be drawn of a run; "" where it can."""
     if run.recorded(moments.MADE):
         return ""
-    return f"{run.method} generates no kernels; iconformer and vfm_adapter do"
+    return f"{run.method} generates no kernels; iconformer, tadformer and vfm_adapter do"
 
 
 def gathered(run: TrainedRun, examples: int = EXAMPLES) -> moments.Gathered:

@@ -78,13 +78,13 @@ class TrainedRun:
         return nnx.merge(self.product.parts.graph, *state)
 
     def outputs(
-        self, network: model.Model, batch: Any, ctx: Context
+        self, network: model.Model, batch: Any, ctx: Context, look: bool = False
     ) -> tuple[Any, dict[str, jax.Array]]:
         """What a model answers to a batch from the loader, and the batch as the task prepares it;
-        on the device."""
+        on the device. `look` is that of `model.outputs`."""
         batch = inputs.prepared(self.task, batch, self.config, None, False)
         ctx = ctx.replace(mask=batch["mask"])
-        return model.outputs(network, batch, ctx, self.task, self.config, {}), batch
+        return model.outputs(network, batch, ctx, self.task, self.config, {}, look=look), batch
 
     @functools.cached_property
     def tape(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -116,11 +116,9 @@ class TrainedRun:
         prefix = [f"{part} {i} " if parts > 1 else "" for i in range(parts)]
         return dict(zip(names, (p + h for p in prefix for h in hosts), strict=True))
 
-    def batches(self, most: int | None = None) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
+    def batches(self, most: int) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
         """Batches of at most so many examples, evenly spaced: on the host, and on the device."""
-        split = self.split
-        if most is not None:
-            split = split._replace(source=Spaced(split.source, most))
+        split = self.split._replace(source=Spaced(self.split.source, most))
         for batch in inputs.eval_batches(self.config, split, self.mesh):
             yield batch, inputs.place(batch, self.mesh)
 

@@ -1,4 +1,6 @@
-"""ViTDet's simple feature pyramid (Li et al., arXiv 2203.16527): all levels from the last map."""
+"""Levels from the last map alone, by transposed convolutions and pooling: ViTDet's simple feature
+pyramid (Li et al., arXiv 2203.16527), and that of VFM-Adapter's detectors.
+"""
 
 from typing import Any
 
@@ -15,7 +17,8 @@ Initializer = jax.nn.initializers.Initializer
 
 _lecun = nnx.initializers.lecun_normal()
 
-SCALES = (4, 2, 1, 0.5)
+SCALES = (4, 2, 1, 0.5, 0.25)
+VITDET = SCALES[:4]
 
 
 class Upsample(nnx.Module):
@@ -48,7 +51,7 @@ class Upsample(nnx.Module):
 class Rescaled(nnx.Module):
     """The map `b h w d` at one of the `SCALES`: `b sh sw dim`.
 
-    A last row or column without a partner is dropped at scale 0.5.
+    Last rows and columns that fill no window are dropped at scales below 1.
 
     Attributes:
         dim: width of the outcome: a quarter of d at scale 4, half of it at scale 2, else d.
@@ -70,9 +73,10 @@ class Rescaled(nnx.Module):
             x = self.up1(x, ctx)
         if self.scale == 4:
             x = self.up2(ACTIVATIONS["gelu"](self.norm(x, ctx)), ctx)
-        if self.scale == 0.5:
-            _check_halves(x.shape)
-            x = nnx.max_pool(x, (2, 2), (2, 2))
+        if self.scale < 1:
+            side = round(1 / self.scale)
+            _check_side(x.shape, side)
+            x = nnx.max_pool(x, (side, side), (side, side))
         return x
 
 
@@ -97,6 +101,13 @@ class SimplePyramid(nnx.Module):
 
     Of a map at stride 16, scales 4, 2, 1 and 0.5 make strides 4, 8, 16 and 32.
 
+    Args:
+        dim: d.
+        channels: width of the levels.
+        scales: of `SCALES`.
+        subsampled: further levels at the coarse end, each of every other row and column of the one
+            before.
+
     Attributes:
         dims: width of each level.
         scales: size of each level over that of the map.
@@ -106,29 +117,34 @@ class SimplePyramid(nnx.Module):
         self,
         dim: int,
         channels: int = 256,
-        scales: tuple[float, ...] = SCALES,
+        scales: tuple[float, ...] = VITDET,
         *,
+        subsampled: int = 0,
         epsilon: float = 1e-6,
         rngs: nnx.Rngs,
     ):
         if unknown := [s for s in scales if s not in SCALES]:
             raise ConfigError(f"no pyramid level of scale {unknown[0]}; choose among {SCALES}")
         _check_width(dim)
-        self.scales = tuple(sorted(scales, reverse=True))
-        self.dims = (channels,) * len(self.scales)
+        scales = tuple(sorted(scales, reverse=True))
         self.levels = nnx.List(
-            [Level(dim, channels, s, epsilon=epsilon, rngs=rngs) for s in self.scales]
+            [Level(dim, channels, s, epsilon=epsilon, rngs=rngs) for s in scales]
         )
+        self.scales = scales + tuple(scales[-1] / 2**n for n in range(1, subsampled + 1))
+        self.dims = (channels,) * len(self.scales)
 
     def __call__(self, features: object, ctx: Context) -> tuple[Array, ...]:
-        return tuple(level(features.maps[-1], ctx) for level in self.levels)
+        maps = [level(features.maps[-1], ctx) for level in self.levels]
+        for _ in self.scales[len(maps) :]:
+            maps.append(maps[-1][:, ::2, ::2])
+        return tuple(maps)
 
 
 class Levels(nnx.Module):
     """Maps at several strides, fine to coarse, for heads that need them.
 
     They are the backbone's own where it has several strides, and else the last map at the
-    `SCALES`, by transposed convolutions and pooling alone.
+    scales `VITDET`, by transposed convolutions and pooling alone.
 
     Attributes:
         dims: width of each level.
@@ -140,8 +156,8 @@ class Levels(nnx.Module):
             return
         last = like.maps[-1]
         _check_width(last.shape[-1])
-        _check_halves(last.shape)
-        self.rescaled = nnx.List([Rescaled(last.shape[-1], s, rngs=rngs) for s in SCALES])
+        _check_side(last.shape, 2)
+        self.rescaled = nnx.List([Rescaled(last.shape[-1], s, rngs=rngs) for s in VITDET])
         self.dims = tuple(level.dim for level in self.rescaled)
 
     def __call__(self, features: object, ctx: Context) -> tuple[Array, ...]:
@@ -160,6 +176,7 @@ def _check_width(dim: int) -> None:
         raise ConfigError(f"width {dim} is not divisible by 4, as halving it twice needs")
 
 
-def _check_halves(shape: tuple[int, ...]) -> None:
-    if min(shape[1:3]) < 2:
-        raise ConfigError(f"a map of {shape[1]}x{shape[2]} is too small to halve")
+def _check_side(shape: tuple[int, ...], side: int) -> None:
+    if min(shape[1:3]) < side:
+        part = {2: "halve", 4: "quarter"}[side]
+        raise ConfigError(f"a map of {shape[1]}x{shape[2]} is too small to {part}")

@@ -5,6 +5,8 @@ An adapter on a branch therefore sees the un-normed tokens and can ask for `host
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +65,37 @@ class Branch(nnx.Module):
         self.scaled = bool(layer_scale)
 
     def __call__(self, x: Array, ctx: Context) -> Array:
-        y = self.transform(self.norm(x, ctx), ctx)
+        return self.finish(self.transform(self.norm(x, ctx), ctx), ctx)
+
+    def finish(self, y: Array, ctx: Context, stream: str = "") -> Array:
+        """What joins the tokens of what was transformed, `b n d`.
+
+        Args:
+            y: the transformed tokens.
+            ctx: what layers are told.
+            stream: tokens beside those of the network are dropped by a choice of their own.
+        """
         if self.scaled:
             y = self.scale(y, ctx)
-        return drop_path(y, ctx, self.name)
+        return drop_path(y, ctx, self.name + stream)
+
+
+class Pieces(NamedTuple):
+    """Tokens in pieces, within which they attend to each other.
+
+    Attributes:
+        tokens: `b*m n d`, the pieces of an image one after another.
+        count: m.
+        ctx: what layers are told inside of a piece, with its grid.
+        pairs: bias and mask of pairs of tokens, further arguments of `mix`; () for neither.
+        back: brings tokens of all pieces, of any width, to where they came from, `b hw d`.
+    """
+
+    tokens: Array
+    count: int
+    ctx: Context
+    pairs: tuple[Any, ...]
+    back: Callable[[Array], Array]
 
 
 class Attention(Branch):
@@ -90,13 +119,23 @@ class Attention(Branch):
         self.proj = _linear(dim, dim, rngs=rngs)
 
     def transform(self, x: Array, ctx: Context) -> Array:
-        return self.proj(self.mix(self.qkv(x, ctx)), ctx)
+        pieces = self.cut(x, ctx)
+        y = self.mix(self.qkv(pieces.tokens, ctx), *pieces.pairs)
+        return pieces.back(self.proj(y, ctx))
+
+    def cut(self, x: Array, ctx: Context) -> Pieces:
+        """The normed tokens `b n d` in pieces; here the whole sequence is one."""
+        return Pieces(x, 1, ctx, (), lambda y: y)
 
     def split(self, qkv: Array) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each `b n heads d/heads`, from `b n 3d`."""
         b, n, _ = qkv.shape
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, -1), 2, 0)
         return q, k, v
+
+    def scores(self, q: Array, k: Array) -> Array:
+        """Products of queries and keys, each `b n heads d/heads`: `b heads q k` in float32."""
+        return jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
 
     def mix(self, qkv: Array) -> Array:
         """Values averaged by attention, heads joined, `b n d`, from `b n 3d`."""
@@ -129,11 +168,15 @@ class Mlp(Branch):
         self.fc2 = _linear(hidden, dim, rngs=rngs)
 
     def transform(self, x: Array, ctx: Context) -> Array:
-        x, act = self.fc1(x, ctx), ACTIVATIONS[self.act]
+        return self.fc2(self.activated(self.fc1(x, ctx)), ctx)
+
+    def activated(self, x: Array) -> Array:
+        """What `fc2` sees of what `fc1` answers."""
+        act = ACTIVATIONS[self.act]
         if self.gated:
             a, b = jnp.split(x, 2, axis=-1)
-            return self.fc2(act(a) * b, ctx)
-        return self.fc2(act(x), ctx)
+            return act(a) * b
+        return act(x)
 
 
 class Block(nnx.Module):

@@ -19,6 +19,7 @@ from dynadapt.data import MAX_CLASSES, Info, blank
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
 from dynadapt.plans import compiled
+from dynadapt.plans.printed import printed
 from dynadapt.runs import workdir
 from dynadapt.runs.journal import show_table, size_text
 
@@ -68,15 +69,14 @@ def run(
     inputs = jax.ShapeDtypeStruct((1, *_input(bare)), jnp.float32)
     flops = _forward_flops(bare, inputs)
     task = tasks.from_config(first.task, _info(first, classes))
-    rows = []
+    rows, asked = [], (first.task.name, classes)
     for name in names:
         settings = {k: v for k, v in given[name].adapter.items() if k != "name"}
-        printed = getattr(adapters.module(name), "PRINTED", {}).get(backbone, "")
         try:
             row = _row(name, settings, graph, state, inputs, flops, task)
         except ConfigError as error:
             row = {"reason": str(error)}
-        rows.append({"method": name, **row, "printed": printed})
+        rows.append({"method": name, **row, "printed": printed(name, backbone, *asked)})
     counted = tree.size(nnx.filter_state(state, nnx.Param))
     values = {"backbone": backbone, "parameters": counted, "flops": flops, "classes": classes}
     values["task"] = first.task.name
@@ -144,10 +144,10 @@ def _row(
         adapters.adapt(backbone, name, rngs=SameKey(), **settings)
         obstacle = adapters.obstacle(backbone, name)
         like = model.features(backbone, {backbone.takes: inputs})
-        return model.Model(backbone, task.head(like, rngs=SameKey()))
+        return model.Model(backbone, model.head_of(task, like, SameKey()))
 
     network = nnx.eval_shape(adapted, state)
-    filters = adapters.trainable(adapters.trains(name))
+    filters = adapters.trainable(adapters.trains(name, **settings))
     # Running statistics are no parameters.
     _, train, frozen, _ = nnx.split(network, filters, nnx.Param, ...)
     counts = workdir.counts(train, frozen)
@@ -169,7 +169,7 @@ def _forward_flops(backbone: nnx.Module, inputs: jax.ShapeDtypeStruct) -> int:
     graph, state = nnx.split(backbone)
 
     def forward(state: Any, x: jax.Array) -> Any:
-        return nnx.merge(graph, state)(x, Context()).maps
+        return [f.maps for f in model.of_tasks(nnx.merge(graph, state)(x, Context()))]
 
     return compiled.matmul_flops(forward, state, inputs)
 

@@ -2,6 +2,7 @@
 
 predictions.csv        one line an example, in the order of the split
 metrics.json           what was found, by class too where the task has them
+<results>              where the task has such a file: the results of all examples, a JSON list
 <name><suffix>         what the task writes of an example, such as a label map
 pictures.png           the first examples with their answers
 """
@@ -19,11 +20,12 @@ from dynadapt import files, pictures, processes
 from dynadapt.data.decode import decode
 
 TABLE, METRICS, SHEET = "predictions.csv", "metrics.json", "pictures.png"
+RESULTS = "results"  # of a record: what goes into the task's file of results, not into the table
 PICTURES = 12
 
 
 class Predictions:
-    """Collects the records of a task; `finish` writes the table, whole.
+    """Collects the records of a task; `finish` writes the table and the results, whole.
 
     Args:
         folder: where files go; made at the first file.
@@ -56,7 +58,7 @@ class Predictions:
             self._answers[index] = answer, example
 
     def finish(self, values: Mapping[str, Any]) -> None:
-        """Writes the metrics, and the table of all processes; all of them must ask."""
+        """Writes the metrics, and the records of all processes; all of them must ask."""
         every = processes.gather_bytes(json.dumps(self._rows).encode())
         if jax.process_index():
             return
@@ -64,7 +66,7 @@ class Predictions:
         drawn = [self._drawn(index) for index in sorted(self._answers)]
         with files.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_table(self.folder / TABLE, [rows[index] for index in sorted(rows)])
+            write_records(self.folder, self.task, [rows[index] for index in sorted(rows)])
             files.write_json(self.folder / METRICS, values)
             if drawn:
                 pictures.write(self.folder / SHEET, pictures.sheet(drawn))
@@ -78,6 +80,18 @@ def shown(given: Mapping[str, Any]) -> np.ndarray:
     if "image" not in given:
         return given["points"]
     return decode(given["image"], given["name"], given.get("orient", False))
+
+
+def write_records(folder: Path, task: Any, records: list[dict[str, Any]]) -> None:
+    """Writes the table of records in their order, and the task's results, if it has such a file.
+
+    That file is one JSON list with a result a line.
+    """
+    table = [{k: v for k, v in record.items() if k != RESULTS} for record in records]
+    write_table(folder / TABLE, table)
+    if name := getattr(task, "results", ""):
+        lines = ",\n".join(json.dumps(x) for r in records for x in r.get(RESULTS, ()))
+        files.write_bytes(folder / name, f"[{lines}]\n".encode())
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:

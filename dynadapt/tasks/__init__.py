@@ -12,6 +12,8 @@
 
 and, where a task needs it:
 
+    tasks                          names of the tasks in it, whose features may differ: `head` then
+                                   gets those of each by its name
     look(forward, inputs)          -> outputs of an evaluation, by several calls of the model;
                                    `inputs` are what `prepare` keeps as `whole`, or else gives
     beside                         names of metrics that tables show beside the headline
@@ -19,11 +21,15 @@ and, where a task needs it:
     stored                         names of fields that `judge` is to get as they are stored
     judge(answer, example)         -> rows of one example, in the place of those of `rows`; on the
                                    host, for what takes the stored picture's own pixels
+    results                        name of a file, such as "detections.json": one JSON list of all
+                                   that records hold under "results", in the order of the examples
 
 `head`, `prepare`, `loss`, `rows`, `answer` and `look` run under `jax.jit`. The `example` of
 `record` and `draw` has the fields of the batch, `name`, the stored picture's `size` and the `frame`
-that led from there; that of `judge` has `stored` besides, fields by their names. Of the metrics one
-may be a table: values of each class, by their names.
+that led from there; where a task judges, that of an evaluation has `stored` besides, fields by
+their names. Of new images a `record` gets `name`, `size` and `frame` alone; their `index` counts
+what was left to do. What a record holds under "results" is a list of plain dicts, which is left
+out of the table. Of the metrics one may be a table: values of each class, by their names.
 """
 
 import sys

@@ -1,12 +1,16 @@
-"""Exact counts of the published implementations, and of the dynamic task filter."""
+"""Exact counts of the published implementations, on one task and on several."""
 
 import json
+import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, tree
-from dynadapt.adapters.iconformer import ICoN
+from dynadapt import adapters, heads, model, tree
+from dynadapt.heads import several
+from dynadapt.layers import SameKey
 from tests import networks
 
 QKV = ("qkv",)
@@ -55,17 +59,30 @@ SWIN = {
     },
     **{f"mona swin_{size} (2 a block)": (name, "mona", {}) for size, name in SIZES.items()},
 }
-# Entries of what is not built: several tasks at once, whose decoders and prompts are counted too.
-NOT_BUILT = {
-    "tadformer_swin_tiny_448": {
-        f"{kind} r={r}"
-        for kind in (
-            "static_task_filter (published code as it runs)",
-            "dynamic_task_filter (fork restoring the paper's filter)",
-        )
-        for r in (16, 32, 64)
-    }
+# Several tasks at once, with their decoders: entries, our filter and rank.
+SEVERAL = {
+    f"{kind} r={r}": dict(filter=name, rank=r)
+    for name, kind in (
+        ("static", "static_task_filter (published code as it runs)"),
+        ("dynamic", "dynamic_task_filter (fork restoring the paper's filter)"),
+    )
+    for r in (16, 32, 64)
 }
+# Parts of such an entry, as patterns of our leaves.
+PARTS = {
+    "trainable_backbone": "backbone/.*",
+    "decoders_and_downsamplers": "head/.*",
+    "lora_*": ".*/adapter/(low|filter)/.*",
+    "lora_shared_A_B": ".*/adapter/low/.*",
+    "lora_filter": ".*/adapter/filter/.*",
+    "prompt_*": "backbone/adapter/.*|.*/proj/adapter/norm/.*",
+    "norms_in_backbone": r"backbone/stages/\d+/(blocks/\d+/(attn|mlp)|merge)/norm/.*",
+    "patch_embed": "backbone/embed/.*",
+    "relative_position_bias": ".*/bias_table",
+}
+# Tasks and the channels of their outputs.
+PASCAL = dict(semseg=21, human_parts=7, saliency=1, normals=3)
+NYUD = dict(semseg=40, normals=3, depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +94,10 @@ def test_every_entry_is_ours_or_named(published):
     heads = {"total_with_100_class_head", "head_100"}
     assert set(published["vit_base_patch16_224"]) == {*VIT, *heads}
     assert set(published["swin"]) == set(SWIN)
-    left = {"format_version", "about", "not_run", "vit_base_patch16_224", "swin"}
-    found = {key: set(value) for key, value in published.items() if key not in left}
-    assert found == NOT_BUILT and not published["not_run"]
+    assert set(published["tadformer_swin_tiny_448"]) == set(SEVERAL)
+    groups = {"vit_base_patch16_224", "swin", "tadformer_swin_tiny_448"}
+    assert set(published) == {"format_version", "about", "not_run", *groups}
+    assert not published["not_run"]
 
 
 @pytest.mark.parametrize("entry", VIT)
@@ -94,16 +112,20 @@ def test_published_counts_on_swin(entry, published):
     assert networks.trained(*SWIN[entry]) == published["swin"][entry]
 
 
-# Variants, the largest share in percent of a method's defaults, and who serves them not.
+# Variants, the largest share in percent of a method's defaults, and who serves them not. Beside its
+# adapters MTLoRA trains the reductions of Swin's mergings.
 SHARES = {
     "vit_mini": (10, {"dapt"}),
     "vit_ti16": (6, {"dapt"}),
     "vit_s16": (6, {"dapt"}),
     "vit_b16": (4, {"dapt"}),
     "vit_l16": (4, {"dapt"}),
-    "swin_t": (6, {"adapter_x", "dapt", "fact", "vpt"}),
-    "sam_b16": (4, {"adapter_x", "dapt", "vpt"}),
-    "point_mae_s": (6, {"convpass", "iconformer", "mona", "ssf", "vfm_adapter"}),
+    "swin_t": (6, {"adapter_x", "dapt", "fact", "mtlora", "vpt"}),
+    "sam_b16": (4, {"adapter_x", "dapt", "mtlora", "tadformer", "vpt"}),
+    "point_mae_s": (
+        6,
+        {"convpass", "iconformer", "mona", "mtlora", "ssf", "tadformer", "vfm_adapter"},
+    ),
 }
 
 
@@ -137,6 +159,8 @@ def test_defaults_train_a_small_share_of_any_backbone(variant):
         ("swin_t", "mona", dict(rank=64)),  # as wide as its last stage
         ("point_mae_s", "dapt", dict(rank=64)),
         ("vit_mini", "lora", dict(rank=8)),
+        ("vit_mini", "mtlora", dict(rank=4)),
+        ("swin_t", "tadformer", dict(rank=16)),
     ],
 )
 def test_the_default_of_a_width(variant, name, wanted):
@@ -155,11 +179,83 @@ def test_the_published_total(published):
     )
 
 
-@pytest.mark.parametrize(("rank", "wanted"), [(16, 32_832), (32, 120_960), (64, 463_104)])
-def test_the_dynamic_task_filter(rank, wanted, published):
-    """4 blocks x 3 layers x (9 r^2 + 27 r): iConFormer's network with FilterNorm is the same."""
-    given = dict(scaled=True, filter_norm=True, identity_bias=False, rngs=nnx.Rngs(0))
-    one = tree.size(nnx.state(ICoN(rank, 3, **given)))
-    assert one == 9 * rank**2 + 27 * rank and 4 * 3 * one == wanted
-    entry = f"dynamic_task_filter (fork restoring the paper's filter) r={rank}"
-    assert published["tadformer_swin_tiny_448"][entry]["lora_filter"] == wanted
+def several_trained(variant, method, outputs, **given):
+    """Leaves that train of a method of several tasks and their decoders: paths and sizes."""
+    given["tasks"] = tuple(outputs)
+    backbone = networks.adapted(variant, method, given)
+    image = jax.ShapeDtypeStruct((1, 448, 448, 3), jnp.float32)
+    like = model.features(backbone, {"image": image})
+    makers = {
+        task: lambda own, n=n: heads.dense_head("hrnet", own, n, rngs=SameKey())
+        for task, n in outputs.items()
+    }
+    head = nnx.eval_shape(lambda: several.made_for(like, makers))
+    leaves = tree.leaves(nnx.state(model.Model(backbone, head)))
+    pick = adapters.trainable(adapters.trains(method, **given))
+    statistics = {f"head/{p}" for p in tree.leaves(nnx.state(head, nnx.BatchStat))}
+    return {
+        path: math.prod(x.shape)
+        for path, x in leaves.items()
+        if pick(path.split("/"), x) and path not in statistics
+    }
+
+
+@pytest.mark.parametrize("entry", SEVERAL)
+def test_published_counts_of_several_tasks(entry, published):
+    found = several_trained("swin_t", "tadformer", PASCAL, **SEVERAL[entry])
+    wanted = published["tadformer_swin_tiny_448"][entry]
+    assert sum(found.values()) == wanted["trainable"]
+    parts = dict(PARTS)
+    if "static" in entry:
+        del parts["norms_in_backbone"]  # there it counts the filters of the task `normals` too
+    for part, pattern in parts.items():
+        count = sum(n for path, n in found.items() if tree.matches(pattern, path))
+        assert count == wanted[part], part
+
+
+@pytest.mark.parametrize(
+    ("variant", "method", "outputs", "counts"),
+    [
+        ("swin_t", "tadformer", PASCAL, (3_557_502, 4_776_126, 7_379_262)),
+        ("swin_t", "mtlora", PASCAL, (4_953_146, 6_083_642, 8_344_634)),
+        ("swin_t", "tadformer", NYUD, (3_092_370, 4_310_994, 6_914_130)),
+        pytest.param(
+            "swin_s", "tadformer", PASCAL, (4_789_134, 7_187_406, 12_149_838),
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "swin_b", "tadformer", PASCAL, (6_141_948, 9_310_268, 15_812_796),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "swin_l", "tadformer", PASCAL, (9_105_624, 13_814_040, 23_396_760),
+            marks=pytest.mark.exhaustive,
+        ),
+    ],
+)  # fmt: skip
+def test_counts_of_several_tasks(variant, method, outputs, counts):
+    for rank, count in zip((16, 32, 64), counts, strict=True):
+        assert sum(several_trained(variant, method, outputs, rank=rank).values()) == count
+
+
+def test_counts_of_the_parts_of_mtlora():
+    found = several_trained("swin_t", "mtlora", PASCAL, rank=16)
+    parts = {
+        ".*/adapter/low/.*": 1_130_496,
+        ".*/adapter/[ab]": 276_480,
+        ".*/merge/reduction/kernel": 1_548_288,
+        "head/.*": 1_946_624,
+    }
+    for pattern, count in parts.items():
+        assert sum(n for p, n in found.items() if tree.matches(pattern, p)) == count, pattern
+
+
+@pytest.mark.parametrize(
+    ("rank", "count"), [(8, 1_198_372), (16, 2_401_348), (32, 4_848_772), (64, 9_909_508)]
+)
+def test_counts_of_several_tasks_on_a_vit(rank, count):
+    """Without norms and patch embedding; norms of the blocks are 38,400 less the final one."""
+    given = dict(tasks=tuple(PASCAL), rank=rank, train=())
+    assert networks.trained("vit_b16", "tadformer", given) == count
+    more = {**given, "train": ("norms",)}
+    assert networks.trained("vit_b16", "tadformer", more) == count + 38_400 - 2 * 768

@@ -16,7 +16,8 @@ from tests import infos
 
 TINY = str(Path(__file__).resolve().parents[1] / "configs_tiny.py")
 
-# Bad values of each setting and what is said of them, on a ViT 16 wide with settings that else fit.
+# Bad values of each setting, or of one method's, and what is said of them, on a ViT 16 wide with
+# settings that else fit.
 COUNT = ((0, "must be at least 1, not 0"), (-3, "must be at least 1, not -3"))
 BAD = {
     "rank": (*COUNT, (17, "rank must be at most the width")),
@@ -45,11 +46,18 @@ BAD = {
     "prefix": (("wrong", "choose one of center, drop, identity"),),
     "kernels": (("wrong", "choose one of"),),
     "conv": (("wrong", "choose one of identity, xavier"),),
+    "tasks": ((("a", "a"), "tasks must differ; a, a don't"), (("a b",), "not 'a b'")),
+    "task_rank": (*COUNT, (17, "task_rank must be at most the width")),
+    "ranks": (((2, 2), "ranks must be four"), ((2, 2, 2, 0), "ranks must be at least 1, not 0")),
+    "filter": (("wrong", "choose one of dynamic, none, static"),),
+    "skip": (("wrong", "choose one of released, tokens"),),
+    "train": ((("nroms",), "did you mean 'norms'"),),
+    "tadformer.prompts": ((-1, "prompts must be at least 0, not -1"),),
 }
 # Factors, of any sign and size, and switches.
 FREE = {
     *("scale", "learn_scale", "norm", "ln_before", "filter_norm", "bias"),
-    *("prompt", "scale_logits", "scaled"),
+    *("prompt", "scale_logits", "scaled", "tpc_logit_scale"),
 }
 # Settings that fit a ViT 16 wide, besides those of the config.
 FITTING = {"adapter_x": ["--config.adapter.width=4"], "vfm_adapter": ["--config.adapter.z=4"]}
@@ -58,14 +66,14 @@ CASES = [
     for name in adapters.names()
     if name != "dapt"  # plans read images, not point clouds: see test_dapt.py
     for key, default in adapters.settings(name).items()
-    for case in BAD.get(key, ())
+    for case in BAD.get(f"{name}.{key}", BAD.get(key, ()))
     if case[0] != 0 or default != 0  # where the default is 0, it follows from the backbone
 ]
 
 
 def test_every_setting_has_bad_values_or_none():
     known = {key for name in adapters.names() for key in adapters.settings(name)}
-    assert known == {*BAD, *FREE}
+    assert known == {*FREE, *(key for key in BAD if "." not in key)}
 
 
 def config(name):
@@ -127,11 +135,11 @@ BACKBONES = {
     ),
     "sam": (
         dict(dim=64, depth=2, heads=2, patch=4, image_size=16, window=2, whole=(1,), neck=8),
-        ("adapter_x", "dapt", "vpt"),
+        ("adapter_x", "dapt", "mtlora", "tadformer", "vpt"),
     ),
     "point_mae": (
         dict(dim=64, depth=2, heads=2, groups=4, group_size=4),
-        ("convpass", "iconformer", "mona", "ssf", "vfm_adapter"),
+        ("convpass", "iconformer", "mona", "mtlora", "ssf", "tadformer", "vfm_adapter"),
     ),
 }
 

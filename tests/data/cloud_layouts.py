@@ -176,13 +176,14 @@ def modelnet40(root: Path, wide: int = 64, each: int = 2, tested: int = 2) -> Pa
 
 
 def modelnet40_hdf5(root: Path) -> Path:
-    """modelnet40_ply_hdf5_2048 with two files of training and one of testing."""
+    """modelnet40_ply_hdf5_2048 with three files of training and one of testing."""
     root = root / "modelnet40_ply_hdf5_2048"
-    for name, labels in (("train0", [3, 39]), ("train1", [0]), ("test0", [5])):
+    files = ("train0", [3, 39]), ("train2", [0]), ("train10", [7]), ("test0", [5])
+    for name, labels in files:
         given = np.array(labels, np.uint8)[:, None]
         clouds = many(len(labels), seed=labels[0])
         hdf5(root / f"ply_data_{name}.h5", clouds, given, faceId=np.zeros(3, np.int32))
-    paths = [f"data/modelnet40_ply_hdf5_2048/ply_data_train{n}.h5" for n in (0, 1)]
+    paths = [f"data/modelnet40_ply_hdf5_2048/ply_data_train{n}.h5" for n in (0, 2, 10)]
     (root / "train_files.txt").write_text("\n".join(paths) + "\n")
     return root
 

@@ -1,5 +1,6 @@
 """Writes small dense data sets as their publishers lay them out."""
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -121,4 +122,118 @@ def nyu(root: Path, train: str = "sync", test: str = "official_splits/test"):
             write(root / place / below, depth)
             lines.append(f"/{image} /{below} 518.8579")
         (root / f"{split}_list.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def runs(mask: np.ndarray) -> dict:
+    """COCO's run lengths of a mask `h w` as numbers: down the columns, zeros first."""
+    flat = mask.T.ravel().astype(bool)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff([0, *edges, flat.size]).tolist()
+    return {"size": [*mask.shape], "counts": [0, *counts] if flat[0] else counts}
+
+
+def filled(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    """A mask `h w` of these rows and columns."""
+    mask = np.zeros((H, W), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def rectangle(left: float, top: float, w: float, h: float) -> list[float]:
+    """A polygon of four corners."""
+    return [left, top, left + w, top, left + w, top + h, left, top + h]
+
+
+def annotation(number: int, image: int, category: int, box: list[float], **more) -> dict:
+    """One object of a COCO file; its outline is its box unless another is given."""
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "area": box[2] * box[3],
+        "iscrowd": 0,
+        "segmentation": [rectangle(*box)],
+        **more,
+    }
+
+
+def coco_document() -> dict:
+    """Three images, two with objects of categories 3 and 90 of 1, 3 and 90: polygons, run lengths
+    packed and not, a crowd, one outside of the image, and one without an area."""
+    names = {9: "000000000009.jpg", 25: "000000000025.jpg", 30: "more/30.png"}
+    packed = {"size": [H, W], "counts": "757000e4"}
+    return {
+        "info": {"year": 2017},
+        "images": [dict(id=k, file_name=v, height=H, width=W) for k, v in names.items()],
+        "categories": [
+            dict(id=90, name="toothbrush", supercategory="indoor"),
+            dict(id=1, name="person", supercategory="person"),
+            dict(id=3, name="car", supercategory="vehicle"),
+        ],
+        "annotations": [
+            annotation(11, 9, 3, [2, 1, 6, 4]),
+            annotation(12, 9, 90, [4, 3, 3, 2], segmentation=runs(filled(3, 4, 5, 7))),
+            annotation(13, 9, 3, [0, 6, 9, 6], iscrowd=1, segmentation=runs(filled(6, 0, 12, 9))),
+            annotation(14, 9, 90, [20, 3, 4, 4]),
+            annotation(15, 9, 90, [5, 3, 0, 4]),
+            annotation(16, 30, 90, [-2, 7, 5, 9], segmentation=packed),
+        ],
+    }
+
+
+def coco(root: Path, document: dict | None = None, splits=("train2017", "val2017")) -> Path:
+    """`annotations/instances_<split>.json` and the images in `<split>/`."""
+    document = document or coco_document()
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+        for i, row in enumerate(coco_document()["images"]):
+            write(root / split / row["file_name"], picture(i))
+    return root
+
+
+def voc_objects(root: Path) -> Path:
+    """VOC's folders with three images of cats and dogs, one of them without any."""
+    things = {
+        "2007_000032": [("dog", (3, 2, 8, 6), 0), ("cat", (1, 1, 16, 12), 1)],
+        "2007_000039": [("cat", (5, 5, 20, 9), 0), ("cat", (7, 7, 6.5, 9), 0)],
+        "2007_000033": [],
+    }
+    splits = {"train": ["2007_000039", "2007_000032"], "val": ["2007_000033"]}
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for split, names in splits.items():
+        text = "".join(f"{name}  1\n" for name in names)
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(text)
+    for i, (name, objects) in enumerate(things.items()):
+        write(root / "JPEGImages" / f"{name}.jpg", picture(i))
+        voc_annotation(root / "Annotations" / f"{name}.xml", objects)
+    return root
+
+
+def voc_annotation(file: Path, objects, size: tuple[int, int] = (H, W)) -> Path:
+    """An XML file of objects: name, (xmin, ymin, xmax, ymax), difficult."""
+    body = "".join(
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
+        f"<xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax>"
+        "</bndbox><part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
+        for name, box, difficult in objects
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        f"<annotation><filename>{file.stem}.png</filename><size><width>{size[1]}</width>"
+        f"<height>{size[0]}</height><depth>3</depth></size>{body}</annotation>"
+    )
+    return file
+
+
+def instances(root: Path, values: list[int] = (0, 1, 300, 7), splits=("train", "test")) -> Path:
+    """`images/<split>/` and `instances/<split>/` of upright stripes, the last row of them 0."""
+    for split in splits:
+        for i in range(2):
+            numbers = blocks([*values]).astype(np.uint16 if max(values) > 255 else np.uint8)
+            numbers[-1] = 0
+            write(root / "images" / split / f"{i}.jpg", picture(i))
+            write(root / "instances" / split / f"{i}.png", numbers)
     return root

@@ -16,6 +16,23 @@ def test_a_batch_has_the_fields_that_were_asked_for():
     assert (found["image"] == 128).all() and found["depth"].dtype == np.float32
 
 
+def test_boxes_have_what_belongs_to_them():
+    source = blank.source("train", fields=("boxes", "instances"), class_count=3, size=(8, 12))
+    canvas = transforms.pipeline("pad(16)")
+    spec = loader.spec(source.info, canvas, 2)
+    assert spec["boxes"].shape == (2, 100, 4) and spec["box_ids_mask"].shape == (2, 100)
+    assert spec["instances"].shape == (2, 16, 16) and spec["extent"].shape == (2, 2)
+    batch = next(loader.eval_batches(source, canvas, batch_size=2, stored=("objects", "image_id")))
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        k: (v.shape, v.dtype) for k, v in spec.items()
+    }
+    assert not batch["boxes_mask"].any() and batch["extent"].tolist() == [[8, 12]] * 2
+    assert (batch["box_classes"] == -1).all() and source.info.classes == ("0", "1", "2")
+    assert set(blank.source("train", fields=("box_classes",)).info.fields) == {
+        *("image", "boxes", "box_classes", "extent")
+    }
+
+
 @pytest.mark.parametrize(
     "given",
     [dict(count=0), dict(class_count=0), dict(size=(8, 0)), dict(class_count=999999999),

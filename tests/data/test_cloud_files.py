@@ -146,7 +146,7 @@ LIARS = {
     "end.pcd": (PCD.format(n=1, h=1).encode() + b"DATA binary_compressed\n"
                 + struct.pack("<II", 1, 12) + b"\xe0", "cut short"),
     "bomb.pcd": (PCD.format(n=1, h=1).encode() + b"DATA binary_compressed\n"
-                 + struct.pack("<II", 3002, 12) + b"\0a" + b"\xe0\xff\0" * 1000, "another size"),
+                 + struct.pack("<II", 90002, 12) + b"\0a" + b"\xe0\xff\0" * 30000, "another size"),
     "huge.npy": (b"\x93NUMPY\1\0v\0" + (b"{'descr': '<f4', 'fortran_order': False, 'shape': "
                  b"(1000000000000, 3), }").ljust(117) + b"\n" + bytes(12), "does not fit"),
 }  # fmt: skip

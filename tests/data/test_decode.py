@@ -157,3 +157,12 @@ def test_numbers_are_what_is_stored(mode):
 def test_numbers_are_read_from_png_alone(photo, kind):
     with pytest.raises(DataError, match="cannot decode masks/1.png"):
         decode.numbers(save(Image.fromarray(photo), kind), "masks/1.png")
+
+
+def test_dimensions_are_those_that_are_stored(photo, encode):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    jpeg = save(Image.fromarray(photo), "JPEG", exif=turned)
+    assert decode.dimensions(jpeg) == decode.dimensions(encode(photo)) == photo.shape[:2]
+    with pytest.raises(DataError, match="cannot decode x"):
+        decode.dimensions(b"no image", "x")

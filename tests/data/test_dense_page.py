@@ -15,7 +15,10 @@ SETS = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
 
 
 def test_the_sets_are_there():
-    assert set(SETS) == {"scenes", "masks", "ade20k", "voc_segmentation", "depths", "nyu"}
+    assert set(SETS) == {
+        *("scenes", "masks", "ade20k", "voc_segmentation", "depths", "nyu"),
+        *("coco", "voc", "instances"),
+    }
     assert set(SETS) <= set(data.names())
 
 
@@ -26,13 +29,17 @@ def test_settings_are_those_of_a_set():
 
 
 def lines():
-    return [cell for cell in re.findall(r"`(--config[^`]+)`", TEXT) if "/data/" not in cell]
+    """Settings on the page, and the set that the section is about."""
+    for heading, section in re.findall(r"^##+ (\w+)\n(.*?)(?=^##|\Z)", TEXT, re.M | re.S):
+        for cell in re.findall(r"`(--config[^`]+)`", section):
+            if "/data/" not in cell:
+                yield heading.lower(), cell
 
 
-@pytest.mark.parametrize("line", lines())
-def test_settings_have_the_types_of_their_defaults(line):
-    name = "scenes" if "fields" in line else "depths" if "depths" in line else "masks"
-    defaults = data.settings(name)
+@pytest.mark.parametrize(("heading", "line"), [*lines()])
+def test_settings_have_the_types_of_their_defaults(heading, line):
+    folders = "depths" if "depths" in line else "masks"
+    defaults = data.settings(folders if heading == "folders" else heading)
     for key, text in re.findall(r'--config\.data\.(\w+)=("[^"]+"|\S+)', line):
         value = text.strip('"')
         if isinstance(defaults[key], bool | int | tuple):
@@ -47,6 +54,21 @@ def test_a_config_opens_a_set(tmp_path):
     c.data.ignore = (11,)
     source = data.from_config(c.data, "val", tuple(map(str, range(11))))
     assert len(source) == 2 and np.unique(source[0]["labels"]).tolist() == [-1, 0, 3, 10]
+    layouts.coco(tmp_path / "coco")
+    c = config.default(data_set="coco")
+    c.data.update(path=str(tmp_path / "coco"), filled=("train2017",))
+    names = ("person", "car", "toothbrush")
+    assert len(data.from_config(c.data, "train2017", names)) == 2
+    layouts.voc_objects(tmp_path / "voc")
+    c = config.default(data_set="voc")
+    c.data.path = str(tmp_path / "voc")
+    assert data.from_config(c.data, "val", ("dog", "cat")).info.classes == ("dog", "cat")
+    layouts.instances(tmp_path / "maps")
+    c = config.default(data_set="instances")
+    c.data.update(path=str(tmp_path / "maps"), class_name="cell")
+    assert len(data.from_config(c.data, "test", ("cell",))) == 2
     c = config.default(data_set="scenes")
     c.data.fields = ("boxes",)
-    assert set(data.from_config(c.data, "val").info.fields) == {"image", "boxes", "box_classes"}
+    assert set(data.from_config(c.data, "val").info.fields) == {
+        *("image", "boxes", "box_classes", "extent")
+    }

@@ -43,6 +43,40 @@ def example():
     }
 
 
+@pytest.mark.parametrize(
+    ("frame", "wanted"),
+    [
+        (frames.identity((H, W)), [H, W]),
+        (frames.window(0, 0, H, W, (7, 13)), [7, 13]),
+        (geometric.pad((H, W), 16), [H, W]),
+        (frames.window(2, 3, 10, 10, (10, 10)), [4, 5]),  # a crop that leaves the picture
+        (frames.window(1, 1, 2, 2, (4, 4)), [4, 4]),
+        (Frame(np.array([[-1.0, 0, 8], [0, 1, 0]]), (16, 16)), [6, 8]),
+        (Frame(np.array([[-1.0, 0, 16], [0, 1, 0]]), (16, 16)), [6, 16]),  # padded, then mirrored
+    ],
+)
+def test_the_extent_is_what_the_picture_reaches_of_its_canvas(frame, wanted):
+    found = frames.warp(np.array([H, W], np.int32), Field("extent"), frame)
+    assert found.dtype == np.int32 and found.tolist() == wanted
+
+
+@pytest.mark.parametrize("size", [(375, 500), (427, 640), (333, 479), (1, 7)])
+def test_the_extent_of_a_letterbox_is_whole_pixels(size):
+    change = transforms.pipeline("resize_within(64,64)|pad(64)")
+    image = np.full((*size, 3), 255, np.uint8)
+    found = change({"image": image}, fields={**transforms.IMAGE, "extent": Field("extent")})
+    h, w = found["extent"].tolist()
+    assert (found["image"][:h, :w] == 255).all() and found["image"].sum() == h * w * 3 * 255
+
+
+def test_what_was_cut_off_stays_out_of_the_extent():
+    change = transforms.pipeline("resize(32)|center_crop(20)|pad(24)")
+    fields = {**transforms.IMAGE, "extent": Field("extent")}
+    found = change({"image": np.full((40, 40, 3), 9, np.uint8)}, fields=fields)
+    assert found["extent"].tolist() == [20, 20]
+    assert "extent" not in change({"image": found["image"]})
+
+
 def quarter(size):
     """The quarter turn against the clock that swaps the sides."""
     return Frame(np.array([[0.0, -1, size[1]], [1, 0, 0]]), size[::-1])

@@ -250,3 +250,51 @@ def test_crop_looks_for_a_place_that_no_class_fills(photo):
     # pictures without labels are cut anywhere
     out = transforms.pipeline("crop(16, 0.75)")({"image": photo}, np.random.default_rng(0))
     assert out["image"].shape == (16, 16, 3)
+
+
+OBJECTS = {
+    "image": Field("pixels"),
+    "instances": Field("masks"),
+    "boxes": Field("boxes", most=4),
+    "box_classes": Field("rows", fill=-1, most=4),
+    "box_ids": Field("rows", most=4),
+    "extent": Field("extent", size=(2,)),
+}
+CHANGES = (
+    *("flip(1.0)", "resize(31, 20)", "resize_short(24)", "resize_within(30, 30)|pad(32)"),
+    *("resize_random(30, 60)|crop(28)|flip", "random_crop(24, padding=5)", "center_crop(36)"),
+    *("random_resized_crop(24, (0.05, 1.0))", "rotate(40)", "rotate(10)|crop((20, 30))|pad(32)"),
+)
+
+
+@pytest.mark.parametrize("text", CHANGES)
+def test_boxes_classes_and_numbers_stay_together(text):
+    boxes = np.float32([[2, 3, 12, 20], [30, 5, 50, 15], [20, 30, 21, 39], [40, 22, 56, 40]])
+    instances, ids = np.zeros((40, 56), np.int32), np.int32([7, 2, 9, 4])
+    for (left, top, right, bottom), number in zip(boxes.astype(int), ids, strict=True):
+        instances[top:bottom, left:right] = number
+    image = np.repeat(instances[..., None].astype(np.uint8), 3, -1)
+    given = dict(
+        image=image, instances=instances, boxes=boxes, box_classes=ids + 10, box_ids=ids
+    )  # fmt: skip
+    kept = set()
+    for seed in range(12):
+        out = transforms.pipeline(text)(given, np.random.default_rng(seed), fields=OBJECTS)
+        assert len(out["boxes"]) == len(out["box_ids"])
+        assert np.array_equal(out["box_ids"] + 10, out["box_classes"])
+        assert out["instances"].shape == out["image"].shape[:2]
+        h, w = out["extent"]
+        assert not out["instances"][h:].any() and not out["instances"][:, w:].any()
+        assert (out["boxes"] <= [w, h, w, h]).all()
+        for number, (left, top, right, bottom) in zip(out["box_ids"], out["boxes"], strict=True):
+            assert right - left >= 1 and bottom - top >= 1
+            y, x = np.nonzero(out["instances"] == number)
+            x, y = x + 0.5, y + 0.5  # a centre is in the box of its object
+            assert (x >= left - 1e-3).all() and (x <= right + 1e-3).all()
+            assert (y >= top - 1e-3).all() and (y <= bottom + 1e-3).all()
+            if "rotate" not in text:
+                area = (round(right) - round(left)) * (round(bottom) - round(top))
+                assert abs(len(x) - area) <= right - left + bottom - top + 1
+        kept.add(len(out["boxes"]))
+    assert max(kept) >= 3
+    assert min(kept) < 4 or not text.startswith("random")

@@ -50,8 +50,8 @@ def test_a_file_is_read_once(tmp_path):
 
 def test_arrays_by_their_numbers(arrays):
     source = modelnet40.source("train", str(arrays.parent), form="h5", count=512)
-    assert source.labels.tolist() == [3, 39, 0] and len(source.info.classes) == 40
-    assert all(normal(source[i]["points"]) for i in range(3))
+    assert source.labels.tolist() == [3, 39, 0, 7] and len(source.info.classes) == 40
+    assert all(normal(source[i]["points"]) for i in range(4))
     given = layouts.many(1, seed=0)[0, :512].astype(np.float64)
     assert np.allclose(source[2]["points"], cloud_files.in_sphere(given), atol=1e-6)
     whole = modelnet40.source("test", str(arrays), form="h5")
@@ -174,8 +174,8 @@ def test_wrong_settings_and_files(arrays, tmp_path):
 
 def test_a_file_that_a_list_names_is_missed(tmp_path):
     root = layouts.modelnet40_hdf5(tmp_path)
-    (root / "ply_data_train1.h5").unlink()
-    with pytest.raises(DataError, match="no file .*ply_data_train1.h5, which .*train_files.txt"):
+    (root / "ply_data_train2.h5").unlink()
+    with pytest.raises(DataError, match="no file .*ply_data_train2.h5, which .*train_files.txt"):
         modelnet40.source("train", str(root), "h5")
 
 

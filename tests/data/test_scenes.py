@@ -72,6 +72,20 @@ def test_boxes_are_those_of_instances_and_their_classes(some):
     assert (counts > 10).all()
 
 
+def test_objects_are_those_of_the_map(some):
+    for position, scene in enumerate(some):
+        assert scene["image_id"] == position and len(scene["objects"]) == len(scene["boxes"])
+        assert scene["box_ids"].tolist() == [thing.number for thing in scene["objects"]]
+        for thing, box, kind in zip(
+            scene["objects"], scene["boxes"], scene["box_classes"], strict=True
+        ):
+            assert list(thing.box) == box.tolist() and thing.category == kind
+            assert thing.area == (scene["instances"] == thing.number).sum()
+            assert thing.segmentation is None and not thing.crowd
+    both = scenes.source("val[:1]+test[:2]", fields=("boxes",), size=16)
+    assert [both[i]["image_id"] for i in (0, 1, 2, -1)] == [0, 1, 2, 2]
+
+
 def test_depth_and_normals_are_those_of_one_surface(some):
     focal, centre = scenes.intrinsics(64)[0, 0], scenes.intrinsics(64)[0, 2]
     y, x = np.mgrid[:64, :64] + 0.5
@@ -126,7 +140,10 @@ def test_only_chosen_fields_are_there():
     assert parameter.default == ("labels", "depth")
     assert set(scenes.source("val").info.fields) == {"image", "labels", "depth"}
     example = scenes.source("val", fields=("box_classes",), size=16)[0]
-    assert set(example) == {"image", "boxes", "box_classes", "name"}
+    assert set(example) == {"image", "boxes", "box_classes", "name", "objects", "image_id"}
+    numbered = scenes.source("val", fields=("boxes", "instances"), size=16).info.fields
+    assert set(numbered) == {"image", "instances", "boxes", "box_classes", "box_ids", "extent"}
+    assert set(scenes.source("val", fields=("instances",)).info.fields) == {"image", "instances"}
     assert scenes.source("val", fields=()).info.classes == ()
     with pytest.raises(UnknownName, match="did you mean 'depth'"):
         scenes.source("val", fields=("depths",))

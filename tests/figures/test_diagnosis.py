@@ -1,15 +1,21 @@
 """The diagnosis of saved adapters, against a model that is looked into by hand."""
 
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from dynadapt import inputs
+from dynadapt import evaluate, inputs
 from dynadapt.context import Context
 from dynadapt.figures import diagnosis
+from dynadapt.heads.atss import Outputs
+from dynadapt.heads.solo import Cells
 from dynadapt.runs import product
+from tests import products
+from tests.devices import ROOT
 from tests.figures.saved import saved
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
@@ -84,3 +90,49 @@ def test_a_method_that_makes_nothing(tmp_path, capsys):
     assert {"backbone/blocks/*/attn/qkv/adapter/q/a", "head/linear/bias"} & set(found["gradients"])
     diagnosis.show(found)
     assert "variance of features" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_is_judged_on_the_host_scores_as_in_an_evaluation(tmp_path):
+    """A detector with random values, two batches of which the second is padded."""
+    path = ROOT / "configs" / "detect.py"
+    c = runpy.run_path(str(path))["get_config"]("method=vfm_adapter")
+    c.backbone.weights = ""
+    c.backbone.update(dict(dim=16, heads=2, depth=2, image_size=32))
+    c.adapter.update(dict(rank=4, z=8))
+    c.data.size = 32
+    c.task.update(dict(channels=8, depth=1, strides=(2.0, 4.0, 8.0)))
+    c.input.update(dict(train_split="train[:8]", eval_split="train[:8]", eval_batch_size=6))
+    folder = products.leave(tmp_path / "adapter", c, seed=2)
+    found, evaluated = diagnosis.run(folder), evaluate.run(folder)
+    assert found["headline"] == "ap" and evaluated["ap"] > 0
+    assert found["score"] == pytest.approx(evaluated["ap"])
+    assert found["score_with_means"] != found["score"] and 0 < found["changed"] <= 100
+
+
+def test_what_changes():
+    """Classes are compared as they are, values by how much they move, cells where one shows an
+    object."""
+
+    def said(values, some):
+        return np.array(values), np.array(some)
+
+    every = [True, True]
+    assert not diagnosis._changed(said([150, 0], every), said([150, 0], every)).any()
+    found = diagnosis._changed(said([150, 0], every), said([151, 0], every))
+    np.testing.assert_array_equal(found, [True, False])
+    found = diagnosis._changed(said([1.0, 2.0], every), said([1.009, 2.1], every))
+    np.testing.assert_array_equal(found, [False, True])
+    before = said([[3, -1], [-1, 2]], [[True, False], [False, True]])
+    after = said([[3, -1], [1, -1]], [[True, False], [True, False]])
+    np.testing.assert_array_equal(diagnosis._changed(before, after), [False, True, True])
+
+
+def test_a_cell_answers_where_it_shows_an_object():
+    maps = np.full((2, 2, 2, 3), -5.0), np.full((2, 1, 1, 3), -5.0)
+    maps[0][0, 1, 0, 2], maps[1][1, 0, 0, 1] = 3.0, 0.0
+    cells = Cells(tuple(map(jnp.asarray, maps)), (), (), ())
+    for outputs in (cells, Outputs(cells.classes, (), (), (4.0, 8.0))):
+        classes, shown = diagnosis._said(outputs)
+        np.testing.assert_array_equal(classes, [[-1, -1, 2, -1, -1], [-1, -1, -1, -1, 1]])
+        np.testing.assert_array_equal(shown, classes >= 0)

@@ -21,6 +21,7 @@ SIZES = {
     "deconv": ((24, 32), (64, 32)),
     "fused": ((6, 8), (18, 14)),
     "glpdepth": ((48, 64), (36, 28)),
+    "hrnet": ((3, 4), (9, 7)),
     "segformer": ((12, 16), (9, 7)),
     "uper": ((12, 16), (9, 7)),
 }
@@ -44,7 +45,7 @@ def outputs(head, like, train):
 
 
 def test_names():
-    assert NAMES == ["deconv", "fused", "glpdepth", "segformer", "uper"]
+    assert NAMES == ["deconv", "fused", "glpdepth", "hrnet", "segformer", "uper"]
     for name in NAMES:
         assert {"channels"} <= heads.dense_settings(name).keys() <= {"channels", "dropout"}
 

@@ -98,6 +98,8 @@ OBSTACLES = {
     "iconformer": "its kernels follow the image, and where they don't an activation is in the way",
     "lorand": "a GELU stands between its two matrices",
     "mona": "a norm and a GELU stand around its convolutions",
+    "mtlora": "each task has weights of its own",
+    "tadformer": "prompts are tokens of their own, and filters follow the input",
     "vfm_adapter": "its kernels follow the input, and where they don't a ReLU is in the way",
     "vpt": "prompts are tokens of their own",
 }

@@ -1,6 +1,7 @@
 """Records of an evaluation: a table in the order of the split, files beside it, some pictures."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -107,3 +108,43 @@ def test_a_table_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_table(tmp_path / "other.csv", rows)
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+
+
+class Detecting(Task):
+    """Records as many results as its number says."""
+
+    results = "found.json"
+
+    def record(self, answer, example):
+        values, files = super().record(answer, example)
+        number = values["number"]
+        results = [{"image_id": example["name"], "score": i / 4} for i in range(number)]
+        return {**values, "results": results}, files
+
+
+def test_results_are_one_list_in_the_order_of_the_split(tmp_path, monkeypatch):
+    """Also those of other processes, and not in the table."""
+    parts = []
+    for own in ([3, 0], [2, 1]):  # of two processes
+        about = {i: {"name": f"{i}.png", "size": (8, 8), "frame": ""} for i in own}
+        records = Predictions(tmp_path / "out", Detecting(), Source(), about)
+        for i in own:
+            records.add({"number": np.int32(i)}, {"index": np.int32(i)})
+        parts.append(records)
+    told = [json.dumps(part._rows).encode() for part in parts]
+    monkeypatch.setattr(predictions.processes, "gather_bytes", lambda own: told)
+    parts[0].finish({"loss": 0.5})
+    text = (tmp_path / "out" / "found.json").read_text()
+    assert [(r["image_id"], r["score"]) for r in json.loads(text)] == [
+        *[("1.png", 0.0), ("2.png", 0.0), ("2.png", 0.25)],
+        *[("3.png", 0.0), ("3.png", 0.25), ("3.png", 0.5)],
+    ]
+    assert len(text.splitlines()) == 6  # one a line
+    columns = {tuple(row) for row in read(tmp_path / "out")}
+    assert columns == {("file", "number", "even", "frame")}
+
+
+@pytest.mark.parametrize("found", [[], [{"score": 1}]])
+def test_a_file_of_results_is_whole_json(found, tmp_path):
+    predictions.write_records(tmp_path, Detecting(), [{"file": "a", "results": found}])
+    assert json.loads((tmp_path / "found.json").read_text()) == found
