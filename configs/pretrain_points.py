@@ -15,12 +15,12 @@ def get_config(arg=None):
     )
     c.input.train = c.input.eval = ""
     c.input.batch_size = 64
-    c.optim.steps = 3300
+    c.optim.steps = 1600
     c.optim.lr = 1.5e-3
     c.optim.beta2 = 0.98
     c.optim.weight_decay = 0.05
     c.optim.warmup = 0.05
     c.optim.clip_norm = 1.0
-    c.save_every = 500
+    c.save_every = 400
     c.log.every = 50
     return c
