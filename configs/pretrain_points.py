@@ -14,13 +14,13 @@ def get_config(arg=None):
         backbone="point_mini", method="full", task="masked_points", data_set="generated_clouds"
     )
     c.input.train = c.input.eval = ""
-    c.input.batch_size = 64
-    c.optim.steps = 1600
+    c.input.batch_size = 32
+    c.optim.steps = 2500
     c.optim.lr = 1.5e-3
     c.optim.beta2 = 0.98
     c.optim.weight_decay = 0.05
     c.optim.warmup = 0.05
     c.optim.clip_norm = 1.0
-    c.save_every = 400
+    c.save_every = 500
     c.log.every = 50
     return c

@@ -68,3 +68,18 @@ class PointsHead(nnx.Module):
         tokens, groups = features.tokens, features.maps[-1]
         prompts = [tokens[:, 1:].mean(1)] if self.parts == 3 else []
         return jnp.concatenate([tokens[:, 0], *prompts, largest(groups)], axis=-1)
+
+
+class ReconstructionHead(nnx.Module):
+    """Points `b g k 3` of each group, and `b g 3` from the class token, by one layer each."""
+
+    def __init__(self, dim: int, groups: int, size: int, *, rngs: nnx.Rngs):
+        # Spread from the start: points at one place would all follow the same one.
+        spread = nnx.initializers.normal(0.5)
+        self.points = Linear(dim, 3 * size, bias_init=spread, rngs=rngs)
+        self.whole = Linear(dim, 3 * groups, bias_init=spread, rngs=rngs)
+
+    def __call__(self, features: Any, ctx: Context) -> tuple[Array, Array]:
+        groups, token = (x.astype(jnp.float32) for x in (features.maps[-1], features.tokens[:, 0]))
+        points, whole = self.points(groups, ctx), self.whole(token, ctx)
+        return points.reshape(*groups.shape[:2], -1, 3), whole.reshape(len(token), -1, 3)

@@ -57,28 +57,6 @@ def test_other_draws_hide_other_cells():
     assert (ready(0)["points"] != ready(1)["points"]).any()
     moved = ready(0, train=True)
     assert np.abs(moved["points"] - ready(0)["points"]).max() > 0.01
-    assert moved["pair"].tolist() == [True, True, False] and not ready(0)["pair"].any()
-
-
-def test_neighbours_are_views_of_one_cloud():
-    task = masked_points.Task(INFO, **GIVEN)
-    given = batch(4) | {"mask": jnp.array([1.0, 0.0, 0.0, 1.0])}
-    found = jax.device_get(task.prepare(given, jax.random.key(0), True))
-    np.testing.assert_array_equal(found["mask"], [1, 1, 0, 0])
-    assert np.abs(found["points"][0] - found["points"][1]).max() > 0.1
-
-
-def test_codes_are_told_apart_by_hand():
-    codes = np.random.default_rng(5).normal(size=(6, 8)).astype(np.float32)
-    there = np.float32([1, 1, 1, 1, 0, 0])
-    unit = codes / np.linalg.norm(codes, axis=1, keepdims=True)
-    scores = np.exp(unit @ unit.T / masked_points.TEMPERATURE)
-    wanted = []
-    for n in range(4):
-        others = [m for m in range(4) if m != n]
-        wanted.append(-np.log(scores[n, n ^ 1] / scores[n, others].sum()))
-    found = np.asarray(masked_points.told_apart(codes, there))
-    np.testing.assert_allclose(found, [*wanted, 0, 0], rtol=1e-4)
 
 
 def test_chamfer_by_hand():
@@ -96,17 +74,16 @@ def test_loss_and_metrics_weigh_hidden_visible_and_masked():
     rng = np.random.default_rng(4)
     groups = rng.normal(size=given["target"].shape).astype(np.float32)
     whole = rng.normal(size=(3, 6, 3)).astype(np.float32)
-    codes = rng.normal(size=(3, 8)).astype(np.float32)
     each = np.asarray(jax.vmap(jax.vmap(masked_points.chamfer))(groups, given["target"]))[[0, 2]]
     all_ = np.asarray(jax.vmap(masked_points.chamfer)(whole, given["centers"]))[[0, 2]]
     hidden = given["hidden"][[0, 2]]
     weight = np.where(hidden, 1, 0.25)
-    total, count, logs = task.loss((groups, whole, codes), given)
+    total, count, logs = task.loss((groups, whole), given)
     wanted = 2 * (each * weight).sum() / weight.sum() + 2 * all_.sum()
     assert count == 2
     np.testing.assert_allclose(total, wanted, rtol=1e-4)
     np.testing.assert_allclose(logs["visible"], each[~hidden].mean(), rtol=1e-4)
-    rows = {k: np.asarray(v)[[0, 2]] for k, v in task.rows((groups, whole, codes), given).items()}
+    rows = {k: np.asarray(v)[[0, 2]] for k, v in task.rows((groups, whole), given).items()}
     value = task.value(rows)
     np.testing.assert_allclose(value["hidden_error"], each[hidden].mean(), rtol=1e-4)
     np.testing.assert_allclose(value["whole_error"], all_.mean(), rtol=1e-4)
@@ -120,8 +97,7 @@ def test_the_backbone_is_used_as_it_is():
     found = ready()
     features = backbone(jnp.asarray(found["points"]), Context())
     np.testing.assert_array_equal(features.places[1], found["centers"])
-    groups, whole, code = head(features, Context())
-    assert code.shape[0] == 3
+    groups, whole = head(features, Context())
     assert groups.shape == found["target"].shape and whole.shape == found["centers"].shape
     with pytest.raises(ConfigError, match="task.groups 6 must be the backbone's, 7"):
         other = backbones.abstract("point_mini", **(sizes | dict(groups=7)))
