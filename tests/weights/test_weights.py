@@ -159,3 +159,14 @@ def test_absolute_is_found_from_any_folder(path, monkeypatch):
         assert weights.absolute(name) == str(path)
     assert weights.locate("~/weights.safetensors") == path
     assert weights.absolute("vit_mini") == "vit_mini" and weights.absolute("") == ""
+
+
+@pytest.mark.parametrize("name", ["vit_mini", "point_mini"])
+def test_shipped_weights_are_small_whole_and_told_of(name):
+    file = weights.locate(name)
+    assert file.stat().st_size < 3 << 20
+    assert files.sha256(file) in file.with_suffix(".md").read_text(encoding="utf-8")
+    network = weights.from_checkpoint(file)
+    count = tree.size(nnx.state(network, nnx.Param))
+    assert f"{count:,} parameters" in file.with_suffix(".md").read_text(encoding="utf-8")
+    assert all(np.isfinite(v).all() for v in tree.leaves(nnx.state(network)).values())
