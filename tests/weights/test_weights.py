@@ -148,7 +148,7 @@ def test_locate_names_no_unrelated_file(path):
     with pytest.raises(CheckpointError) as caught:
         weights.locate(str(path.parent / "vit_large.npz"))
     text = str(caught.value)
-    assert text.endswith("vit_large.npz'; with the package comes 'vit_mini'"), text
+    assert text.endswith("vit_large.npz'; with the package come 'point_mini', 'vit_mini'"), text
 
 
 def test_absolute_is_found_from_any_folder(path, monkeypatch):
