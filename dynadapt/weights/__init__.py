@@ -68,7 +68,7 @@ def _nearby(path: Path) -> str:
     near = difflib.get_close_matches(path.name, [*beside, *shipped()])
     if near:
         return suggest(path.name, near)
-    return f"with the package comes {', '.join(map(repr, shipped()))}"
+    return f"with the package come {', '.join(map(repr, shipped()))}"
 
 
 def from_checkpoint(path: str | Path, **known: Any) -> nnx.Module:

@@ -148,7 +148,7 @@ def test_locate_names_no_unrelated_file(path):
     with pytest.raises(CheckpointError) as caught:
         weights.locate(str(path.parent / "vit_large.npz"))
     text = str(caught.value)
-    assert text.endswith("vit_large.npz'; with the package comes 'vit_mini'"), text
+    assert text.endswith("vit_large.npz'; with the package come 'point_mini', 'vit_mini'"), text
 
 
 def test_absolute_is_found_from_any_folder(path, monkeypatch):
@@ -159,3 +159,14 @@ def test_absolute_is_found_from_any_folder(path, monkeypatch):
         assert weights.absolute(name) == str(path)
     assert weights.locate("~/weights.safetensors") == path
     assert weights.absolute("vit_mini") == "vit_mini" and weights.absolute("") == ""
+
+
+@pytest.mark.parametrize("name", ["vit_mini", "point_mini"])
+def test_shipped_weights_are_small_whole_and_told_of(name):
+    file = weights.locate(name)
+    assert file.stat().st_size < 3 << 20
+    assert files.sha256(file) in file.with_suffix(".md").read_text(encoding="utf-8")
+    network = weights.from_checkpoint(file)
+    count = tree.size(nnx.state(network, nnx.Param))
+    assert f"{count:,} parameters" in file.with_suffix(".md").read_text(encoding="utf-8")
+    assert all(np.isfinite(v).all() for v in tree.leaves(nnx.state(network)).values())
