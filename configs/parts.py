@@ -20,12 +20,12 @@ RECIPES = {"small": ("point_mini", "clouds"), "shapenetpart": ("point_mae_s_g128
 
 def get_config(arg=None):
     """Arguments: as of configs/points.py, but for recipe, one of RECIPES."""
-    c, recipe = POINTS["chosen"](arg, "parts", RECIPES, own="shapenetpart")
+    c, arg = POINTS["chosen"](arg, "parts", RECIPES, own="shapenetpart")
     depth = backbones.config(c.backbone.name).depth
     c.backbone.levels = tuple(depth * k // 3 - 1 for k in (1, 2, 3))
     if c.data.name == "clouds":
         c.data.count = 512  # all of them are seen
-    if recipe == "small":
+    if arg.recipe == "small":
         c = POINTS["small"](c)
         c.task.channels = 128
         return c

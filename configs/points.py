@@ -38,18 +38,18 @@ def get_config(arg=None):
     """Arguments: method; path (of clouds) or data (a data set with clouds); recipe (one of
     RECIPES); backbone; variant (of drawn clouds or of ScanObjectNN); early (DAPT's first settings
     for ScanObjectNN, without dropout and with drop-path 0.1)."""
-    c, recipe = chosen(arg, "points", RECIPES, own="cloud_folder", early=False)
+    c, arg = chosen(arg, "points", RECIPES, own="cloud_folder", early=False)
     if c.data.name == "clouds":
         c.data.count = 600  # of which training takes 512 at random
-    if recipe == "small":
+    if arg.recipe == "small":
         c = small(c)
         c.task.points = 512
         return c
-    return published(c, recipe, "early=True" in (arg or ""))
+    return published(c, arg.recipe, arg.early)
 
 
 def chosen(arg, task, recipes, own, **more):
-    """The config that the arguments choose, and its recipe; `own` is the data set of a path."""
+    """The config that the arguments choose, and these; `own` is the data set of a path."""
     known = dict(method="dapt", path="", data="", recipe="small", backbone="", variant="")
     arg = config.parse_arg(arg, **known, **more)
     if arg.recipe not in recipes:
@@ -66,7 +66,7 @@ def chosen(arg, task, recipes, own, **more):
     if data == "blank":
         c.data.fields = ("points", "label", *(("parts",) if task == "parts" else ()))
     c.input.train = c.input.eval = ""
-    return c, arg.recipe
+    return c, arg
 
 
 def small(c):

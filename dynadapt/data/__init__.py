@@ -170,19 +170,21 @@ def _positions(name: str, rows: slice, counts: Mapping[str, int]) -> range:
 
 
 class Arrays:
-    """A source over images `n h w 3` (or grey `n h w`), uint8, and labels `n` held in memory."""
+    """A source over values of a field, such as images `n h w 3` (or grey `n h w`), uint8, and their
+    labels `n`, held in memory."""
 
     in_memory = True
 
     def __init__(
         self,
         split: str,
-        images: Mapping[str, np.ndarray],
+        values: Mapping[str, np.ndarray],
         labels: Mapping[str, np.ndarray],
         info: Info,
+        field: str = "image",
     ):
         self.info = info
-        self._images, self._labels = images, labels
+        self._values, self._labels, self._field = values, labels, field
         self._rows = Rows(split, info.counts)
 
     @property
@@ -196,7 +198,7 @@ class Arrays:
     def __getitem__(self, index: int) -> dict[str, Any]:
         name, position = self._rows[index]
         return {
-            "image": self._images[name][position],
+            self._field: self._values[name][position],
             "label": int(self._labels[name][position]),
             "name": f"{name}[{position}]",
         }

@@ -40,39 +40,6 @@ def check_count(count: int) -> None:
         raise DataError(f"clouds have 1 to {MAX_POINTS:,} points, not {count}")
 
 
-class Held:
-    """A source over clouds float32 `m n 3` of each split and their labels `m`, in memory."""
-
-    in_memory = True
-
-    def __init__(
-        self,
-        split: str,
-        clouds: Mapping[str, np.ndarray],
-        labels: Mapping[str, np.ndarray],
-        info: Info,
-    ):
-        self.info = info
-        self._clouds, self._labels = clouds, labels
-        self._rows = Rows(split, info.counts)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of each example."""
-        return np.array([self._labels[name][position] for name, position in self._rows], int)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        name, position = self._rows[index]
-        return {
-            "points": self._clouds[name][position],
-            "label": int(self._labels[name][position]),
-            "name": f"{name}[{position}]",
-        }
-
-
 class Files:
     """A source over files of a cloud each; `read` makes fields of a file, which are kept."""
 

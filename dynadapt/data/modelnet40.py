@@ -21,11 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.data import Info, hdf5, parse
+from dynadapt.data import Arrays, Info, hdf5, parse
 from dynadapt.data.cloud_files import checked, in_sphere, rows
 from dynadapt.data.cloud_sources import (
     Files,
-    Held,
     Item,
     check_count,
     digest,
@@ -61,7 +60,7 @@ def source(
     ways: int = 0,
     shots: int = 10,
     fold: int = 0,
-) -> Files | Held:
+) -> Files | Arrays:
     """The splits `train` (9,843 as text, 9,840 in HDF5) and `test` (2,468).
 
     Args:
@@ -160,7 +159,7 @@ def _listed(root: Path, split: str, classes: Sequence[str]) -> list[Item]:
 
 def _arrays(
     split: str, wanted: list[str], root: Path, count: int, few: tuple[int, int, int], said: str
-) -> Held:
+) -> Arrays:
     if count > POINTS["h5"]:
         raise DataError(f"{root} has clouds of {POINTS['h5']:,} points, fewer than {count:,}")
     classes = _classes(root / "shape_names.txt")
@@ -177,7 +176,7 @@ def _arrays(
     counts = {name: len(found) for name, found in labels.items()}
     found = digest(said, clouds, labels)
     info = Info("modelnet40", fields(count, classes), counts, OBTAIN, found)
-    return Held(split, clouds, labels, info)
+    return Arrays(split, clouds, labels, info, "points")
 
 
 def _numbered(root: Path, split: str) -> list[Path]:

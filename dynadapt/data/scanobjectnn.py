@@ -14,8 +14,8 @@ Points are as they are stored: neither centred nor scaled; y is up.
 
 from pathlib import Path
 
-from dynadapt.data import Info, hdf5, parse
-from dynadapt.data.cloud_sources import Held, digest, fields, folder
+from dynadapt.data import Arrays, Info, hdf5, parse
+from dynadapt.data.cloud_sources import digest, fields, folder
 from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
 
 VARIANTS = {
@@ -36,7 +36,7 @@ OBTAIN = (
 )
 
 
-def source(split: str, path: str = "", variant: str = "pb_t50_rs") -> Held:
+def source(split: str, path: str = "", variant: str = "pb_t50_rs") -> Arrays:
     """The splits `train` and `test` of the folder h5_files, or of one that holds it.
 
     Args:
@@ -62,7 +62,7 @@ def source(split: str, path: str = "", variant: str = "pb_t50_rs") -> Held:
     counts = {name: len(values) for name, values in clouds.items()}
     found = digest(variant, clouds, labels)
     info = Info("scanobjectnn", fields(POINTS, CLASSES), counts, OBTAIN, found)
-    return Held(split, clouds, labels, info)
+    return Arrays(split, clouds, labels, info, "points")
 
 
 def _there(file: Path) -> Path:

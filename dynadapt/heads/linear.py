@@ -9,6 +9,7 @@ from flax import nnx
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from dynadapt.layers import Linear
+from dynadapt.layers.maximum import largest
 
 Array = jax.Array
 
@@ -44,5 +45,6 @@ class LinearHead(nnx.Module):
         if self.pool == "cls":
             return features.tokens[:, 0]
         last = features.maps[-1].astype(jnp.float32)
-        between = tuple(range(1, last.ndim - 1))
-        return last.mean(between) if self.pool == "mean" else last.max(between)
+        if self.pool == "mean":
+            return last.mean(tuple(range(1, last.ndim - 1)))
+        return largest(last.reshape(len(last), -1, last.shape[-1]))

@@ -12,12 +12,12 @@ import optax
 
 from dynadapt.targets import nms
 from dynadapt.targets.boxes import centres, decode, giou, iou
+from dynadapt.targets.focal import focal
 
 Array = jax.Array
 
 NEAREST = 9  # anchors of a level that an object looks at
 INSIDE = 0.01  # pixels that an anchor's centre must lie within an object
-GAMMA, ALPHA = 2.0, 0.25  # of the focal loss
 BOX = 2.0  # weight of the boxes' loss
 CANDIDATES = 1000  # pairs of anchor and class of a level that answers are chosen from
 
@@ -110,15 +110,14 @@ def losses(
     logits, deltas, centred = outputs
     learns = owner >= 0
     own = jnp.where(learns, owner, 0)
-    wanted = jax.nn.one_hot(jnp.where(learns, classes[own], -1), logits.shape[-1])
-    focal = optax.losses.sigmoid_focal_loss(logits, wanted, alpha=ALPHA, gamma=GAMMA)
+    each = focal(logits, jnp.where(learns, classes[own], -1))
     # Where there is no object, the anchor stands for it: nothing there may be infinite.
     target = jnp.where(learns[:, None], boxes[own], anchors)
     central = jnp.where(learns, centerness(anchors, target), 0.0)
     found = decode(anchors, jnp.where(learns[:, None], deltas, 0.0))
     cross = optax.losses.sigmoid_binary_cross_entropy(centred, central)
     return {
-        "class": jnp.where(valid, focal.sum(-1), 0.0),
+        "class": jnp.where(valid, each.sum(-1), 0.0),
         "box": BOX * central * (1 - giou(found, target)),
         "centre": jnp.where(learns, cross, 0.0),
         "positive": jnp.maximum(learns.sum(dtype=jnp.float32), 1.0),

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+
+from dynadapt.targets.focal import focal
 
 Array = jax.Array
 Size = tuple[int, int]
@@ -166,12 +167,6 @@ def dice(logits: Array, masks: Array) -> Array:
     t = masks.astype(jnp.float32)
     both, own, wanted = ((x * y).sum((-2, -1)) for x, y in ((p, t), (p, p), (t, t)))
     return 1 - 2 * both / (own + wanted + 2 * _TINY)
-
-
-def focal(logits: Array, classes: Array) -> Array:
-    """Focal loss (alpha 0.25, gamma 2) `… c` of class logits; classes `…` are -1 for background."""
-    wanted = jax.nn.one_hot(classes, logits.shape[-1])
-    return optax.losses.sigmoid_focal_loss(logits.astype(jnp.float32), wanted, alpha=0.25, gamma=2)
 
 
 def losses(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dynadapt.data import Info, cloud_sources
-from dynadapt.data.cloud_sources import Files, Held, Sampler
+from dynadapt.data import Arrays, Info, cloud_sources
+from dynadapt.data.cloud_sources import Files, Sampler
 from dynadapt.errors import DataError
 
 
@@ -33,7 +33,8 @@ def info(**counts):
 
 def test_arrays():
     clouds = {"train": np.arange(36, dtype=np.float32).reshape(3, 4, 3)}
-    source = Held("train[1:]", clouds, {"train": np.array([0, 1, 0])}, info(train=3))
+    labels = {"train": np.array([0, 1, 0])}
+    source = Arrays("train[1:]", clouds, labels, info(train=3), "points")
     assert len(source) == 2 and source.labels.tolist() == [1, 0] and source.in_memory
     assert source[0]["label"] == 1 and source[0]["points"][0, 0] == 12
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dynadapt.targets.atss import ALPHA, GAMMA
 from dynadapt.targets.boxes import area, centres, giou, iou
+from dynadapt.targets.focal import ALPHA, GAMMA, focal
+from dynadapt.targets.solo import dice
 
 TINY = 1e-6
 
@@ -42,11 +43,6 @@ def iou_log(one, other):
     return -jnp.log(jnp.maximum(iou(one, other), TINY))
 
 
-def focal(logits, labels):
-    wanted = jax.nn.one_hot(labels, logits.shape[-1])
-    return optax.losses.sigmoid_focal_loss(logits, wanted, alpha=ALPHA, gamma=GAMMA)
-
-
 def quality_focal(logits, labels, quality):
     """The wanted score of the own class is the box's quality."""
     wanted = jax.nn.one_hot(labels, logits.shape[-1]) * quality[:, None]
@@ -60,12 +56,6 @@ def distribution_focal(logits, target):
     logs, right = jax.nn.log_softmax(logits), target - left
     at = [jnp.take_along_axis(logs, (left + n)[:, None], 1)[:, 0] for n in (0, 1)]
     return -at[0] * (1 - right) - at[1] * right
-
-
-def dice(logits, masks):
-    p = jax.nn.sigmoid(logits)
-    sums = [(a * b).sum((1, 2)) for a, b in ((p, masks), (p, p), (masks, masks))]
-    return 1 - 2 * sums[0] / (sums[1] + sums[2] + 2e-3)
 
 
 def dice_naive(logits, masks):
