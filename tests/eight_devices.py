@@ -1,6 +1,6 @@
 """What `test_sharding.py` asks of a process with 8 CPU devices; prints one JSON document.
 
-NPROC=32 XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/eight_devices.py JOB FOLDER
+NPROC=32 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.eight_devices JOB FOLDER
 """
 
 import json

@@ -83,7 +83,7 @@ def test_the_largest_divisible_dimension_is_cut(shape, cut):
 
 
 def in_eight(job, folder):
-    command = [sys.executable, str(Path(__file__).with_name("eight_devices.py")), job, str(folder)]
+    command = [sys.executable, "-m", "tests.eight_devices", job, str(folder)]
     done = subprocess.run(command, env=devices.eight(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
