@@ -20,4 +20,6 @@ if [ -x .venv/bin/ruff ]; then
 fi
 
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-exec .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"
+# A worker that crashes ends the run: what it leaves to others isn't always run.
+workers=(-n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0)
+exec .venv/bin/python -m pytest "${workers[@]}" "$@"

@@ -148,8 +148,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
         "--config.input.eval_split=test[:9]",
     ]
     argv = ["train", f"--config={spec('points')}", *given]
-    assert main([*argv, f"--workdir={whole}"]) == 0
-    code = (
+
+    def start(work, before=""):
+        """In a process of its own: what one has compiled before would tell in the last bits."""
+        code = f"{before}from dynadapt.main import main\nraise SystemExit(main({[*argv, work]!r}))"
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=devices.ROOT, capture_output=True, text=True
+        )
+
+    killed = (
         "import os, signal\n"
         "from dynadapt import train\n"
         "real = train.make_step\n"
@@ -161,12 +168,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
         "        return taken(*rest)\n"
         "    return counted\n"
         "train.make_step = make\n"
-        "from dynadapt.main import main\n"
-        f"main({[*argv, f'--workdir={cut}']!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=devices.ROOT, capture_output=True)
-    assert done.returncode == -9, done.stderr
-    assert main([*argv, f"--workdir={cut}"]) == 0
+    for work, before, code in ((whole, "", 0), (cut, killed, -9), (cut, "", 0)):
+        done = start(f"--workdir={work}", before)
+        assert done.returncode == code, done.stderr
     one, other = (w / "adapter" / "adapter.safetensors" for w in (whole, cut))
     assert one.read_bytes() == other.read_bytes()
     both = [files.read_json(w / "predictions" / "metrics.json") for w in (whole, cut)]
