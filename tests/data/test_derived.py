@@ -47,9 +47,9 @@ def test_unknown_depths_and_steps_have_no_normals():
 
 
 def test_edges_are_one_pixel_wide_and_void_has_none():
-    regions = np.array([[5, 5, 9], [5, 5, 9], [-1, 7, 9]])
-    assert derived.edges(regions, -1).tolist() == [[0, 0, 1], [0, 0, 1], [-1, 1, 1]]
-    assert derived.edges(regions).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 1]]
+    regions = np.array([[5, 5, 9], [-1, 5, 9], [5, 7, 9]])
+    assert derived.edges(regions, -1).tolist() == [[0, 0, 1], [-1, 0, 1], [0, 1, 1]]
+    assert derived.edges(regions).tolist() == [[0, 0, 1], [1, 1, 1], [1, 1, 1]]
     scene = scenes.draw("train", 0, 32, "plain", 0)
     found = derived.edges(scene["labels"])  # of which some are of two things of one class
     assert found.sum() and not (found & ~scene["edges"]).any()

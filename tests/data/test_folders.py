@@ -59,7 +59,8 @@ def test_maps_that_follow_from_others(tmp_path):
     assert batch["normals"].shape == (2, 8, 8, 3) and batch["saliency"].shape == (2, 8, 8)
     other = folders.source("learn", str(tmp_path), **FILES, **MASKS, edges="labels")
     assert read(other)["edges"][4, ::4].tolist() == [-1, 0, 1, 0]
-    assert source.info.fingerprint != other.info.fingerprint
+    plain = folders.source("learn", str(tmp_path), **FILES, **MASKS)
+    assert plain.info.fingerprint != other.info.fingerprint
 
 
 def test_two_tasks_as_cityscapes_lays_them_out(tmp_path):

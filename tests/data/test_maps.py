@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dynadapt.data import maps
+from dynadapt.data import listing, maps
 from dynadapt.errors import DataError
 from tests.data import layouts
 from tests.data.layouts import blocks, write
@@ -19,6 +19,8 @@ def test_an_image_that_lacks_a_map_is_passed_over_and_counted(tmp_path, caplog):
     assert len(whole["learn"]) == 3 and not caplog.messages
     assert all({path.split("_")[0] for path in row.values()} == {row["image"].split("_")[0]}
                for row in whole["learn"])  # fmt: skip
+    names = [row["image"] for row in whole["learn"]]
+    assert names == sorted(names, key=listing.order)  # so that slices mix
     (tmp_path / "learn" / "0_depth.png").unlink()
     (tmp_path / "learn" / "2_rgb.jpg").unlink()
     [row] = maps.find(tmp_path, PATTERNS, ENDS, ["learn"], "get them")["learn"]
@@ -48,8 +50,9 @@ def test_binary_maps(one):
         found = maps.read_binary(*one("1.png", (stripes * scale).astype(dtype)))
         assert np.array_equal(found, stripes) and found.dtype == np.int32
     assert np.array_equal(maps.read_binary(*one("1.npy", stripes.astype(np.float64))), stripes)
-    soft = maps.read_binary(*one("1.png", blocks([1, 127, 128, 255]).astype(np.uint8)))
-    assert soft[0, ::4].tolist() == [0, 0, 1, 1]
+    for greys, dtype in (([1, 127, 128, 255], np.uint8), ([1, 32767, 32768, 65535], np.uint16)):
+        soft = maps.read_binary(*one("1.png", blocks(greys).astype(dtype)))
+        assert soft[0, ::4].tolist() == [0, 0, 1, 1]
     with pytest.raises(DataError, match="holds 1 and 255, of which either may be void"):
         maps.read_binary(*one("1.png", blocks([0, 1, 255]).astype(np.uint8)))
     with pytest.raises(DataError, match="not one number a pixel"):

@@ -65,6 +65,9 @@ def test_normals_count_on_the_surfaces_that_are_named(tmp_path):
     assert (
         other.info.fingerprint != source.info.fingerprint and read(other)["normals"].any(-1).all()
     )
+    (root / "surfaces.txt").write_text("258\n")
+    fewer = pascal_mt.source("val", str(tmp_path), ("normals",), "surfaces.txt")
+    assert fewer.info.fingerprint != source.info.fingerprint
     (root / "surfaces.txt").write_text("258\nwall\n")
     with pytest.raises(
         DataError, match="line 2 of .*surfaces.txt is not the number of a class: wall"
