@@ -5,15 +5,12 @@ CVPR 2014; parts are those of Chen et al., arXiv:1406.2031. The layout, and sali
 which networks have answered, are those of Maninis et al., arXiv:1904.08918 (PASCAL_MT).
 """
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
-from dynadapt.data import derived, lists, maps, masks, pairs, parse, voc_segmentation
+from dynadapt.data import derived, lists, maps, masks, matlab, pairs, parse, voc_segmentation
 from dynadapt.data.fields import Field
 from dynadapt.data.maps import Files, Maps, Size
 from dynadapt.data.masks import VOID
@@ -132,33 +129,25 @@ def _allowed(file: Path) -> list[int]:
     return found
 
 
-def _mat(data: bytes, name: str, key: str) -> Any:
-    """A variable of a file of MATLAB; raises a DataError for what has none of that name."""
-    try:
-        return loadmat(io.BytesIO(data), variable_names=(key,))[key]
-    except Exception as error:  # over damaged files scipy raises anything
-        raise DataError(f"cannot read {key} of {name}: {first_line(error)}") from None
-
-
 def _read_context(data: bytes, name: str) -> np.ndarray:
-    regions = _mat(data, name, "LabelMap")
-    if regions.ndim != 2 or regions.dtype.kind not in "ui":
-        raise DataError(
-            f"{name} has a LabelMap {regions.dtype} of shape {regions.shape}, not a class a pixel"
-        )
+    regions = matlab.read(data, name, "LabelMap")
+    if not isinstance(regions, np.ndarray) or regions.ndim != 2 or regions.dtype.kind not in "ui":
+        raise DataError(f"{name} has a LabelMap that is not one class a pixel in whole numbers")
     return regions.astype(np.int32)
 
 
 def _read_parts(data: bytes, name: str, size: Size) -> np.ndarray:
     """The parts of all persons, int32 `h w`; a later one lies over an earlier one."""
     found = np.zeros(size, np.int32)
-    anno = _mat(data, name, "anno")
     try:
-        for thing in anno[0, 0][1][0]:  # fields in order: class, its number, mask, parts
-            if int(thing[1].item()) != _PERSON or not thing[3].size:
+        [(_, things)] = [anno.values() for anno in matlab.read(data, name, "anno")]
+        for _, category, _, parts in (thing.values() for thing in things):
+            if category.item() != _PERSON:
                 continue
-            for part in thing[3][0]:
-                found[part[1].astype(bool)] = _NUMBERS[str(part[0].item())]
+            for part, mask in (part.values() for part in parts):
+                found[mask.astype(bool)] = _NUMBERS[part]
+    except DataError:
+        raise
     except Exception as error:  # whatever a file of another structure leads to
         raise DataError(
             f"{name} has no parts of objects as in PASCAL_MT: {first_line(error)}"

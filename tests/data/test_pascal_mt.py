@@ -102,14 +102,15 @@ def test_broken_files_of_matlab_are_named(tmp_path):
     for content, message in (
         (b"", "cannot read LabelMap"),
         (whole[:150], "cannot read LabelMap"),
-        (parts.read_bytes(), "cannot read LabelMap of .*3.mat: 'LabelMap'"),
+        (parts.read_bytes(), "cannot read LabelMap of .*3.mat: it has no variable of this name"),
     ):
         context.write_bytes(content)
         with pytest.raises(DataError, match=message):
             source[0]  # fmt: skip
-    savemat(context, {"LabelMap": np.zeros((H, W))})
-    with pytest.raises(DataError, match="has a LabelMap float64 of shape"):
-        source[0]
+    for regions in (np.zeros((H, W)), "text", np.zeros((H, W, 2), np.uint16)):
+        savemat(context, {"LabelMap": regions})
+        with pytest.raises(DataError, match="3.mat has a LabelMap that is not one class a pixel"):
+            source[0]
     savemat(context, {"LabelMap": np.zeros((H, 5), np.uint16)})
     with pytest.raises(DataError, match=r"3.mat has the shape \(12, 5\), but its image"):
         source[0]
