@@ -29,12 +29,12 @@ def normals(depth: np.ndarray, focal: float, centre: tuple[float, ...] = ()) -> 
     across, fits = _slope(inverse, reach)
     down, fits_too = (value.T for value in _slope(inverse.T, reach))
     right, low = centre or ((w - 1) / 2, (h - 1) / 2)
-    x, y = np.arange(w) - right, np.arange(h)[:, None] - low
+    x, y = np.arange(w, dtype=np.float32) - right, np.arange(h, dtype=np.float32)[:, None] - low
     ahead = inverse - x * across - y * down
-    out = -np.stack([focal * across, focal * down, ahead], axis=-1).astype(np.float32)
-    out /= np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
-    out[~(known & fits & fits_too)] = 0
-    return out
+    across, down = focal * across, focal * down
+    length = np.sqrt(across**2 + down**2 + ahead**2)
+    scale = np.divide(-1, length, where=known & fits & fits_too, out=np.zeros_like(length))
+    return np.stack([across * scale, down * scale, ahead * scale], axis=-1)
 
 
 def _slope(inverse: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
