@@ -53,7 +53,7 @@ def chosen(arg, task, recipes, own, field):
     )
     if arg.path:
         c.data.path = arg.path
-    if data in ("ade20k", "voc_segmentation"):  # the labels of their test splits are not public
+    if data in ("ade20k", "voc_segmentation", "pascal_mt", "nyud_mt"):  # no labels of a test split
         c.input.eval_split = "val"
     if arg.kernels and "kernels" not in c.adapter:
         raise ConfigError(f"{arg.method} makes no kernels; vfm_adapter and iconformer do")

@@ -145,6 +145,7 @@ def test_figures_and_diagnosis_of_maps(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("task", "arg", "split"),
     [("segment", "recipe=ade20k", "val"), ("segment", "data=voc_segmentation", "val"),
+     ("depth", "data=nyud_mt", "val"), ("segment", "data=pascal_mt", "val"),
      ("segment", "recipe=ade20k,data=blank", "test"), ("depth", "recipe=nyu", "test"),
      ("detect", "recipe=coco", "val2017"), ("detect", "path=/data,data=voc", "val"),
      ("instances", "recipe=coco", "val2017"), ("instances", "path=/data", "test")],
