@@ -48,10 +48,10 @@ class Task:
         return batch
 
     def _read(self, outputs: tuple[Array, ...], batch: Batch) -> tuple[Array, Array, Array]:
-        """Unit vectors answered and true, `b h w 3`, and which are known, `b h w`."""
+        """Unit vectors answered, those given as true, `b h w 3`, and which are known, `b h w`."""
         target = batch["normals"]
         found = unit(resize(outputs[0], target.shape[1:3]))
-        return found, unit(target), jnp.square(target).sum(-1) > _TINY
+        return found, target, jnp.square(target).sum(-1) > _TINY
 
     def loss(self, outputs: tuple[Array, ...], batch: Batch) -> tuple[Array, Array, dict]:
         """The absolute error of the three axes, summed over known pixels, and how many count."""
@@ -64,7 +64,7 @@ class Task:
         """Of the known pixels of each image: sums of degrees and of their squares, their median,
         how many are `WITHIN` so many degrees, and how many there are."""
         found, target, known = self._read(outputs, batch)
-        angle = degrees(found, target)
+        angle = degrees(found, unit(target))
         some = jnp.where(known, angle, 0.0)
         within = [((angle < limit) & known).sum((1, 2)) for limit in WITHIN]
         # Row by row: a float32 sum over a whole picture is off in the sixth digit.

@@ -8,6 +8,7 @@ its name before theirs: `normals/mean_deg`.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class Kind(NamedTuple):
         return self.module.Task.needs[0]
 
 
-METRES = dict(loss="l1", scale="metres")
+METRES = dict(loss="l1", scale="metres", most=math.inf)
 KINDS = {
     "semseg": Kind(segmentation, "labels", 1.0, "miou", "higher"),
     "human_parts": Kind(segmentation, "human_parts", 2.0, "miou", "higher"),
