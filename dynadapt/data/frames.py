@@ -117,7 +117,19 @@ def unwarp(
             that are valid everywhere, such as scores.
     """
     back = Frame(_inverse(frame.matrix), size, frame.method, 1 / frame.nearer)
-    return _bilinear(value, back, field.fill) if smooth else warp(value, field, back)
+    if not smooth:
+        return warp(value, field, back)
+    out = _bilinear(value, back, field.fill)
+    return _turn(out, back) if field.kind == "vectors" else out
+
+
+def restored(
+    value: np.ndarray, frame: Frame, size: tuple[int, int], kind: str = "values"
+) -> np.ndarray:
+    """A float map `h w` or `h w c`, answered on the output of a frame at any resolution, in the
+    pixels of its input of `size`: bilinear, 0 where it was not seen."""
+    small = compose(frame, window(0, 0, *frame.size, value.shape[:2]))
+    return unwarp(value, Field(kind), small, size, smooth=True)
 
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
