@@ -92,7 +92,8 @@ def default(
                 epochs=10.0,
                 steps=0,
                 # Part of the steps with a rising rate; then "cosine" and "linear" fall to zero,
-                # "stairs" to a tenth after 30, 60 and 90 % of the steps, and "constant" stays.
+                # "cosine_hundredth" to a hundredth, "stairs" to a tenth after 30, 60 and 90 % of
+                # the steps, and "constant" stays.
                 warmup=0.1,
                 schedule="cosine",
                 weight_decay=1e-4,

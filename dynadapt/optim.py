@@ -34,13 +34,13 @@ class Layers:
         return 0
 
 
-SCHEDULES = ("cosine", "linear", "stairs", "constant")
+SCHEDULES = ("cosine", "cosine_hundredth", "linear", "stairs", "constant")
 
 
 def schedule(o: Any, steps: Any) -> optax.Schedule:
     """Linear warm-up over the first `o.warmup` part of the steps, then `o.schedule` of the rest.
 
-    "cosine" and "linear" fall to zero; "stairs" falls to a tenth after 30, 60 and 90 % of all
+    "cosine" and "linear" fall to zero, "cosine_hundredth" to a hundredth; "stairs" falls to a tenth after 30, 60 and 90 % of all
     steps; "constant" stays. Rate and number of steps may be traced.
     """
 
@@ -54,6 +54,7 @@ def schedule(o: Any, steps: Any) -> optax.Schedule:
         else:
             part = jnp.clip((step - warmup) / jnp.maximum(steps - warmup, 1), 0, 1)
             level = 1 - part if o.schedule == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * part))
+            level = 0.01 + 0.99 * level if o.schedule == "cosine_hundredth" else level
         return o.lr * jnp.where(step < warmup, step / jnp.maximum(warmup, 1), level)
 
     return rate

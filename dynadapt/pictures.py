@@ -94,6 +94,16 @@ def label_png(labels: np.ndarray, classes: int) -> bytes:
     return buffer.getvalue()
 
 
+def grey(values: np.ndarray) -> np.ndarray:
+    """Values `h w` from 0 to 1 as a picture `h w 3`, black to white."""
+    return np.repeat(np.rint(255 * values).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def directions(vectors: np.ndarray) -> np.ndarray:
+    """Vectors `h w 3` as colours, -1 black and 1 full; grey where there are none."""
+    return np.rint(127.5 * (vectors + 1)).clip(0, 255).astype(np.uint8)
+
+
 def blended(image: np.ndarray, colours: np.ndarray, share: float = 0.5) -> np.ndarray:
     """Colours `h w 3` over an image, of which `1 - share` is left."""
     mixed = (1 - share) * image.astype(np.float32) + share * colours

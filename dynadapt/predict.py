@@ -3,7 +3,8 @@
 out/predictions.csv      one line an image, in the order of the images
 out/predictions.jsonl    the same records, one JSON document a line, written as they come
 out/<results>            where the task has such a file: the results of all images, a JSON list
-out/<name><suffix>       what the task writes of an image, such as a label map
+out/<name><suffix>       what the task writes of an image, such as a label map; of several tasks
+                         each has a folder: out/<task>/<name><suffix>
 out/pictures/<name>.png  the image with its answer, where asked for
 """
 
@@ -28,7 +29,7 @@ from dynadapt.data.decode import is_image
 from dynadapt.data.fields import Field
 from dynadapt.errors import ConfigError, DataError, MachineError
 from dynadapt.runs import claims, product
-from dynadapt.runs.predictions import TABLE, shown, write_records
+from dynadapt.runs.predictions import TABLE, place, shown, write_records
 from dynadapt.runs.stop import interruptible, stop_signal
 
 LOG = "predictions.jsonl"
@@ -244,7 +245,7 @@ def _answer(
                 answer = {k: v[i] for k, v in answers.items()}
                 values, content = trained.task.record(answer, example)
                 stem = Path(example["name"]).with_suffix("").as_posix()
-                content = {f"{stem}{suffix}": data for suffix, data in content.items()}
+                content = {place(stem, suffix): data for suffix, data in content.items()}
                 if draw:
                     image = shown(source[index])
                     picture = pictures.png(trained.task.draw(image, answer, example))

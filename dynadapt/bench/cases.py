@@ -57,7 +57,7 @@ def given(made: ConfigDict) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
     if made.task.name == "classification":
         info = numbered(CLASSES, size)
     else:
-        fields = tasks.module(made.task.name).Task.needs
+        fields = tasks.needed(made.task)
         info = blank.source("train", fields, OBJECTS, (size, size)).info
     spec = loader.spec(info, transforms.pipeline(""), made.input.batch_size)
     return tasks.from_config(made.task, info), spec

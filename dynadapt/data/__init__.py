@@ -27,8 +27,18 @@ from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
 # Modules of this package that are not data sets.
 _PIPELINE = (
     *("annotated", "arguments", "class_folders", "cloud_files", "cloud_sources", "colours"),
-    *("decode", "fields", "frames", "geometric", "hdf5", "images", "listing", "lists", "loader"),
-    *("objects", "outlines", "pairs", "solids", "structured", "surfaces", "transforms"),
+    *("decode", "derived", "fields", "frames", "geometric", "hdf5", "images", "listing", "lists"),
+    *(
+        "loader",
+        "maps",
+        "objects",
+        "outlines",
+        "pairs",
+        "solids",
+        "structured",
+        "surfaces",
+        "transforms",
+    ),
 )
 MAX_CLASSES = 1_000_000  # of a set; each has a name, and a row in a head
 _PART = re.compile(r"([\w.\-]+)(?:\[(-?\d{1,18})?:(-?\d{1,18})?\])?")
@@ -204,9 +214,9 @@ class Arrays:
         }
 
 
-def read_classes(folder: Path) -> tuple[str, ...]:
-    """Class names from `classes.txt` in `folder`, one a line in label order; () without it."""
-    path = folder / "classes.txt"
+def read_classes(folder: Path, file: str = "classes.txt") -> tuple[str, ...]:
+    """Class names from a file in `folder`, one a line in label order; () without it."""
+    path = folder / file
     if not path.is_file():
         return ()
     classes = tuple(nfc(line.strip()) for line in read_lines(path) if line.strip())

@@ -35,6 +35,11 @@ Interval = Annotated[
     "two numbers (low, high) above 0.0001, at most 1,000,000",
     lambda v: _interval(v) and v[0] > 1e-4,
 ]
+Factors = Annotated[
+    tuple[float, ...],
+    "one or more numbers above 0.0001, at most 1,000,000",
+    lambda v: isinstance(v, tuple) and bool(v) and all(_number(f) and f > 1e-4 for f in v),
+]
 Angle = Annotated[
     float | tuple[float, float],
     "an angle in degrees or two of them (low, high), at most 1,000,000",

@@ -20,6 +20,9 @@ OBTAIN = "nothing is to be obtained"
 KINDS = {
     "label": "number",
     "labels": "labels",
+    "human_parts": "labels",
+    "saliency": "labels",
+    "edges": "labels",
     "depth": "values",
     "normals": "vectors",
     "instances": "masks",
@@ -29,6 +32,8 @@ KINDS = {
     "points": "cloud",
     "parts": "point_labels",
 }
+# How many classes those fields have whose number is always the same.
+OWN = {"human_parts": 7, "saliency": 2, "edges": 2}
 
 
 class Blank:
@@ -68,7 +73,7 @@ def source(
     Args:
         split: which.
         fields: those beside `image`, of `KINDS`; boxes have classes, and of `instances` numbers.
-        class_count: classes of labels or boxes.
+        class_count: classes of labels or boxes; human parts, saliency and edges have their own.
         size: (h, w) of the pictures.
         count: of examples.
         points: of a cloud.
@@ -104,7 +109,8 @@ def _pictures(
         raise DataError("the field parts is of clouds; name points among data.fields, too")
     known = objects.fields(classes, objects.MOST, size=size, masks=True)
     for name, kind in KINDS.items():
-        counted = dict(classes=classes) if kind in ("labels", "number") else {}
+        own = tuple(map(str, range(OWN[name]))) if name in OWN else classes
+        counted = dict(classes=own) if kind in ("labels", "number") else {}
         known.setdefault(name, Field(kind, size=size if kind in DENSE else (), **counted))
     wanted = ["image", *fields, *sorted(objects.completed(fields) - {*fields})]
     made = {name: known[name] for name in wanted}

@@ -7,6 +7,7 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -88,6 +89,16 @@ def dimensions(image: bytes, name: str = "an image") -> tuple[int, int]:
         return h, w
 
 
+def heading(file: Path) -> tuple[int, int]:
+    """(h, w) that the first bytes of an image file say; raises a DataError for what is none."""
+    try:
+        with Image.open(file, formats=formats()) as opened:
+            w, h = opened.size
+            return h, w
+    except Exception as error:  # Pillow's readers raise a dozen different classes
+        raise DataError(f"cannot decode {file}: {_reason(error)}") from error
+
+
 def numbers(png: bytes, name: str = "a map") -> np.ndarray:
     """What the pixels of a PNG file are stored as, which is not what they look like.
 
@@ -122,8 +133,12 @@ def _opened(image: bytes, name: str, allowed: tuple[str, ...]) -> Iterator[Image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"cannot decode {name}: {_TOO_LARGE}") from error
     except Exception as error:  # Pillow's readers raise a dozen different classes
-        reason = re.sub(r" ?<_io\.BytesIO[^>]*>", "", str(error)) or type(error).__name__
-        raise DataError(f"cannot decode {name}: {' '.join(reason.split())[:300]}") from error
+        raise DataError(f"cannot decode {name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    reason = re.sub(r" ?<_io\.BytesIO[^>]*>", "", str(error)) or type(error).__name__
+    return " ".join(reason.split())[:300]
 
 
 _TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"

@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +57,17 @@ def opened(
     obtain: str,
 ) -> Pairs:
     """The source over images and depth maps of these files."""
-    if not 0 < scale < np.inf:
-        raise DataError(f"data.scale is {scale} units a metre and must be above 0")
     fields = {"image": Field("pixels"), "depth": Field("values", fill=0)}
     counts = {part: len(rows) for part, rows in files.items()}
     info = Info(name, fields, counts, obtain, pairs.fingerprint(root, files, f"{scale:g}"))
-    reader = functools.partial(read, scale=scale, eight_bit=eight_bit)
-    return Pairs(split, root, files, info, "depth", reader)
+    return Pairs(split, root, files, info, "depth", reader(scale, eight_bit))
+
+
+def reader(scale: float, eight_bit: bool = False) -> Callable[[bytes, str], np.ndarray]:
+    """`read` with these settings; raises a DataError for a scale that is none."""
+    if not 0 < scale < np.inf:
+        raise DataError(f"data.scale is {scale} units a metre and must be above 0")
+    return functools.partial(read, scale=scale, eight_bit=eight_bit)
 
 
 def read(file: bytes, name: str, scale: float, eight_bit: bool = False) -> np.ndarray:
@@ -71,7 +76,7 @@ def read(file: bytes, name: str, scale: float, eight_bit: bool = False) -> np.nd
     Raises:
         DataError: for a file that holds no depth.
     """
-    values = _array(file, name) if name.lower().endswith(".npy") else numbers(file, name)
+    values = array(file, name) if name.lower().endswith(".npy") else numbers(file, name)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.ndim != 2 or values.dtype.kind not in "uif":
@@ -94,11 +99,12 @@ def known(depth: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
 
-def _array(file: bytes, name: str) -> np.ndarray:
+def array(file: bytes, name: str) -> np.ndarray:
+    """What an NPY file holds; raises a DataError for what is none, or has objects in it."""
     try:
-        array = np.load(io.BytesIO(file), allow_pickle=False)
+        found = np.load(io.BytesIO(file), allow_pickle=False)
     except Exception as error:  # over damaged files numpy raises anything
         raise DataError(f"cannot read {name}: {first_line(error)}") from None
-    if not isinstance(array, np.ndarray) or array.size > MAX_PIXELS:
-        raise DataError(f"{name} is no array of at most {MAX_PIXELS:,} depths")
-    return array
+    if not isinstance(found, np.ndarray) or found.size > MAX_PIXELS:
+        raise DataError(f"{name} is no array of at most {MAX_PIXELS:,} numbers")
+    return found

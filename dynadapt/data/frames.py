@@ -31,11 +31,14 @@ class Frame:
         matrix: `2 3` float64, from points of the output (x, y, 1) to points of the input.
         size: (h, w) of the output.
         method: how pixels are resampled, one of `METHODS`.
+        nearer: what values such as depths are divided by, for a change that is meant to show things
+            from nearer; 1 for none.
     """
 
     matrix: np.ndarray
     size: tuple[int, int]
     method: str = "bicubic"
+    nearer: float = 1.0
 
 
 def identity(size: tuple[int, int]) -> Frame:
@@ -59,17 +62,17 @@ def compose(first: Frame, then: Frame) -> Frame:
     columns = list(zip(*then.matrix.tolist(), (0, 0, 1), strict=True))
     rows = first.matrix.tolist()
     matrix = np.array([[a * x + b * y + c * one for x, y, one in columns] for a, b, c in rows])
-    return Frame(matrix, then.size, then.method)
+    return Frame(matrix, then.size, then.method, first.nearer * then.nearer)
 
 
 def warp(value: np.ndarray, field: Field, frame: Frame) -> np.ndarray:
     """Carries the value of a field into the output of a frame.
 
     Pixels are resampled and black outside of the input; labels, values, vectors and masks are those
-    of the nearest input pixel, and outside are `field.fill` (labels, values) or 0. Vectors turn
-    with the picture. A box becomes the upright one around its corners, clipped to the output. An
-    extent becomes how far down and to the right what it spans reaches in the output. All other
-    kinds stay as they are.
+    of the nearest input pixel, and outside are `field.fill` (labels, values) or 0. Values are
+    divided by `frame.nearer`, vectors turn with the picture. A box becomes the upright one around
+    its corners, clipped to the output. An extent becomes how far down and to the right what it
+    spans reaches in the output. All other kinds stay as they are.
     """
     if field.kind == "boxes":
         return _warp_boxes(value, frame)
@@ -80,6 +83,8 @@ def warp(value: np.ndarray, field: Field, frame: Frame) -> np.ndarray:
     if field.kind == "pixels":
         return _rotate(value, frame) if _turns(frame) else _stretch(value, frame)
     out = _nearest(value, frame, field.fill if field.kind in ("labels", "values") else 0)
+    if field.kind == "values" and frame.nearer != 1:
+        out[out != field.fill] /= frame.nearer
     return _turn(out, frame) if field.kind == "vectors" else out
 
 
@@ -111,8 +116,20 @@ def unwarp(
         smooth: bilinear between pixels instead of the nearest one, for float maps `h w` or `h w c`
             that are valid everywhere, such as scores.
     """
-    back = Frame(_inverse(frame.matrix), size, frame.method)
-    return _bilinear(value, back, field.fill) if smooth else warp(value, field, back)
+    back = Frame(_inverse(frame.matrix), size, frame.method, 1 / frame.nearer)
+    if not smooth:
+        return warp(value, field, back)
+    out = _bilinear(value, back, field.fill)
+    return _turn(out, back) if field.kind == "vectors" else out
+
+
+def restored(
+    value: np.ndarray, frame: Frame, size: tuple[int, int], kind: str = "values"
+) -> np.ndarray:
+    """A float map `h w` or `h w c`, answered on the output of a frame at any resolution, in the
+    pixels of its input of `size`: bilinear, 0 where it was not seen."""
+    small = compose(frame, window(0, 0, *frame.size, value.shape[:2]))
+    return unwarp(value, Field(kind), small, size, smooth=True)
 
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:

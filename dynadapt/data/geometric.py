@@ -12,6 +12,7 @@ from dynadapt.data import frames
 from dynadapt.data.arguments import (
     Angle,
     Canvas,
+    Factors,
     Interval,
     Length,
     Margin,
@@ -144,18 +145,41 @@ def flip(given: Size, p: Share = 0.5, *, rng: np.random.Generator) -> Frame:
 
 
 def rotate(
-    given: Size, degrees: Angle, method: RotateMethod = "bicubic", *, rng: np.random.Generator
+    given: Size,
+    degrees: Angle,
+    method: RotateMethod = "bicubic",
+    scale: Interval = (1.0, 1.0),
+    *,
+    rng: np.random.Generator,
 ) -> Frame:
-    """Turns about the centre by a random angle, counter-clockwise, and keeps the size.
+    """Turns about the centre by a random angle, counter-clockwise, magnifies by a random factor
+    within `scale`, and keeps the size.
 
-    The angle is between -`degrees` and `degrees`, or within (low, high).
+    The angle is between -`degrees` and `degrees`, or within (low, high). Depths are divided by the
+    factor.
     """
     low, high = degrees if isinstance(degrees, tuple) else (-abs(degrees), abs(degrees))
     angle = math.radians(rng.uniform(low, high))
     cosine, sine = round(math.cos(angle), 12), round(math.sin(angle), 12)  # exact quarter turns
-    linear = np.array([[cosine, -sine], [sine, cosine]])
-    centre = np.array([given[1], given[0]]) / 2
-    return Frame(np.column_stack([linear, centre - linear @ centre]), given, method)
+    factor = rng.uniform(*scale) if scale != (1, 1) else 1.0
+    return _about_centre(given, np.array([[cosine, -sine], [sine, cosine]]), factor, method)
+
+
+def zoom(
+    given: Size,
+    factors: Factors = (1.0, 1.2, 1.5),
+    method: RotateMethod = "bicubic",
+    *,
+    rng: np.random.Generator,
+) -> Frame:
+    """Magnifies about the centre by one of `factors`, by chance, and keeps the size; depths are
+    divided by the factor."""
+    return _about_centre(given, np.eye(2), factors[rng.integers(len(factors))], method)
+
+
+def _about_centre(given: Size, linear: np.ndarray, factor: float, method: str) -> Frame:
+    centre, linear = np.array([given[1], given[0]]) / 2, linear / factor
+    return Frame(np.column_stack([linear, centre - linear @ centre]), given, method, factor)
 
 
 def pad(given: Size, size: Canvas) -> Frame:
@@ -182,5 +206,5 @@ def _room(given: Size, size: int, name: str) -> Size:
 
 GEOMETRIC = (
     *(resize, resize_short, resize_within, resize_random, center_crop, random_crop, crop),
-    *(random_resized_crop, flip, rotate, pad),
+    *(random_resized_crop, flip, rotate, zoom, pad),
 )

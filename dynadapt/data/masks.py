@@ -168,7 +168,7 @@ def source(
     root = pairs.folder(path, OBTAIN)
     names = [*dict.fromkeys(name for name, _ in parse(split))]
     files = pairs.find(root, images, masks, names, (".png",), OBTAIN)
-    classes, colours = _classes(root, class_count)
+    classes, colours = coloured(root, class_count)
     encoding = Encoding(classes, tuple(ignore), reduce_zero, remap, colours)
     return opened("masks", split, root, files, encoding, OBTAIN)
 
@@ -192,20 +192,33 @@ def opened(
     return Pairs(split, root, files, info, "labels", Reader(encoding))
 
 
-def _classes(root: Path, count: int) -> tuple[tuple[str, ...], tuple]:
+def coloured(root: Path, count: int) -> tuple[tuple[str, ...], tuple]:
     """Names of the classes, and the colours that are theirs."""
     file = root / "colours.txt"
-    classes, colours = _colours(file) if file.is_file() else (read_classes(root), ())
+    found, colours = _colours(file) if file.is_file() else ((), ())
+    return named(root, count, known=found), colours
+
+
+def named(
+    root: Path,
+    count: int,
+    file: str = "classes.txt",
+    setting: str = "class_count",
+    known: tuple[str, ...] = (),
+) -> tuple[str, ...]:
+    """Names of classes: those known, or of a file in `root`, or numbers where a setting counts
+    them; raises a DataError where nothing says which there are."""
+    classes = known or read_classes(root, file)
     if not 0 <= count <= MAX_CLASSES:
-        raise DataError(f"data.class_count is {count}, not a number from 1 to {MAX_CLASSES:,}")
+        raise DataError(f"data.{setting} is {count}, not a number from 1 to {MAX_CLASSES:,}")
     if classes and count not in (0, len(classes)):
-        raise DataError(f"data.class_count is {count}, but {root} names {len(classes)} classes")
+        raise DataError(f"data.{setting} is {count}, but {root} names {len(classes)} classes")
     if not classes and not count:
         raise DataError(
-            f"nothing says which classes the masks in {root} have; name them in "
-            f"{root / 'classes.txt'}, one a line, or set data.class_count"
+            f"nothing says which classes the masks in {root} have; name them in {root / file}, one "
+            f"a line, or set data.{setting}"
         )
-    return classes or tuple(map(str, range(count))), colours
+    return classes or tuple(map(str, range(count)))
 
 
 def _colours(file: Path) -> tuple[tuple[str, ...], tuple]:

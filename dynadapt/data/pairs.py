@@ -93,11 +93,36 @@ def find(
     Raises:
         DataError: where a folder or all pairs are missing.
     """
-    if images.endswith(_SPLIT):
-        above = root / images.removesuffix(_SPLIT)
+    found = match(root, {"image": images, "map": maps}, {"map": ends}, splits, obtain)
+    return {
+        split: _paired(root, split, files["image"], files["map"]) for split, files in found.items()
+    }
+
+
+def match(
+    root: Path,
+    patterns: Mapping[str, str],
+    ends: Mapping[str, tuple[str, ...]],
+    splits: Iterable[str],
+    obtain: str,
+) -> dict[str, dict[str, dict[str, str]]]:
+    """The files of each split and pattern, by what pairs them, as paths below `root`.
+
+    Args:
+        root: below which they lie.
+        patterns: by name; that of the images is called `image`.
+        ends: how files of the other ones end.
+        splits: to be found.
+        obtain: what an error says to do.
+
+    Raises:
+        DataError: where a folder or all files of a pattern are missing.
+    """
+    if patterns["image"].endswith(_SPLIT):
+        above = root / patterns["image"].removesuffix(_SPLIT)
         if above.is_dir() and list_folder(above)[1]:
-            images, maps = images.removesuffix(_SPLIT), maps.removesuffix(_SPLIT)
-    found = {}
+            patterns = {name: pattern.removesuffix(_SPLIT) for name, pattern in patterns.items()}
+    images, found = patterns["image"], {}
     for split in splits:
         if "{split}" not in images and split != "train":
             raise MissingSplit(
@@ -105,9 +130,10 @@ def find(
                 "train[:800] and train[800:]"
             )
         _check_split(root, images, split, obtain)
-        pictures = _match(root, images.replace("{split}", split), None, obtain)
-        others = _match(root, maps.replace("{split}", split), ends, obtain)
-        found[split] = _paired(root, split, pictures, others)
+        found[split] = {
+            name: _match(root, pattern.replace("{split}", split), ends.get(name), obtain)
+            for name, pattern in patterns.items()
+        }
     return found
 
 

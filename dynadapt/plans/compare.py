@@ -123,8 +123,8 @@ def _input(backbone: nnx.Module) -> tuple[int, ...]:
 
 def _info(config: Any, classes: int) -> Info:
     """Data of so many classes with all fields that the config's task needs."""
-    needs = tasks.module(config.task.name).Task.needs
-    return blank.source("train", fields=tuple(needs), class_count=classes).info
+    fields = tasks.needed(config.task)
+    return blank.source("train", fields=fields, class_count=classes).info
 
 
 def _row(

@@ -3,7 +3,8 @@
 predictions.csv        one line an example, in the order of the split
 metrics.json           what was found, by class too where the task has them
 <results>              where the task has such a file: the results of all examples, a JSON list
-<name><suffix>         what the task writes of an example, such as a label map
+<name><suffix>         what the task writes of an example, such as a label map; of several tasks
+                       each has a folder: <task>/<name><suffix>
 pictures.png           the first examples with their answers
 """
 
@@ -51,8 +52,9 @@ class Predictions:
         self._stems.add(stem)
         for suffix, content in found.items():
             with files.writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                files.write_bytes(self.folder / f"{stem}{suffix}", content)
+                path = self.folder / place(stem, suffix)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write_bytes(path, content)
         self._rows[index] = values
         if index < PICTURES:
             self._answers[index] = answer, example
@@ -73,6 +75,13 @@ class Predictions:
 
     def _drawn(self, index: int) -> np.ndarray:
         return self.task.draw(shown(self.source[index]), *self._answers[index])
+
+
+def place(stem: str, suffix: str) -> str:
+    """Where what a task writes of an example lies: `stem` and the suffix, in the suffix's folder,
+    if it names one."""
+    folder, slash, end = suffix.rpartition("/")
+    return f"{folder}{slash}{stem}{end}"
 
 
 def shown(given: Mapping[str, Any]) -> np.ndarray:

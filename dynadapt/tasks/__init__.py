@@ -7,13 +7,16 @@
     rows(outputs, batch)           -> {name: `b …`}: what the metrics need of each example
     value(rows)                    -> metrics; on the host, of the rows of all examples in order
     answer(outputs, batch)         -> {name: `b …`}: what a user asked for
-    record(answer, example)        -> plain values, and {suffix: bytes} of files; on the host
+    record(answer, example)        -> plain values, and {suffix: bytes} of files, {folder/suffix:
+                                   bytes} of those in a folder of their own; on the host
     draw(image, answer, example)   -> picture `h w 3`; on the host
 
 and, where a task needs it:
 
     tasks                          names of the tasks in it, whose features may differ: `head` then
                                    gets those of each by its name
+    panels(answer, example)        -> {"truth", "answer": picture `h w 3`}, the former where it is
+                                   known: what pictures of several tasks are made of
     look(forward, inputs)          -> outputs of an evaluation, by several calls of the model;
                                    `inputs` are what `prepare` keeps as `whole`, or else gives
     beside                         names of metrics that tables show beside the headline
@@ -57,6 +60,16 @@ def settings(name: str) -> dict[str, Any]:
     return choices.settings(module(name).Task, skip=("info",))
 
 
+def needed(section: Any) -> tuple[str, ...]:
+    """The fields that the task of a config's `task` section needs.
+
+    They are its `needs`, or what its module's `needed(**settings)` says.
+    """
+    given = dict(section)
+    found = module(given.pop("name"))
+    return found.needed(**given) if hasattr(found, "needed") else found.Task.needs
+
+
 def from_config(section: Any, info: Any) -> Any:
     """The task of a config's `task` section, for a data set described by `info`.
 
@@ -67,7 +80,7 @@ def from_config(section: Any, info: Any) -> Any:
     name = given.pop("name")
     choices.check_settings(f"task {name!r}", given, settings(name))
     kind = module(name).Task
-    for field in kind.needs:
+    for field in needed(section):
         if field not in info.fields:
             raise ConfigError(
                 f"the task {name!r} needs the field {field!r}, and the data set {info.name!r} has "

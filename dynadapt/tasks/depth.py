@@ -18,6 +18,7 @@ Array = jax.Array
 Batch = dict[str, Array]
 
 LOSSES = ("silog", "silog_image", "l1")
+SCALES = ("sigmoid", "metres")
 # Parts of a picture that are evaluated: size (h, w), rows and columns.
 CROPS = {"": None, "eigen": ((480, 640), (45, 471), (41, 601))}
 
@@ -33,6 +34,8 @@ class Task:
         most: metres that outputs reach; truths beyond are left out of the evaluation, and not of
             the loss.
         least: metres; truths below it are left out of the evaluation.
+        scale: of outputs: "sigmoid" for the share of `most` that their sigmoid is, or "metres" as
+            they are.
         loss: "silog" over the pixels of a batch (GLPDepth), "silog_image" as the mean over images,
             or "l1", the mean absolute error in metres.
         variance: lambda of the scale-invariant loss.
@@ -53,6 +56,7 @@ class Task:
         dropout: float = -1.0,
         most: float = 10.0,
         least: float = 1e-3,
+        scale: str = "sigmoid",
         loss: str = "silog",
         variance: float = 0.5,
         crop: str = "",
@@ -61,6 +65,8 @@ class Task:
     ):
         if loss not in LOSSES:
             raise UnknownName("loss", loss, LOSSES)
+        if scale not in SCALES:
+            raise UnknownName("scale", scale, SCALES)
         if crop not in CROPS:
             raise UnknownName("crop", crop, CROPS)
         if not 0 < least < most:
@@ -70,7 +76,7 @@ class Task:
         heads.dense_module(head)  # an unknown name is answered here
         self.given = dict(name=head, channels=channels, dropout=dropout)
         self.most, self.least, self.form, self.variance = most, least, loss, variance
-        self.crop = CROPS[crop]
+        self.crop, self.scale = CROPS[crop], scale
         self.stored = ("depth",) if original else ()
         if flip:
             self.look = self._both_ways
@@ -87,6 +93,8 @@ class Task:
 
     def metres(self, outputs: tuple[Array, ...]) -> Array:
         """Depth `b h w`: the mean over outputs."""
+        if self.scale == "metres":
+            return sum(x[..., 0] for x in outputs) / len(outputs)
         return self.most * sum(jax.nn.sigmoid(x[..., 0]) for x in outputs) / len(outputs)
 
     def prepare(self, batch: Batch, key: Array | None, train: bool) -> Batch:
@@ -94,9 +102,8 @@ class Task:
         return batch
 
     def _resized(self, outputs: tuple[Array, ...], size: tuple[int, int]) -> Array:
-        """Depth `b h w` of a size, at least `least`."""
-        depth = resize(self.metres(outputs)[..., None], size)[..., 0]
-        return jnp.maximum(depth, self.least)
+        """Depth `b h w` of a size."""
+        return resize(self.metres(outputs)[..., None], size)[..., 0]
 
     def loss(self, outputs: tuple[Array, ...], batch: Batch) -> tuple[Array, Array, dict]:
         """The loss, summed over the images (`l1`: pixels) that have any depth, and how many."""
@@ -110,7 +117,7 @@ class Task:
                 {},
             )
         how = dict(variance=self.variance, pooled=self.form == "silog")
-        some = valid.any((1, 2)).astype(jnp.float32)
+        some, depth = valid.any((1, 2)).astype(jnp.float32), jnp.maximum(depth, self.least)
         return (silog(depth, target, valid, **how) * some).sum(), some.sum(), {}
 
     def rows(self, outputs: tuple[Array, ...], batch: Batch) -> dict[str, Array]:
@@ -119,7 +126,7 @@ class Task:
         size = target.shape[1:3]
         # Where the host judges, what the transforms gave need not be of the crop's size.
         valid = self._counted(target) if not self.stored else target > 0
-        return sums(jnp.minimum(self._resized(outputs, size), self.most), target, valid)
+        return sums(self._resized(outputs, size).clip(self.least, self.most), target, valid)
 
     def _counted(self, target: Array | np.ndarray) -> Array:
         """Which pixels `b h w` an evaluation counts."""
@@ -161,13 +168,11 @@ class Task:
 
     def answer(self, outputs: tuple[Array, ...], batch: Batch) -> dict[str, Array]:
         """Metres `b h w` at the head's own resolution."""
-        return {"depth": self.metres(outputs)}
+        return {"depth": jnp.maximum(self.metres(outputs), self.least)}
 
     def restored(self, answer: dict[str, np.ndarray], example: dict[str, Any]) -> np.ndarray:
         """Metres in the pixels of the image as stored, `h w`; 0 where it was not seen."""
-        depth, frame = answer["depth"], example["frame"]
-        small = frames.compose(frame, frames.window(0, 0, *frame.size, depth.shape))
-        return frames.unwarp(depth, Field("values"), small, example["size"], smooth=True)
+        return frames.restored(answer["depth"], example["frame"], example["size"])
 
     def record(
         self, answer: dict[str, np.ndarray], example: dict[str, Any]
@@ -183,6 +188,19 @@ class Task:
         self, image: np.ndarray, answer: dict[str, np.ndarray], example: dict[str, Any]
     ) -> np.ndarray:
         """The image, the truth where it is known, and the answer, with a bar of metres."""
+        panels, low, high = self._painted(answer, example)
+        return pictures.with_bar(pictures.beside({"image": image, **panels}), low, high, "m")
+
+    def panels(
+        self, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """The truth where it is known, and the answer."""
+        return self._painted(answer, example)[0]
+
+    def _painted(
+        self, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> tuple[dict[str, np.ndarray], float, float]:
+        """The panels, and the metres at the ends of their colours."""
         maps = {"answer": self.restored(answer, example)}
         if "depth" in example:
             there = Field("values")
@@ -191,7 +209,7 @@ class Task:
         seen = np.concatenate([m[m > 0] for m in maps.values()])
         low, high = (float(v) for v in np.percentile(seen, (1, 99))) if len(seen) else (0.0, 1.0)
         panels = {k: pictures.heat(m, low, high, valid=m > 0) for k, m in maps.items()}
-        return pictures.with_bar(pictures.beside({"image": image, **panels}), low, high, "m")
+        return panels, low, high
 
 
 def millimetres(depth: np.ndarray) -> bytes:

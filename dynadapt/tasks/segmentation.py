@@ -204,19 +204,32 @@ class Task:
         field = Field("labels", fill=-1)
         return frames.unwarp(np.where(known, labels, -1), field, example["frame"], example["size"])
 
+    def _maps(
+        self, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Classes of the truth where it is known, and of the answer."""
+        truth = {"truth": self._truth(example)} if "labels" in example else {}
+        return {**truth, "answer": self.restored(answer, example)}
+
+    def _colours(self) -> np.ndarray:
+        """Of the classes, and black for what is of none."""
+        colours = [pictures.palette(len(self.classes)), [[0, 0, 0]]]
+        return np.vstack(colours).astype(np.uint8)
+
+    def panels(
+        self, answer: dict[str, np.ndarray], example: dict[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """The truth where it is known, and the answer."""
+        return {k: self._colours()[m] for k, m in self._maps(answer, example).items()}
+
     def draw(
         self, image: np.ndarray, answer: dict[str, np.ndarray], example: dict[str, Any]
     ) -> np.ndarray:
         """The image, the truth where it is known, the answer, and the answer over the image."""
-        found = self.restored(answer, example)
-        colours = np.vstack([pictures.palette(len(self.classes)), [[0, 0, 0]]]).astype(np.uint8)
-        painted = colours[found]
-        panels, maps = {"image": image}, [found]
-        if "labels" in example:
-            maps.append(self._truth(example))
-            panels["truth"] = colours[maps[1]]
-        panels |= {"answer": painted, "overlay": pictures.blended(image, painted)}
-        shown = np.concatenate([m[(m >= 0) & (m < len(self.classes))] for m in maps])
+        maps, colours = self._maps(answer, example), self._colours()
+        panels = {"image": image} | {k: colours[m] for k, m in maps.items()}
+        panels["overlay"] = pictures.blended(image, panels["answer"])
+        shown = np.concatenate([m[(m >= 0) & (m < len(self.classes))] for m in maps.values()])
         seen = np.bincount(shown, minlength=len(self.classes))
         order = [n for n in np.argsort(-seen, kind="stable") if seen[n]]
         names = [(self.classes[n], colours[n]) for n in order]

@@ -237,3 +237,88 @@ def instances(root: Path, values: list[int] = (0, 1, 300, 7), splits=("train", "
             write(root / "images" / split / f"{i}.jpg", picture(i))
             write(root / "instances" / split / f"{i}.png", numbers)
     return root
+
+
+def several(root: Path) -> Path:
+    """`<split>/<i>_rgb.jpg` and beside it a depth of a plane, numbers of a table's parts and two
+    things, normals and a white thing."""
+    numbers = blocks([0, 3, 25, 31]).astype(np.uint8)
+    vectors = np.full((H, W, 3), (128, 128, 0), np.uint8)
+    vectors[0] = 0
+    for split in ("learn", "test"):
+        for i in range(3):
+            stem = root / split / str(i)
+            write(stem.with_name(f"{i}_rgb.jpg"), picture(i))
+            write(stem.with_name(f"{i}_depth.png"), blocks([0, 1000, 2000, 900]).astype(np.uint16))
+            write(stem.with_name(f"{i}_label.png"), numbers)
+            write(stem.with_name(f"{i}_normals.png"), vectors)
+            write(stem.with_name(f"{i}_white.png"), (numbers > 30).astype(np.uint8) * 255)
+    return root
+
+
+def part_file(file: Path, things: list[tuple[int, list[tuple[str, np.ndarray]]]]) -> Path:
+    """A file of PASCAL-Part: each thing's category and its named masks."""
+    from scipy.io import savemat
+
+    objects = np.zeros(
+        (1, len(things)), [(k, "O") for k in ("class", "class_ind", "mask", "parts")]
+    )
+    for i, (category, named) in enumerate(things):
+        parts = np.zeros((1, len(named)), [("part_name", "O"), ("mask", "O")])
+        for j, part in enumerate(named):
+            parts[0, j] = part
+        whole = np.ones((H, W), np.uint8)
+        objects[0, i] = ("thing", category, whole, parts if named else np.zeros((0, 0)))
+    anno = np.zeros((1, 1), [("imname", "O"), ("objects", "O")])
+    anno[0, 0] = (file.stem, objects)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    savemat(file, {"anno": anno}, do_compression=True)
+    return file
+
+
+def pascal_mt(root: Path) -> Path:
+    """PASCAL_MT with two images of `train`, the first with a person, and one of `val`."""
+    from scipy.io import savemat
+
+    root = root / "PASCAL_MT"
+    ids = {"train": ["2008_000001", "2008_000002"], "val": ["2008_000003"]}
+    head, foot = filled(0, 0, 6, 8), filled(4, 0, 9, 4)
+    things = {
+        "2008_000001": [(8, []), (15, [("leye", head), ("lfoot", foot)]), (15, [])],
+        "2008_000002": [(15, []), (8, [("head", head)])],
+        "2008_000003": [(15, [("torso", head)])],
+    }
+    (root / "pascal-context" / "trainval").mkdir(parents=True)
+    for i, name in enumerate([*ids["train"], *ids["val"]]):
+        write(root / "JPEGImages" / f"{name}.jpg", picture(i))
+        place = "pascal-context" if i else "VOC12"
+        palette(root / "semseg" / place / f"{name}.png", blocks([0, 15, 20, 255]))
+        part_file(root / "human_parts" / f"{name}.mat", things[name])
+        vectors = np.full((H, W, 3), (255, 128, 128), np.uint8)
+        write(root / "normals_distill" / f"{name}.png", vectors)
+        write(root / "sal_distill" / f"{name}.png", blocks([0, 100, 128, 255]).astype(np.uint8))
+        regions = blocks([258, 284, 284, 400]).astype(np.uint16)
+        savemat(root / "pascal-context" / "trainval" / f"{name}.mat", {"LabelMap": regions})
+    (root / "ImageSets" / "Context").mkdir(parents=True)
+    for split, names in ids.items():
+        (root / "ImageSets" / "Context" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def nyud_mt(root: Path) -> Path:
+    """NYUD_MT with two images of `train` and one of `val`."""
+    root = root / "NYUD_MT"
+    ids = {"train": ["0001", "0002"], "val": ["0003"]}
+    vectors = np.zeros((H, W, 3), np.float32)
+    vectors[2:, :, 2] = -2
+    (root / "gt_sets").mkdir(parents=True)
+    for split, names in ids.items():
+        (root / "gt_sets" / f"{split}.txt").write_text("\n".join(names))
+        for name in names:
+            write(root / "images" / f"{name}.jpg", picture(int(name)))
+            labels = blocks([0, 1, 40, 2]).astype(np.uint8)
+            write(root / "segmentation" / f"{name}.png", labels)
+            write(root / "depth" / f"{name}.npy", blocks([0, 2.5]).astype(np.float32))
+            write(root / "normals" / f"{name}.npy", vectors)
+            write(root / "edge" / f"{name}.npy", blocks([0, 1]).astype(np.float64))
+    return root

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 from dynadapt import choices, config, data
+from dynadapt.data import pascal_mt
 from tests.data import layouts
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "dense_data.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-SETS = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
+SETS = re.findall(r"^\| `(\w+)` \|", TEXT.split("\n## ")[0], re.MULTILINE)
 
 
 def test_the_sets_are_there():
     assert set(SETS) == {
         *("scenes", "masks", "ade20k", "voc_segmentation", "depths", "nyu"),
-        *("coco", "voc", "instances"),
+        *("folders", "pascal_mt", "nyud_mt", "coco", "voc", "instances"),
     }
     assert set(SETS) <= set(data.names())
 
@@ -38,11 +39,11 @@ def lines():
 
 @pytest.mark.parametrize(("heading", "line"), [*lines()])
 def test_settings_have_the_types_of_their_defaults(heading, line):
-    folders = "depths" if "depths" in line else "masks"
-    defaults = data.settings(folders if heading == "folders" else heading)
+    pairs = "depths" if "depths" in line else "masks"
+    defaults = data.settings({"folders": pairs, "several": "folders"}.get(heading, heading))
     for key, text in re.findall(r'--config\.data\.(\w+)=("[^"]+"|\S+)', line):
         value = text.strip('"')
-        if isinstance(defaults[key], bool | int | tuple):
+        if isinstance(defaults[key], bool | int | float | tuple):
             value = eval(value)
         assert choices.alike(value, defaults[key]), (key, value)
 
@@ -67,6 +68,15 @@ def test_a_config_opens_a_set(tmp_path):
     c = config.default(data_set="instances")
     c.data.update(path=str(tmp_path / "maps"), class_name="cell")
     assert len(data.from_config(c.data, "test", ("cell",))) == 2
+    layouts.several(tmp_path / "several")
+    c = config.default(data_set="folders")
+    c.data.update(path=str(tmp_path / "several"), images="{split}/*_rgb.jpg")
+    c.data.update(depth="{split}/*_depth.png", normals="depth", focal=525)
+    assert set(data.from_config(c.data, "test").info.fields) == {"image", "depth", "normals"}
+    layouts.pascal_mt(tmp_path)
+    c = config.default(data_set="pascal_mt")
+    c.data.update(path=str(tmp_path), fields=("human_parts",))
+    assert len(data.from_config(c.data, "val", pascal_mt.PARTS)) == 1
     c = config.default(data_set="scenes")
     c.data.fields = ("boxes",)
     assert set(data.from_config(c.data, "val").info.fields) == {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynadapt.data import frames, geometric, transforms
+from dynadapt.data import derived, frames, geometric, scenes, transforms
 from dynadapt.data.fields import Field
 from dynadapt.data.frames import Frame
 
@@ -220,6 +220,36 @@ def test_vectors_turn_by_the_angle_of_the_picture():
         np.testing.assert_allclose(up_right[2], 0, atol=1e-6)
     turned = frames.warp(right, FIELDS["normals"], frame)[4, 4]
     np.testing.assert_allclose(turned, [np.sqrt(3) / 2, -0.5, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["flip(1)", "rotate((90, 90))", "rotate((20, 20))"])
+def test_all_fields_of_a_scene_turn_together(text):
+    names = ("labels", "depth", "normals", "saliency", "edges", "instances")
+    source = scenes.source("train", size=96, fields=names)
+    change = transforms.pipeline(text)
+    out = change(source[3], np.random.default_rng(0), fields=source.info.fields)
+    # the floor that the turned depth shows, seen from the same camera, has the turned normals
+    floor = (out["labels"] == 0) & out["normals"].any(-1)
+    seen = derived.normals(out["depth"], scenes.intrinsics(96)[0, 0])[floor].mean(0)
+    wanted = out["normals"][floor].mean(0)
+    assert np.dot(seen, wanted) > np.cos(np.radians(2)) * np.linalg.norm(seen) > 0.8
+    ours = out["frame"].matrix @ [40.5, 30.5, 1]  # where one pixel comes from
+    x, y = np.floor(ours).astype(int)
+    for name in names:
+        if name != "normals":
+            assert out[name][30, 40] == source[3][name][y, x], name
+
+
+def test_values_are_divided_by_how_much_nearer_a_frame_shows_them(example):
+    closer = Frame(np.array([[0.5, 0, 2], [0, 0.5, 1.5]]), (H, W), nearer=2.0)
+    chain = frames.compose(closer, frames.compose(flipped((H, W)), closer))
+    assert chain.nearer == 4
+    example["depth"][3, 4] = -1  # unknown
+    out = frames.warp(example["depth"], FIELDS["depth"], closer)
+    wanted = frames.warp(example["depth"], FIELDS["depth"], Frame(closer.matrix, (H, W)))
+    assert np.array_equal(out, np.where(wanted == -1, -1, wanted / 2)) and (out == -1).any()
+    back = frames.unwarp(out, FIELDS["depth"], closer, (H, W))
+    assert np.array_equal(back[2:4, 3:5], example["depth"][2:4, 3:5])
 
 
 @pytest.mark.parametrize("method", ["bicubic", "bilinear", "nearest", "plain_bilinear"])

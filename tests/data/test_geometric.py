@@ -183,6 +183,34 @@ def test_rotate_draws_evenly(text, low, high):
     assert low <= angles.min() < low + span / 20 and high - span / 20 < angles.max() <= high
 
 
+def test_rotate_and_zoom_magnify_about_the_centre(photo):
+    given = {"image": photo, "depth": np.full(photo.shape[:2], 3, np.float32)}
+    fields = {**transforms.IMAGE, "depth": Field("values")}
+    middle = np.asarray(Image.fromarray(photo).resize((40, 30), Image.Resampling.BICUBIC,
+                                                      (10, 7.5, 30, 22.5)))  # fmt: skip
+    for text in ("zoom((2,))", "rotate(0, scale=(2, 2))"):
+        out = transforms.pipeline(text)(given, np.random.default_rng(0), fields=fields)
+        assert np.array_equal(out["image"][3:-3, 3:-3], middle[3:-3, 3:-3])
+        assert (out["depth"] == 1.5).all()
+    out = transforms.pipeline("zoom((0.5,))")(given, np.random.default_rng(0), fields=fields)
+    assert (out["depth"] == 6).sum() == 30 * 40 / 4 and not out["image"][:7].any()
+    turned = run("rotate((180, 180), scale=(2, 2))", photo).astype(int)
+    assert abs(turned - middle[::-1, ::-1]).mean() < 2  # resampled once, by another routine
+
+
+def test_factors_are_drawn_evenly():
+    def factors(text):
+        step, image = transforms.pipeline(text), np.zeros((3, 3, 3), np.uint8)
+        frames = [step({"image": image}, np.random.default_rng(s))["frame"] for s in range(300)]
+        return np.array([frame.nearer for frame in frames])
+
+    found = factors("rotate(20, scale=(0.75, 1.25))")
+    assert 0.75 <= found.min() < 0.78 and 1.22 < found.max() <= 1.25 and 0.98 < found.mean() < 1.02
+    kinds, counts = np.unique(factors("zoom"), return_counts=True)
+    assert kinds.tolist() == [1, 1.2, 1.5] and counts.min() > 70
+    assert set(factors("rotate(20)")) == {1.0}
+
+
 def test_pad_fills_below_and_on_the_right(photo):
     out = run("pad((32, 43))", photo)
     assert out.shape == (32, 43, 3) and np.array_equal(out[:30, :40], photo)
