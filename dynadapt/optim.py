@@ -40,8 +40,8 @@ SCHEDULES = ("cosine", "cosine_hundredth", "linear", "stairs", "constant")
 def schedule(o: Any, steps: Any) -> optax.Schedule:
     """Linear warm-up over the first `o.warmup` part of the steps, then `o.schedule` of the rest.
 
-    "cosine" and "linear" fall to zero, "cosine_hundredth" to a hundredth; "stairs" falls to a tenth after 30, 60 and 90 % of all
-    steps; "constant" stays. Rate and number of steps may be traced.
+    "cosine" and "linear" fall to zero, "cosine_hundredth" to a hundredth; "stairs" falls to a tenth
+    after 30, 60 and 90 % of all steps; "constant" stays. Rate and number of steps may be traced.
     """
 
     def rate(step: jax.Array) -> jax.Array:

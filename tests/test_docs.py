@@ -26,6 +26,7 @@ SERVING = ROOT / "docs" / "serving.md"
 FIGURES = ROOT / "docs" / "figures.md"
 DENSE = ROOT / "docs" / "dense.md"
 DETECTION = ROOT / "docs" / "detection.md"
+SEVERAL = ROOT / "docs" / "multitask.md"
 POINTS = ROOT / "docs" / "points.md"
 NAME = "mlp_affine"
 
@@ -199,7 +200,9 @@ def test_every_figure_has_a_line():
     assert rows == list(figures.FIGURES)
 
 
-@pytest.mark.parametrize("document", [FIGURES, DENSE, POINTS, DETECTION], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "document", [FIGURES, DENSE, POINTS, DETECTION, SEVERAL], ids=lambda p: p.name
+)
 def test_commands_are_understood(document):
     lines = "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
     for line in (line for line in lines if not line.startswith("export ")):
@@ -225,6 +228,7 @@ PAGES = [
     POINTS,
     ROOT / "docs" / "dense_data.md",
     DETECTION,
+    SEVERAL,
     ROOT / "docs" / "clouds_data.md",
 ]
 

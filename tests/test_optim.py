@@ -72,6 +72,12 @@ def test_a_linear_schedule_falls_evenly_to_zero():
     np.testing.assert_allclose(found, [1, 2, 1.5, 1, 0], atol=1e-6)
 
 
+def test_a_cosine_may_end_at_a_hundredth():
+    rate = optim.schedule(settings(lr=2.0, warmup=0.2, schedule="cosine_hundredth"), 50)
+    found = [rate(n) for n in (5, 10, 30, 50)]
+    np.testing.assert_allclose(found, [1, 2, 1.01, 0.02], atol=1e-6)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_no_warm_up_starts_at_the_full_rate(steps):
     rate = optim.schedule(settings(lr=0.5, warmup=0.0), steps)
