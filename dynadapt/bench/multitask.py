@@ -88,7 +88,7 @@ def measured(config: Any, mesh: Any, topology: str | None = None) -> dict[str, A
         row["alone_mib"] = max(others)
     backbone, flops = passed(_of(config, names))
     row |= {"pass": _giga(flops), "more": _giga(flops - passed(_of(config, names[:1]))[1])}
-    if hasattr(backbone, "adapter"):
+    if isinstance(getattr(backbone, "adapter", None), mtlora.Streams):
         first, every = (equations(backbone, config, n) for n in (1, len(names)))
         row |= {part: _giga(every[part] - first[part]) for part in PARTS}
     return row
