@@ -54,15 +54,15 @@ def weights(head):
     return {k: np.asarray(v, np.float64) for k, v in tree.leaves(nnx.state(head)).items()}
 
 
-def conv(x, w, at):
+def conv(x, w, at, rate=1):
     """Convolution `b h w d` with the kernel and bias at a path: 1x1 or, padded by zeros, 3x3."""
     kernel, bias = w[f"{at}/kernel"], w.get(f"{at}/bias", 0.0)
     if kernel.ndim == 2:
         return x @ kernel + bias
     h, wide = x.shape[1:3]
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    steps = np.ndindex(3, 3)
-    return bias + sum(padded[:, i : i + h, j : j + wide] @ kernel[i, j] for i, j in steps)
+    padded = np.pad(x, ((0, 0), (rate, rate), (rate, rate), (0, 0)))
+    steps = [(i, j, rate * i, rate * j) for i, j in np.ndindex(3, 3)]
+    return bias + sum(padded[:, y : y + h, z : z + wide] @ kernel[i, j] for i, j, y, z in steps)
 
 
 def norm_relu(x, w, at):
@@ -71,8 +71,8 @@ def norm_relu(x, w, at):
     return np.maximum(x * w[f"{at}/scale"] + w[f"{at}/bias"], 0.0)
 
 
-def conv_norm(x, w, at):
-    return norm_relu(conv(x, w, f"{at}/conv"), w, f"{at}/norm")
+def conv_norm(x, w, at, rate=1):
+    return norm_relu(conv(x, w, f"{at}/conv", rate), w, f"{at}/norm")
 
 
 def resized(x, size):

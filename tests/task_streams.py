@@ -77,7 +77,7 @@ class ByHand:
 
     def __init__(self, network, tasks, grid):
         self.w = {k: np.asarray(v, np.float64) for k, v in tree.leaves(nnx.state(network)).items()}
-        self.tasks, self.grid = tasks, grid
+        self.tasks, self.grid, self.seen = tasks, grid, []
         self.heads, self.epsilon = network.config.heads, network.config.epsilon
 
     def norm(self, x, at, epsilon=None):
@@ -146,6 +146,7 @@ class ByHand:
             given = f
             if n:
                 attention = gelu(raw[:, t, n:])
+                self.seen.append(attention.mean(0))
                 skips.append((attention[..., None] * self.split(f)).transpose(1, 0, 2))
                 skips[-1] = skips[-1].reshape(f.shape)
                 given = self.norm(f + skips[-1], f"{proj}/adapter/norm", 1e-5)

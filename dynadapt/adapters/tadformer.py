@@ -45,6 +45,7 @@ NOT_MERGEABLE = "prompts are tokens of their own, and filters follow the input"
 FILTERS = ("dynamic", "static", "none")
 SKIPS = ("tokens", "released")
 KERNEL = 3
+ATTENTION = "attention/task"  # what is recorded at each stage's end: `b h w t`, means over heads
 
 
 class DynamicFilter(ICoN):
@@ -141,8 +142,8 @@ class TaskBlock(nnx.Module):
         given, skip = mtlora.spread(f, self.tasks), None
         if p:
             attention = self.attention(attn, qkv, p)
-            seen_by_tasks = mtlora.back(pieces, attention.mean(1)[..., None])
-            ctx.record("attention/task", seen_by_tasks[..., 0])
+            means = mtlora.back(pieces, attention.mean(1)[..., None])[..., 0]
+            ctx.record(ATTENTION, split_map(means.swapaxes(1, 2), ctx)[1])
             skip = weighted(f, attention)
             given = proj.norm(given + skip, ctx)
             if self.released:

@@ -129,16 +129,18 @@ def _bench_options(options: flags.FlagValues) -> None:
     flags.DEFINE_string("reference", None, text, flag_values=options)
     text = "backbones of forward, or the one of the others"
     flags.DEFINE_list("backbone", ["vit_b16", "swin_t"], text, flag_values=options)
-    text = "methods of step, bank, population and detection, or all; step's ratios are to the first"
+    text = "methods of step, bank, population, detection and multitask, or all; step's ratios are "
+    text += "to the first"
     methods = ["adaptformer", "iconformer", "adapter_x", "vfm_adapter"]
     flags.DEFINE_list("methods", methods, text, flag_values=options)
     text = (
-        "images in a pass or a step; with --topology of step, over all chips, of detection on one"
+        "images in a pass or a step; with --topology of step, over all chips, of detection and "
+        "multitask on one"
     )
     flags.DEFINE_integer("batch", 8, text, flag_values=options)
     flags.DEFINE_integer("rounds", 7, "readings of each", flag_values=options)
-    text = "machine that isn't here, as of plan: dynamic, population, step and detection then "
-    text += "compile for it and time nothing"
+    text = "machine that isn't here, as of plan: dynamic, population, step, detection and "
+    text += "multitask then compile for it and time nothing"
     flags.DEFINE_string("topology", None, text, flag_values=options)
 
 
@@ -149,6 +151,7 @@ BENCHMARKS = {
     "detection": ("backbone", "methods", "batch", "topology"),
     "dynamic": ("reference", "rounds", "topology"),
     "forward": ("reference", "backbone", "batch", "rounds"),
+    "multitask": ("backbone", "methods", "batch", "topology"),
     "points": ("rounds",),
     "population": (*_MODELS, "topology"),
     "step": (*_MODELS, "topology"),
@@ -157,7 +160,16 @@ BENCHMARKS = {
 
 def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import backbones, bench
-    from dynadapt.bench import bank, detection, dynamic, forward, points, population, step
+    from dynadapt.bench import (
+        bank,
+        detection,
+        dynamic,
+        forward,
+        multitask,
+        points,
+        population,
+        step,
+    )
 
     what, names = options["what"].value, options.backbone
     if what not in BENCHMARKS:
@@ -183,8 +195,9 @@ def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
         result = points.run(options.rounds)
     elif what == "bank":
         result = bank.run(*given, options.rounds)
-    elif what == "detection":
-        result = detection.run(*given, options.topology)
+    elif what in ("detection", "multitask"):
+        counted = {"detection": detection, "multitask": multitask}[what]
+        result = counted.run(*given, options.topology)
     else:
         job, topology = {"population": population, "step": step}[what], options.topology
         result = job.ahead(*given, topology) if topology else job.run(*given, options.rounds)
@@ -209,7 +222,7 @@ COMMANDS = {
     ),
     "bench": Command(
         "time forward passes, dynamic primitives, points, training steps, banks or populations; "
-        "count what detection costs",
+        "count what detection or several tasks cost",
         "dynadapt bench forward --backbone=vit_b16,swin_t --batch=8",
         _bench,
         _bench_options,

@@ -215,8 +215,8 @@ def _diagnose_options(options: flags.FlagValues) -> None:
 
 def _figures_options(options: flags.FlagValues) -> None:
     workdir_options(options)
-    text = "figures to draw: kernels, spread, importance, singular, router, tsne, gradcam; or all, "
-    text += "which are those that serve the run's method and task"
+    text = "figures to draw: kernels, spread, importance, attention, singular, router, tsne, "
+    text += "gradcam; or all, which are those that serve the run's method and task"
     flags.DEFINE_list("what", ["all"], text, flag_values=options)
     flags.DEFINE_string("out", None, "folder; figures/ of the run by default", flag_values=options)
     text = "images to look at; by default 6 in a grid, and at most 1,000 for statistics"

@@ -12,6 +12,7 @@ from typing import Any
 from dynadapt import files
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.figures import (
+    attention,
     canvas,
     gradcam,
     importance,
@@ -27,6 +28,7 @@ FIGURES: Mapping[str, ModuleType] = {
     "kernels": kernels,
     "spread": spread,
     "importance": importance,
+    "attention": attention,
     "singular": singular,
     "router": router,
     "tsne": tsne,

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.context import Context
 from dynadapt.heads.dense import Pixelwise
+from dynadapt.heads.pyramid import joined
 from dynadapt.layers import Linear
 from dynadapt.layers.conv_norm import ConvNorm
-from dynadapt.layers.resample import resize
 
 Array = jax.Array
 
@@ -45,7 +44,5 @@ class HrnetHead(nnx.Module):
         self.out = Pixelwise(WIDER * joined, outputs, rngs=rngs)
 
     def __call__(self, features: object, ctx: Context) -> tuple[Array]:
-        levels = zip(self.project, features.maps, strict=True)
-        maps = [project(m, ctx) for project, m in levels]
-        same = [resize(m, maps[0].shape[1:3]) for m in maps]
-        return (self.out(self.mix(jnp.concatenate(same, -1), ctx), ctx),)
+        x = self.mix(joined(self.project, features.maps, ctx), ctx)
+        return (self.out(x, ctx),)

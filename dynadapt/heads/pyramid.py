@@ -2,6 +2,7 @@
 pyramid (Li et al., arXiv 2203.16527), and that of VFM-Adapter's detectors.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from dynadapt.layers import ACTIVATIONS, Conv, LayerNorm, Linear
+from dynadapt.layers.resample import resize
 
 Array = jax.Array
 Initializer = jax.nn.initializers.Initializer
@@ -164,6 +166,13 @@ class Levels(nnx.Module):
         if not hasattr(self, "rescaled"):
             return features.maps
         return tuple(level(features.maps[-1], ctx) for level in self.rescaled)
+
+
+def joined(projections: Iterable[Any], maps: Sequence[Array], ctx: Context) -> Array:
+    """Maps, each through its projection, at the size of the first: `b h w c`, c the sum of all."""
+    pairs = zip(projections, maps, strict=True)
+    same = [resize(project(m, ctx), maps[0].shape[1:3]) for project, m in pairs]
+    return jnp.concatenate(same, -1)
 
 
 def has_strides(like: Any) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from dynadapt import adapters, model, tree
+from dynadapt.adapters import tadformer
 from dynadapt.backbones import Features
 from dynadapt.context import Context
 from dynadapt.errors import AttachError
@@ -121,18 +122,26 @@ def test_the_maps_of_stages(method):
     assert all(np.abs(x - y).max() > 1e-3 for x, y in zip(a[:2], b[:2], strict=True))
 
 
-def test_the_attention_of_tasks_is_recorded():
-    """Of each stage the mean over heads, `1 b t n`, in the order of the tokens."""
-    ours, x = backbone("swin", "tadformer"), images("swin", 2)
+@pytest.mark.parametrize("family", ["swin", "vit"])
+def test_the_attention_of_tasks_is_recorded(family):
+    """Of each stage the mean over heads, `1 b h w t`."""
+    ours, x = backbone(family, "tadformer"), images(family, 2)
 
     def tape(network, x):
         ctx = Context()
         network(x, ctx)
-        return {k: v for k, v in ctx.tape.items() if k.startswith("attention/task")}
+        return [v for k, v in ctx.tape.items() if k.startswith(tadformer.ATTENTION)]
 
     found = jax.jit(tape)(ours, x)
-    assert [v.shape for v in found.values()] == [(1, 2, 2, 36), (1, 2, 2, 9)]
-    assert all(v.min() > -0.18 and v.std() > 1e-3 for v in found.values())  # behind a GELU
+    assert all(v.min() > -0.18 and v.std() > 1e-3 for v in found)  # behind a GELU
+    if family == "swin":
+        assert [v.shape for v in found] == [(1, 2, 6, 6, 2), (1, 2, 3, 3, 2)]
+        return
+    by_hand = task_streams.ByHand(ours, len(TASKS), (2, 2))
+    by_hand.run(np.asarray(ours.entered(x, Context())[0], np.float64)[1], 2)
+    wanted = np.reshape(by_hand.seen, (2, len(TASKS), -1))[..., 2:]  # two leading tokens
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one[0, 1].reshape(4, -1).T, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("method", "given"), FILTERED)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dynadapt.commands import config_file
 from dynadapt.errors import ConfigError, MachineError, UnknownName
-from dynadapt.figures import canvas, figures, tsne
+from dynadapt.figures import attention, canvas, figures, gradcam, tsne
 from dynadapt.figures.trained import Spaced
 from dynadapt.main import main
-from tests import products
+from tests import configs_dense, products
 from tests.figures.saved import saved
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
@@ -54,7 +55,7 @@ def test_all_that_serve_a_run(icon, capsys):
     assert len(images) == 6 and all(0.1 <= one["probability"] <= 1 for one in images)
     figures.show(result)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"kernels: {icon / 'figures' / 'kernels.png'}" and len(lines) == 7
+    assert lines[0] == f"kernels: {icon / 'figures' / 'kernels.png'}" and len(lines) == 8
     assert "router is left out: iconformer has no router; adapter_x does" in lines
 
 
@@ -100,6 +101,38 @@ def test_learned_routes(tmp_path):
     off = np.abs(counts - counts.round()).max(1)
     np.testing.assert_allclose(counts.sum(1), 400, rtol=1e-5)
     assert off[0] < 0.01 < off[1] and counts[0].std() > 1
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """The folder of a run of two tasks."""
+    folder = tmp_path_factory.mktemp("tasks")
+    arg = "task=multitask,tasks=semseg+normals"
+    c = config_file.read_config(configs_dense.__file__, arg)
+    c.task.channels, c.input.eval_split = 1, "test[:5]"
+    products.leave(folder / "adapter", c)
+    return folder
+
+
+def test_figures_of_several_tasks(tasks):
+    result = figures.run(tasks, ["attention", "gradcam"])
+    assert_pictures(result, "attention", "gradcam")
+    found = numbers(result, "attention")
+    assert found["images"] == 3 and found["tasks"] == ["semseg", "normals"]
+    assert [stage["grid"] for stage in found["stages"]] == [(4, 4)] * 3
+    assert all(-0.18 < s["lowest"] < s["largest"] and 0 < s["apart"] < 1 for s in found["stages"])
+    found = numbers(result, "gradcam")
+    assert found["images"] == 5 and found["tasks"] == ["semseg", "normals"]
+    assert 0 < found["alike"] < 1
+
+
+def test_how_far_tasks_differ():
+    maps = np.random.default_rng(0).normal(size=(2, 3, 4, 1))
+    assert attention._apart(np.repeat(maps, 3, axis=-1)) == pytest.approx(0, abs=1e-6)
+    assert attention._apart(np.concatenate([maps, -maps], axis=-1)) == pytest.approx(1)
+    one = np.eye(4).reshape(2, 2, 4)
+    assert gradcam._alike([one, 2 * one]) == pytest.approx(1) == gradcam._alike([one])
+    assert gradcam._alike([one, one[:, ::-1], one[:, ::-1]]) == pytest.approx(1 / 3)
 
 
 def test_neighbours_of_the_same_class():

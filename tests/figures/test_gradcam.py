@@ -1,5 +1,7 @@
 """Grad-CAM against gradients that are taken by hand."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,3 +54,16 @@ def test_maps_by_hand(tmp_path):
     np.testing.assert_allclose(found["map"].reshape(3, 4), wanted, rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(found["class"], answer.argmax(-1))
     np.testing.assert_allclose(found["probability"], jax.nn.softmax(answer).max(-1), rtol=1e-4)
+
+
+def test_what_maps_of_tasks_are_of():
+    """The predicted class's logit, the output where there is one, the length of a vector."""
+    each = {"classes": SimpleNamespace(classes=("a", "b")), "one": 0, "vectors": 0}
+    task = SimpleNamespace(tasks=tuple(each), each=each)
+    outputs = {
+        "classes": (jnp.asarray([[[[1.0, -2.0], [0.0, 3.0]]]]), None),  # an auxiliary output
+        "one": (jnp.asarray([[[[-1.0], [-3.0]]]]),),
+        "vectors": (jnp.asarray([[[[3.0, 0.0, -4.0], [0.0, 0.0, 2.0]]]]),),
+    }
+    found = {k: float(v) for k, v in gradcam.summed(task, outputs).items()}
+    assert found == pytest.approx({"classes": 4.0, "one": -4.0, "vectors": 7.0})

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("fast_compiling")
 NAMES = heads.dense_names()
 # Rows and columns of the answer, on maps of 3x4 and on Swin's from 9x7 to 2x1.
 SIZES = {
+    "aspp": ((3, 4), (9, 7)),
     "deconv": ((24, 32), (64, 32)),
     "fused": ((6, 8), (18, 14)),
     "glpdepth": ((48, 64), (36, 28)),
@@ -45,7 +46,7 @@ def outputs(head, like, train):
 
 
 def test_names():
-    assert NAMES == ["deconv", "fused", "glpdepth", "hrnet", "segformer", "uper"]
+    assert NAMES == ["aspp", "deconv", "fused", "glpdepth", "hrnet", "segformer", "uper"]
     for name in NAMES:
         assert {"channels"} <= heads.dense_settings(name).keys() <= {"channels", "dropout"}
 
