@@ -53,7 +53,11 @@ def get_config(arg=None):
         c.data.update({field: f"{field}/{{split}}" for field in fields})
     if arg.path:
         c.data.path = arg.path
-    c = SEGMENT["small"](c, scale=0.5) if arg.recipe == "small" else published(c, arg.recipe)
+    if arg.recipe == "small":
+        c = SEGMENT["small"](c, scale=0.5)
+        c.task.channels = 9  # half of HRNet's: a backbone of half a ViT-S's depth and width
+    else:
+        c = published(c, arg.recipe)
     if arg.rank and "rank" not in c.adapter:
         raise ConfigError(f"{arg.method} has no rank")
     if arg.rank:
