@@ -20,7 +20,7 @@ from tests.configs_dense import SIDE
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
 CONFIGS = {task: f"{devices.ROOT}/configs/{task}.py" for task in ("segment", "depth")}
-OTHERS = ("depth", "detect", "instances")
+OTHERS = ("depth", "multitask", "detect", "instances")
 HEADLINES = {"segment": "miou", "depth": "abs_rel"}
 
 
@@ -106,7 +106,7 @@ def test_new_photographs_of_any_size_get_maps_of_their_size(run, tmp_path):
 
 @pytest.mark.parametrize(
     "task",
-    # the same network, and two whose heads have no batch norm
+    # the same network, a head for each task, and two whose heads have no batch norm
     ["segment", *(pytest.param(t, marks=pytest.mark.exhaustive) for t in OTHERS)],
 )
 @pytest.mark.parametrize("method", adapters.names())
@@ -124,7 +124,8 @@ def test_every_method_runs_on_the_task_or_says_why_not(task, method):
         assert method == "dapt", error
         return
     parts = model.split(network, c)
-    assert bool(nnx.to_pure_dict(parts.stats)) == (task in CONFIGS)  # of batch norms
+    normed = (*CONFIGS, "multitask")
+    assert bool(nnx.to_pure_dict(parts.stats)) == (task in normed)  # of batch norms
 
 
 @pytest.mark.slow
