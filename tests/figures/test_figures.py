@@ -10,7 +10,7 @@ from PIL import Image
 from dynadapt.commands import config_file
 from dynadapt.errors import ConfigError, MachineError, UnknownName
 from dynadapt.figures import attention, canvas, figures, gradcam, tsne
-from dynadapt.figures.trained import Spaced
+from dynadapt.figures.trained import Spaced, TrainedRun
 from dynadapt.main import main
 from tests import configs_dense, products
 from tests.figures.saved import saved
@@ -124,6 +124,12 @@ def test_figures_of_several_tasks(tasks):
     found = numbers(result, "gradcam")
     assert found["images"] == 5 and found["tasks"] == ["semseg", "normals"]
     assert 0 < found["alike"] < 1
+
+
+def test_kernels_of_tasks_are_those_of_the_layers_where_they_part(tasks):
+    run = TrainedRun(tasks / "adapter")
+    layers = [f"part {part} {layer}" for part in range(3) for layer in ("proj", "fc1", "fc2")]
+    assert list(run.sites(run.recorded("kernel")).values()) == layers
 
 
 def test_how_far_tasks_differ():
