@@ -178,7 +178,10 @@ def test_the_command(icon, tmp_path, capsys):
 
 MISTAKES = {
     "name": (["--what=kernel"], "unknown figure 'kernel'; did you mean 'kernels'?"),
-    "name that is far": (["--what=kernels,x"], "unknown figure 'x'; choose one of all, gradcam"),
+    "name that is far": (
+        ["--what=kernels,x"],
+        "unknown figure 'x'; choose one of all, attention, g",
+    ),
     "method": (["--what=kernels,router"], "no figure router: iconformer has no router; adapter_x"),
     "nothing tuned": (["--what=singular"], "tunes no matrices of the backbone; full does"),
     "beside what": (["--what=tsne", "--beside=x"], "--beside goes with the figure singular"),
