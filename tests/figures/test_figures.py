@@ -180,7 +180,7 @@ MISTAKES = {
     "name": (["--what=kernel"], "unknown figure 'kernel'; did you mean 'kernels'?"),
     "name that is far": (
         ["--what=kernels,x"],
-        "unknown figure 'x'; choose one of all, attention, g",
+        "unknown figure 'x'; choose one of all, attention",
     ),
     "method": (["--what=kernels,router"], "no figure router: iconformer has no router; adapter_x"),
     "nothing tuned": (["--what=singular"], "tunes no matrices of the backbone; full does"),
