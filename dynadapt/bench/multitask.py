@@ -25,6 +25,7 @@ from dynadapt.adapters import mtlora
 from dynadapt.bench import cases
 from dynadapt.context import Context
 from dynadapt.data import blank, loader, transforms
+from dynadapt.errors import ConfigError
 from dynadapt.plans import compiled, plan
 from dynadapt.step import make_step
 
@@ -74,18 +75,16 @@ def measured(config: Any, mesh: Any, topology: str | None = None) -> dict[str, A
         `of_alone`, the one over the other in percent; `pass`, of the adapted backbone's pass of all
         tasks, `more`, those of it that tasks after the first add, and of these each of `PARTS` by
         the equations. With a topology also `mib`, memory of the step of all, and `alone_mib`, of
-        the largest of the others.
+        the one alone that has the most FLOPs.
     """
     names = tuple(config.task.tasks)
-    whole, *alone = (
-        _step(_of(config, some), mesh, topology) for some in (names, *((n,) for n in names))
-    )
-    total = sum(one["flops"] for one in alone)
-    row = dict(step=_giga(whole["flops"]), alone=_giga(total))
-    row["of_alone"] = _digits(100 * whole["flops"] / total)
+    given = [_of(config, some) for some in (names, *((name,) for name in names))]
+    whole, *alone = (_flops(one, mesh) for one in given)
+    row = dict(step=_giga(whole), alone=_giga(sum(alone)))
+    row["of_alone"] = _digits(100 * whole / sum(alone))
     if topology:
-        row["mib"], *others = (_mib(one) for one in (whole, *alone))
-        row["alone_mib"] = max(others)
+        largest = given[1 + alone.index(max(alone))]
+        row |= dict(mib=_mib(given[0], mesh, topology), alone_mib=_mib(largest, mesh, topology))
     backbone, flops = passed(_of(config, names))
     row |= {"pass": _giga(flops), "more": _giga(flops - passed(_of(config, names[:1]))[1])}
     if isinstance(getattr(backbone, "adapter", None), mtlora.Streams):
@@ -111,16 +110,22 @@ def _given(config: Any) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
     return tasks.from_config(config.task, info), spec
 
 
-def _step(config: Any, mesh: Any, topology: str | None) -> dict[str, Any]:
-    """The plan of a training step, or no more than its `flops`."""
+def _flops(config: Any, mesh: Any) -> int:
+    """FLOPs of a training step."""
     task, spec = _given(config)
-    steps = config.optim.steps
-    if topology:
-        return plan.of_step(config, task, steps, spec, mesh, topology)
     graph, train, stats, frozen = model.split(model.abstract(config, task, spec), config)
-    tx = optim.make(config.optim, steps, train, model.layers(config))
+    tx = optim.make(config.optim, config.optim.steps, train, model.layers(config))
     given = plan.arguments(config, spec, train, stats, frozen, tx, mesh)
-    return dict(flops=compiled.matmul_flops(make_step(graph, task, tx, config), *given))
+    return compiled.matmul_flops(make_step(graph, task, tx, config), *given)
+
+
+def _mib(config: Any, mesh: Any, topology: str) -> float:
+    """Memory of a training step as compiled, MiB."""
+    task, spec = _given(config)
+    found = plan.of_step(config, task, config.optim.steps, spec, mesh, topology)
+    if "memory" not in found:
+        raise ConfigError(found["reason"])
+    return _digits(found["memory"]["total"] / 2**20)
 
 
 def passed(config: Any) -> tuple[nnx.Module, int]:
@@ -210,10 +215,6 @@ def _streams(block: nnx.Module, count: int, prompts: int, m: int, n: int, tokens
 
 def _giga(flops: float) -> float:
     return _digits(flops / 1e9)
-
-
-def _mib(found: dict[str, Any]) -> float:
-    return _digits(found["memory"]["total"] / 2**20)
 
 
 def _digits(value: float) -> float:

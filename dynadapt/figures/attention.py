@@ -11,6 +11,7 @@ from dynadapt.figures.trained import Rows, TrainedRun
 
 EXAMPLES = 3
 ROW = 1.0  # inches, at most
+GAP = 0.15  # between images, of a row
 
 
 def unfit(run: TrainedRun) -> str:
@@ -58,20 +59,21 @@ def _draw(
 ) -> None:
     """Groups of rows, one an image, which stands at their left."""
     count, deep = len(rows["image"]), len(tasks)
-    height = min(ROW, 12.0 / (count * deep))
+    height = min(ROW, 12.0 / (count * (deep + GAP)))
     title = (
         f"Attention of tasks, {run.method}: gelu of the raw scores between a task's prompt and the "
         "tokens in the last block of a stage, mean over heads"
     )
-    figure = canvas.blank(2.6 + 1.15 * len(maps), 1.3 + height * count * deep, title)
-    grid = figure.add_gridspec(count * deep, 1 + len(maps), width_ratios=[1.3] + [1] * len(maps))
+    figure = canvas.blank(2.6 + 1.15 * len(maps), 1.3 + height * count * (deep + GAP), title)
+    ratios = dict(width_ratios=[1.3] + [1] * len(maps), height_ratios=([1] * deep + [GAP]) * count)
+    grid = figure.add_gridspec(count * (deep + 1), 1 + len(maps), **ratios)
     maps = [
         (m - stage["lowest"]) / (stage["largest"] - stage["lowest"] or 1.0)
         for m, stage in zip(maps, stages, strict=True)
     ]
     shown = []
     for number, (image, name) in enumerate(zip(rows["image"], run.titles(rows), strict=True)):
-        first = number * deep
+        first = number * (deep + 1)
         canvas.picture(figure.add_subplot(grid[first : first + deep, 0]), image, name)
         for place, task in enumerate(tasks):
             for column, (m, stage) in enumerate(zip(maps, stages, strict=True), 1):
@@ -84,7 +86,7 @@ def _draw(
                     )
                 if not first + place:
                     h, w = stage["grid"]
-                    text = f"stage {column}, {h} x {w}\n{stage['lowest']:.2g} to "
+                    text = f"stage {column - 1}, {h} x {w}\n{stage['lowest']:.2g} to "
                     axes.set_title(f"{text}{stage['largest']:.2g}", fontsize=8)
     bar = figure.colorbar(drawn, ax=shown, location="right", shrink=0.6, aspect=30)
     bar.set_label("from a stage's lowest value to its largest", fontsize=9)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dynadapt import data, inputs, model, sharding
+from dynadapt.adapters.tadformer import FilteredLinear
 from dynadapt.attach import adapted
 from dynadapt.context import Context
 from dynadapt.errors import DataError
@@ -88,14 +89,17 @@ class TrainedRun:
 
     @functools.cached_property
     def tape(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of what the model records of one image."""
+        """Shapes of what the model records of one image, in that order."""
+        order: list[str] = []  # a tree of shapes has its names sorted
 
         def look(state: Any, batch: Any) -> dict[str, jax.Array]:
             ctx = Context()
             self.outputs(self.network(state), batch, ctx)
+            order.extend(ctx.tape)
             return dict(ctx.tape)
 
-        return jax.eval_shape(look, self.state, self.product.adapter.spec)
+        found = jax.eval_shape(look, self.state, self.product.adapter.spec)
+        return {name: found[name] for name in order}
 
     def recorded(self, name: str) -> list[str]:
         """What is recorded under this name, by several sites or stages: `name`, `name.2`, …"""
@@ -104,10 +108,13 @@ class TrainedRun:
     def sites(self, names: list[str]) -> dict[str, str]:
         """Which branch each of these records of blocks is of, as "attn", with its stage if several.
 
-        Blocks record in the order of their branches, and stage after stage.
+        Blocks record in the order of their branches, and stage after stage. Where tasks part, it is
+        the layers that they part at.
         """
         backbone = self.network(self.state).backbone
-        paths = [path.split("/") for path, _ in adapted(backbone)]
+        found = adapted(backbone)
+        parting = [one for one in found if isinstance(one[1].adapter, FilteredLinear)]
+        paths = [path.split("/") for path, _ in parting or found]
         hosts = list(dict.fromkeys(p[-1] for p in paths if "blocks" in p[:-2]))
         if not hosts or len(names) % len(hosts):
             return {name: name for name in names}

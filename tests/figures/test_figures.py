@@ -10,7 +10,7 @@ from PIL import Image
 from dynadapt.commands import config_file
 from dynadapt.errors import ConfigError, MachineError, UnknownName
 from dynadapt.figures import attention, canvas, figures, gradcam, tsne
-from dynadapt.figures.trained import Spaced
+from dynadapt.figures.trained import Spaced, TrainedRun
 from dynadapt.main import main
 from tests import configs_dense, products
 from tests.figures.saved import saved
@@ -126,6 +126,12 @@ def test_figures_of_several_tasks(tasks):
     assert 0 < found["alike"] < 1
 
 
+def test_kernels_of_tasks_are_those_of_the_layers_where_they_part(tasks):
+    run = TrainedRun(tasks / "adapter")
+    layers = [f"part {part} {layer}" for part in range(3) for layer in ("proj", "fc1", "fc2")]
+    assert list(run.sites(run.recorded("kernel")).values()) == layers
+
+
 def test_how_far_tasks_differ():
     maps = np.random.default_rng(0).normal(size=(2, 3, 4, 1))
     assert attention._apart(np.repeat(maps, 3, axis=-1)) == pytest.approx(0, abs=1e-6)
@@ -172,7 +178,10 @@ def test_the_command(icon, tmp_path, capsys):
 
 MISTAKES = {
     "name": (["--what=kernel"], "unknown figure 'kernel'; did you mean 'kernels'?"),
-    "name that is far": (["--what=kernels,x"], "unknown figure 'x'; choose one of all, gradcam"),
+    "name that is far": (
+        ["--what=kernels,x"],
+        "unknown figure 'x'; choose one of all, attention",
+    ),
     "method": (["--what=kernels,router"], "no figure router: iconformer has no router; adapter_x"),
     "nothing tuned": (["--what=singular"], "tunes no matrices of the backbone; full does"),
     "beside what": (["--what=tsne", "--beside=x"], "--beside goes with the figure singular"),

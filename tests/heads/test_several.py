@@ -5,9 +5,11 @@ from flax import nnx
 
 from dynadapt import heads, tree
 from dynadapt.context import Context
+from dynadapt.data import blank, loader, transforms
 from dynadapt.errors import ConfigError
 from dynadapt.heads import several
 from dynadapt.layers import SameKey
+from dynadapt.tasks import several as several_tasks
 from tests import dense_heads
 from tests.networks import randomised
 
@@ -62,3 +64,24 @@ def test_tasks_of_adapter_and_heads_have_the_same_names():
         ConfigError, match="the adapter's tasks are semseg, normals, and the heads'"
     ):
         several.made_for(like, makers())
+
+
+@pytest.mark.parametrize("name", ["aspp", "deconv", "segformer"])
+@pytest.mark.parametrize("streams", [True, False])
+def test_other_published_heads_serve_several_tasks(name, streams):
+    """On features of each task's own from a backbone in stages, or one of one stride for all."""
+    info = blank.source("train", ("labels", "normals"), class_count=5, size=(32, 24)).info
+    spec = loader.spec(info, transforms.pipeline(""), 2)
+    task = several_tasks.Task(info, tasks=("semseg", "normals"), head=name, channels=8)
+    # As maps of stages are behind their merging: the last two of one stride.
+    maps = dense_heads.shapes((8, 12, 12), ((8, 6), (4, 3), (4, 3)), b=2)
+    like = dict.fromkeys(task.tasks, maps) if streams else dense_heads.vit(b=2)
+
+    def run(features, batch):
+        outputs = task.head(like, rngs=SameKey())(features, Context(train=True, key=batch["key"]))
+        return outputs, task.loss(outputs, batch), task.rows(outputs, batch)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    outputs, (loss, weight, _), rows = jax.eval_shape(run, like, {**spec, "key": key})
+    assert {k: v[0].shape[-1] for k, v in outputs.items()} == {"semseg": 5, "normals": 3}
+    assert loss.shape == weight.shape == () and all(len(v.shape) for v in rows.values())
