@@ -28,17 +28,8 @@ from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
 _PIPELINE = (
     *("annotated", "arguments", "class_folders", "cloud_files", "cloud_sources", "colours"),
     *("decode", "derived", "fields", "frames", "geometric", "hdf5", "images", "listing", "lists"),
-    *(
-        "loader",
-        "maps",
-        "objects",
-        "outlines",
-        "pairs",
-        "solids",
-        "structured",
-        "surfaces",
-        "transforms",
-    ),
+    *("loader", "maps", "matlab", "objects", "outlines", "pairs", "solids", "structured"),
+    *("surfaces", "transforms"),
 )
 MAX_CLASSES = 1_000_000  # of a set; each has a name, and a row in a head
 _PART = re.compile(r"([\w.\-]+)(?:\[(-?\d{1,18})?:(-?\d{1,18})?\])?")
