@@ -48,7 +48,11 @@ def run(backbone: str, methods: list[str], batch: int, topology: str | None) -> 
 
     Returns:
         A row a method, as of `measured`; or its `reason` where it can't serve the backbone.
+
+    Raises:
+        ConfigError: for a backbone that takes no images.
     """
+    cases.side(backbone)  # one that takes no images is answered here
     device = plan.devices(topology)[0] if topology else jax.devices()[0]
     mesh = sharding.make_mesh(devices=[device])
 
