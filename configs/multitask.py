@@ -55,9 +55,11 @@ def get_config(arg=None):
         c.data.update({field: f"{field}/{{split}}" for field in fields})
     if arg.path:
         c.data.path = arg.path
+    if c.data.name in SEGMENT["NO_TEST"]:
+        c.input.eval_split = "val"
     if arg.recipe == "small":
         c = SEGMENT["small"](c, scale=0.5)
-        c.task.channels = 9  # half of HRNet's: a backbone of half a ViT-S's depth and width
+        c.task.channels = 9  # half of HRNet's own, for features of 128 channels
         if "tasks" in c.adapter:
             c.optim.lr = RATE
     else:
@@ -81,8 +83,6 @@ def published(c, recipe):
     if c.data.name == "blank":
         classes, count = {"pascal": (21, 4998), "nyud": (40, 795)}[recipe]
         c.data.update(dict(class_count=classes, count=count, size=(448, 448)))
-    else:
-        c.input.eval_split = "val"
     if recipe == "pascal" and REFERENCES.keys() >= {*c.task.tasks}:
         c.task.references = tuple(REFERENCES[name] for name in c.task.tasks)
     c.optim.update(dict(epochs=300.0, warmup=20 / 300, schedule="cosine_hundredth"))

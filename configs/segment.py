@@ -15,6 +15,7 @@ from dynadapt.errors import ConfigError, UnknownName
 
 # Recipes: the backbone, and the data where none are given.
 RECIPES = {"small": ("vit_mini", "scenes"), "ade20k": ("dinov2_b14", "ade20k")}
+NO_TEST = ("ade20k", "voc_segmentation", "pascal_mt", "nyud_mt")  # sets without labels of a test
 RATES = {"linear": 1e-2, "full": 1e-3}  # of the small recipe; others have RATE
 RATE = 1e-2
 # What differs from the methods' own defaults.
@@ -53,7 +54,7 @@ def chosen(arg, task, recipes, own, field):
     )
     if arg.path:
         c.data.path = arg.path
-    if data in ("ade20k", "voc_segmentation", "pascal_mt", "nyud_mt"):  # no labels of a test split
+    if data in NO_TEST:
         c.input.eval_split = "val"
     if arg.kernels and "kernels" not in c.adapter:
         raise ConfigError(f"{arg.method} makes no kernels; vfm_adapter and iconformer do")

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from dynadapt.data import Info, Rows, depths, pairs
+from dynadapt.data import Info, Rows, depths, lists, pairs, parse
 from dynadapt.data.decode import dimensions, heading, numbers
 from dynadapt.data.fields import Field
 from dynadapt.data.listing import order
 from dynadapt.data.masks import VOID
 from dynadapt.data.scenes import BINARY
-from dynadapt.errors import DataError
+from dynadapt.errors import DataError, UnknownName
 from dynadapt.files import first_line
 
 Files = Mapping[str, str]  # of an image, by what they hold, `image` among them; below a folder
@@ -110,6 +110,49 @@ def find(
             logging.getLogger(__name__).warning(message, *args)
         whole.sort(key=lambda stem: order(images[stem]))
         found[split] = [{what: files[what][stem] for what in files} for stem in whole]
+    return found
+
+
+def unpacked(
+    name: str, path: str, fields: Iterable[str], known: Mapping[str, Field], obtain: str
+) -> tuple[Path, dict[str, Field]]:
+    """The folder that a published archive was unpacked to, `path` or one in it of the data set's
+    `name` in capitals, and of the `known` fields those asked for.
+
+    Raises:
+        DataError: where there is no such folder.
+        UnknownName: for a field that isn't there.
+    """
+    for field in fields:
+        if field not in known:
+            raise UnknownName(f"field of {name}", field, known)
+    root = pairs.folder(path, obtain)
+    inner = root / name.upper()
+    chosen = {field: kind for field, kind in known.items() if field in fields}
+    return inner if inner.is_dir() else root, chosen
+
+
+def listed(
+    root: Path,
+    split: str,
+    pattern: str,
+    files_of: Callable[[str], Files],
+    published: Mapping[str, int],
+) -> dict[str, Sequence[Files]]:
+    """The files of each split, of the images that its list names, one a line; all are `checked`.
+
+    Args:
+        root: below which they lie.
+        split: whose lists are read.
+        pattern: of the lists, as of `lists.find`.
+        files_of: an image, by its name.
+        published: how many images the lists have as published.
+    """
+    found = {}
+    for name in dict.fromkeys(name for name, _ in parse(split)):
+        file = lists.find(root, name, pattern)
+        names = [line.strip() for line in lists.read_lines(file) if line.strip()]
+        found[name] = checked(root, file, [files_of(n) for n in names], published.get(name, 0))
     return found
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.data import depths, lists, maps, masks, pairs, parse
+from dynadapt.data import depths, maps, masks
 from dynadapt.data.fields import Field
-from dynadapt.data.maps import Maps, Size
+from dynadapt.data.maps import Files, Maps, Size
 from dynadapt.data.masks import VOID
-from dynadapt.errors import UnknownName
 
 OBTAIN = "unpack NYUD_MT.tgz, which holds images, segmentation, depth, normals, edge and gt_sets"
 COUNTS = {"train": 795, "val": 654}  # as published
@@ -47,21 +46,13 @@ def source(
         DataError: for files that aren't there, are broken, or have another size than their image.
         UnknownName: for a field that isn't there.
     """
-    for name in fields:
-        if name not in FIELDS:
-            raise UnknownName("field of nyud_mt", name, FIELDS)
-    root = pairs.folder(path, OBTAIN)
-    inner = root / "NYUD_MT"
-    root = inner if inner.is_dir() else root
-    files = {}
-    for name in dict.fromkeys(name for name, _ in parse(split)):
-        file = lists.find(root, name, "gt_sets/{split}.txt")
-        ids = [line.strip() for line in lists.read_lines(file) if line.strip()]
-        rows = [
-            {"image": f"images/{i}.jpg", **{what: _PLACES[what].format(i) for what in fields}}
-            for i in ids
-        ]
-        files[name] = maps.checked(root, file, rows, COUNTS.get(name, 0))
+    root, chosen = maps.unpacked("nyud_mt", path, fields, FIELDS, OBTAIN)
+
+    def files_of(name: str) -> Files:
+        places = {what: _PLACES[what].format(name) for what in fields}
+        return {"image": f"images/{name}.jpg", **places}
+
+    files = maps.listed(root, split, "gt_sets/{split}.txt", files_of, COUNTS)
     known = {
         "labels": masks.Reader(masks.Encoding(CLASSES, ignore=(), reduce_zero=True)),
         "depth": depths.reader(1.0),
@@ -73,6 +64,5 @@ def source(
     def read(files: Mapping[str, Path], size: Size) -> dict[str, np.ndarray]:
         return maps.load(readers, files, size)
 
-    chosen = {name: field for name, field in FIELDS.items() if name in fields}
     said = repr(sorted(fields))
     return maps.opened("nyud_mt", split, root, files, chosen, read, OBTAIN, said)

@@ -5,16 +5,17 @@ CVPR 2014; parts are those of Chen et al., arXiv:1406.2031. The layout, and sali
 which networks have answered, are those of Maninis et al., arXiv:1904.08918 (PASCAL_MT).
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from dynadapt.data import derived, lists, maps, masks, matlab, pairs, parse, voc_segmentation
+from dynadapt.data import derived, lists, maps, masks, matlab, pairs, voc_segmentation
 from dynadapt.data.fields import Field
 from dynadapt.data.maps import Files, Maps, Size
 from dynadapt.data.masks import VOID
-from dynadapt.errors import DataError, UnknownName
+from dynadapt.errors import DataError
 from dynadapt.files import first_line
 
 OBTAIN = (
@@ -62,20 +63,11 @@ def source(
         DataError: for files that aren't there, are broken, or have another size than their image.
         UnknownName: for a field that isn't there.
     """
-    for name in fields:
-        if name not in FIELDS:
-            raise UnknownName("field of pascal_mt", name, FIELDS)
-    root = pairs.folder(path, OBTAIN)
-    inner = root / "PASCAL_MT"
-    root = inner if inner.is_dir() else root
+    root, chosen = maps.unpacked("pascal_mt", path, fields, FIELDS, OBTAIN)
     allowed = _allowed(root / surfaces) if surfaces and "normals" in fields else None
     context = "edges" in fields or allowed is not None
-    files = {}
-    for name in dict.fromkeys(name for name, _ in parse(split)):
-        file = lists.find(root, name, "ImageSets/Context/{split}.txt")
-        ids = [line.strip() for line in lists.read_lines(file) if line.strip()]
-        rows = [_files(root, i, fields, context) for i in ids]
-        files[name] = maps.checked(root, file, rows, COUNTS.get(name, 0))
+    files_of = functools.partial(_files, root, fields=fields, context=context)
+    files = maps.listed(root, split, "ImageSets/Context/{split}.txt", files_of, COUNTS)
     known = {
         "labels": masks.Reader(masks.Encoding(voc_segmentation.CLASSES)),
         "saliency": maps.read_binary,
@@ -96,7 +88,6 @@ def source(
             found["normals"][~np.isin(regions, allowed)] = 0
         return found
 
-    chosen = {name: field for name, field in FIELDS.items() if name in fields}
     said = repr((sorted(fields), allowed))
     return maps.opened("pascal_mt", split, root, files, chosen, read, OBTAIN, said)
 

@@ -39,9 +39,9 @@ class HrnetHead(nnx.Module):
     ):
         pairs = zip(dims, channels, strict=True)
         self.project = nnx.List([Linear(d, c, use_bias=False, rngs=rngs) for d, c in pairs])
-        joined = sum(channels)
-        self.mix = ConvNorm(joined, WIDER * joined, use_bias=True, rngs=rngs)
-        self.out = Pixelwise(WIDER * joined, outputs, rngs=rngs)
+        total = sum(channels)
+        self.mix = ConvNorm(total, WIDER * total, use_bias=True, rngs=rngs)
+        self.out = Pixelwise(WIDER * total, outputs, rngs=rngs)
 
     def __call__(self, features: object, ctx: Context) -> tuple[Array]:
         x = self.mix(joined(self.project, features.maps, ctx), ctx)
