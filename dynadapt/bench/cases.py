@@ -79,3 +79,8 @@ def examples(count: int, side: int) -> dict[str, np.ndarray]:
         "index": np.arange(count, dtype=np.int32),
         "mask": np.ones(count, np.float32),
     }
+
+
+def digits(value: float) -> float:
+    """A figure to four digits."""
+    return float(f"{value:.4g}")

@@ -119,17 +119,15 @@ def parts(config: Any, task: Any, spec: model.Batch, device: Any) -> list[dict[s
 def _rows(found: dict[str, Cost]) -> Iterator[dict[str, Any]]:
     whole = None
     for name, cost in found.items():
-        row = dict(part=name, gflop=_digits(cost.flops / 1e9), mb=_digits(cost.moved / 1e6))
+        row = dict(
+            part=name, gflop=cases.digits(cost.flops / 1e9), mb=cases.digits(cost.moved / 1e6)
+        )
         if name in ("training step", "inference"):
             whole = cost
         else:
             shares = (100 * part / max(of, 1) for part, of in zip(cost, whole, strict=True))
-            row |= dict(zip(("of_flops", "of_mb"), map(_digits, shares), strict=True))
+            row |= dict(zip(("of_flops", "of_mb"), map(cases.digits, shares), strict=True))
         yield row
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def _sum(one: Cost, other: Cost) -> Cost:

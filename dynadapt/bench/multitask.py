@@ -85,7 +85,7 @@ def measured(config: Any, mesh: Any, topology: str | None = None) -> dict[str, A
     given = [_of(config, some) for some in (names, *((name,) for name in names))]
     whole, *alone = (_flops(one, mesh) for one in given)
     row = dict(step=_giga(whole), alone=_giga(sum(alone)))
-    row["of_alone"] = _digits(100 * whole / sum(alone))
+    row["of_alone"] = cases.digits(100 * whole / sum(alone))
     if topology:
         largest = given[1 + alone.index(max(alone))]
         row |= dict(mib=_mib(given[0], mesh, topology), alone_mib=_mib(largest, mesh, topology))
@@ -129,7 +129,7 @@ def _mib(config: Any, mesh: Any, topology: str) -> float:
     found = plan.of_step(config, task, config.optim.steps, spec, mesh, topology)
     if "memory" not in found:
         raise ConfigError(found["reason"])
-    return _digits(found["memory"]["total"] / 2**20)
+    return cases.digits(found["memory"]["total"] / 2**20)
 
 
 def passed(config: Any) -> tuple[nnx.Module, int]:
@@ -218,8 +218,4 @@ def _streams(block: nnx.Module, count: int, prompts: int, m: int, n: int, tokens
 
 
 def _giga(flops: float) -> float:
-    return _digits(flops / 1e9)
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.4g}")
+    return cases.digits(flops / 1e9)
