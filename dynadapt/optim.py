@@ -1,6 +1,8 @@
 """The optimizer over the trained leaves: schedule, decay and rate groups by path patterns."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ from dynadapt import tree
 
 # Leaves that weight decay never touches, in any model.
 NO_DECAY = (r"(.*/)?(\w+_)?(bias|scale|shift)",)
+# Leaves of so many values at most are packed; of larger ones a copy would cost more than it saves.
+SMALL = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,49 @@ def schedule(o: Any, steps: Any) -> optax.Schedule:
     return rate
 
 
-def make(o: Any, steps: Any, train: Any, layers: Layers) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optimizer over packed leaves, and how they are packed.
+
+    Small leaves of one rate and one decay are one vector: what takes a few kernels for a vector
+    takes a few for each leaf otherwise, to compile and to start. Values are those of leaf by leaf.
+
+    Attributes:
+        tx: over what `pack` answers.
+        places: for each path the name of its vector, or of itself; "" where its rate is 0.
+    """
+
+    tx: optax.GradientTransformation
+    places: Mapping[str, str]
+
+    def init(self, train: Any) -> Any:
+        """The state for the trained leaves."""
+        return self.tx.init(self.pack(train))
+
+    def pack(self, train: Any) -> dict[str, jax.Array]:
+        """The leaves that move, of a tree as the trained one: those that share a name in a row."""
+        rows: dict[str, list[jax.Array]] = {}
+        for path, x in tree.leaves(train).items():
+            if name := self.places[path]:
+                rows.setdefault(name, []).append(x if name == path else x.reshape(-1))
+        return {k: jnp.concatenate(v) if len(v) > 1 else v[0] for k, v in rows.items()}
+
+    def unpack(self, packed: dict[str, jax.Array], train: Any) -> Any:
+        """The tree that was packed; leaves that don't move are those of `train`."""
+        taken = dict.fromkeys(packed, 0)
+
+        def leaf(path: str, x: Any) -> jax.Array:
+            name = self.places[path]
+            if name in ("", path):
+                return packed.get(name, x)
+            first = taken[name]
+            taken[name] += x.size
+            return packed[name][first : taken[name]].reshape(x.shape)
+
+        return tree.map_leaves(leaf, train)
+
+
+def make(o: Any, steps: Any, train: Any, layers: Layers) -> Optimizer:
     """The optimizer for the trained leaves.
 
     Args:
@@ -74,8 +120,14 @@ def make(o: Any, steps: Any, train: Any, layers: Layers) -> optax.GradientTransf
     """
     mults = rates(o, train, layers)
     tree.check_used(o.no_decay, tree.leaves(train), what="no-decay pattern")
-    labels = tree.map_leaves(lambda path, _: str(mults[path]), train)
-    groups = {str(m): optax.scale(m) for m in set(mults.values())}
+    places, factor, decayed = {}, {}, {}
+    for path, x in tree.leaves(train).items():
+        decay, name = decays(o, path, x, layers), ""
+        if mults[path]:
+            shared = f"{'decayed' if decay else 'plain'} x {mults[path]}"
+            name = path if math.prod(x.shape) > SMALL else shared
+            factor[name], decayed[name] = str(mults[path]), decay
+        places[path] = name
     parts = []
     if o.clip_norm:
         parts.append(optax.clip_by_global_norm(o.clip_norm))
@@ -84,15 +136,11 @@ def make(o: Any, steps: Any, train: Any, layers: Layers) -> optax.GradientTransf
     else:
         parts.append(optax.trace(decay=o.momentum))
     if isinstance(o.weight_decay, jax.Array) or o.weight_decay:
-        decayed = tree.map_leaves(lambda path, x: decays(o, path, x, layers), train)
         parts.append(optax.masked(optax.add_decayed_weights(o.weight_decay), decayed))
-    parts.append(optax.partition(groups, labels))
+    groups = {text: optax.scale(float(text)) for text in factor.values()}
+    parts.append(optax.partition(groups, factor))
     parts.append(optax.scale_by_learning_rate(schedule(o, steps)))
-    tx = optax.chain(*parts)
-    if all(mults.values()):
-        return tx
-    moves = tree.map_leaves(lambda path, _: bool(mults[path]), train)
-    return optax.partition({True: tx, False: optax.set_to_zero()}, moves)
+    return Optimizer(optax.chain(*parts), places)
 
 
 def decays(o: Any, path: str, leaf: Any, layers: Layers) -> bool:

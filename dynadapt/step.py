@@ -19,12 +19,12 @@ Array = jax.Array
 COLLAPSED = 0.1
 
 
-def make_step(graph: Any, task: Any, tx: Any, config: Any) -> Any:
+def make_step(graph: Any, task: Any, optimizer: Any, config: Any) -> Any:
     """The jitted `step(state, frozen, batch, key) -> (state, logs)`; the state is donated."""
-    return jax.jit(pure_step(graph, task, lambda hyper: tx, config), donate_argnums=0)
+    return jax.jit(pure_step(graph, task, lambda hyper: optimizer, config), donate_argnums=0)
 
 
-def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any) -> Any:
+def pure_step(graph: Any, task: Any, optimizer_of: Callable[[Hyper], Any], config: Any) -> Any:
     """The function `step(state, frozen, batch, key, hyper=None) -> (state, logs)`.
 
     Gradients are taken of the trained leaves alone. A bad step, of which the loss, the gradient, a
@@ -41,7 +41,7 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
     Args:
         graph: of the model.
         task: what is trained.
-        tx_of: the optimizer for the values in `hyper`.
+        optimizer_of: `optim.make`'s for the values in `hyper`.
         config: of the run. `drop_path` in `hyper` takes the place of the config's; the others are
             as of `model.outputs`.
     """
@@ -104,20 +104,24 @@ def pure_step(graph: Any, task: Any, tx_of: Callable[[Hyper], Any], config: Any)
         batch = inputs.prepared(task, batch, config, jax.random.fold_in(key, 0), True)
         key = jax.random.fold_in(key, 1)
         grads, logs, moved = gradients(state, frozen, batch, key, hyper)
-        norm = optax.tree.norm(grads)
-        updates, opt = tx_of(hyper).update(grads, state["opt"], state["train"])
-        new = {"train": optax.apply_updates(state["train"], updates), "stats": moved, "opt": opt}
+        optimizer = optimizer_of(hyper)
+        packed = {k: optimizer.pack(state[k]) for k in ("train", "ema") if k in state}
+        grads, old = optimizer.pack(grads), {**state, **packed}
+        updates, opt = optimizer.tx.update(grads, state["opt"], old["train"])
+        new = {"train": optax.apply_updates(old["train"], updates), "stats": moved, "opt": opt}
         new["variance"] = _followed(state["variance"], logs[VARIANCE])
         if "ema" in state:
-            new["ema"] = optim.ema(state["ema"], new["train"], config.optim.ema, number)
-        logs = {**logs, "gradient_norm": norm}
+            new["ema"] = optim.ema(old["ema"], new["train"], config.optim.ema, number)
+        logs = {**logs, "gradient_norm": optax.tree.norm(grads)}
         going = state["bad"]["count"] < config.optim.bad_steps
         # The optimizer's own values overflow no earlier than the gradient's norm or the update.
         fine = finite((logs, new["train"], new["stats"]))
         bad = {"count": state["bad"]["count"] + 1, "step": number + 1, "index": index}
+        new = chosen(going & fine, new, {k: old[k] for k in new})
         state = sharding.settled(
             {
-                **chosen(going & fine, new, {k: state[k] for k in new}),
+                **new,
+                **{k: optimizer.unpack(new[k], state[k]) for k in packed},
                 "step": number + 1,
                 "bad": chosen(going & ~fine, bad, state["bad"]),
             }
@@ -156,7 +160,7 @@ def mean(total: Array, weight: Array) -> Array:
     return jnp.where(none, 0.0, total / jnp.where(none, 1.0, weight))
 
 
-def initial_state(train: Any, stats: Any, tx: Any, config: Any) -> dict[str, Any]:
+def initial_state(train: Any, stats: Any, optimizer: Any, config: Any) -> dict[str, Any]:
     """What a step changes.
 
     Trained leaves, statistics, optimizer, running mean, step, bad steps, variance of features.
@@ -164,7 +168,7 @@ def initial_state(train: Any, stats: Any, tx: Any, config: Any) -> dict[str, Any
     state = {
         "train": train,
         "stats": stats,
-        "opt": tx.init(train),
+        "opt": optimizer.init(train),
         "step": jnp.zeros((), jnp.int32),
         "bad": {
             "count": jnp.zeros((), jnp.int32),

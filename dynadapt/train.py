@@ -65,8 +65,8 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     graph, train, stats, frozen = model.split(network, config)
     counts = workdir.counts(train, frozen)
     del network
-    tx = optim.make(config.optim, steps, train, model.layers(config))
-    state = initial_state(train, stats, tx, config)
+    optimizer = optim.make(config.optim, steps, train, model.layers(config))
+    state = initial_state(train, stats, optimizer, config)
     state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
 
@@ -87,7 +87,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
         ) as journal:
             for line in [*seen, *([f"going on from step {done}"] if done else [])]:
                 journal.say(line)
-            step = make_step(graph, task, tx, config)
+            step = make_step(graph, task, optimizer, config)
             eval_step = evaluate.make_step(graph, task, config)
             key = jax.random.fold_in(jax.random.key(config.seed), 3)
             key = sharding.put_whole(key, sharding.replicated(key, mesh))

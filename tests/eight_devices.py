@@ -43,8 +43,8 @@ def run_steps(config, sizes):
     graph, trained, stats, frozen = parts
     before = jax.device_get(frozen)
     nbytes = workdir.counts(trained, frozen)["trained_bytes"]
-    tx = optim.make(config.optim, STEPS, trained, model.layers(config))
-    state = step.initial_state(trained, stats, tx, config)
+    optimizer = optim.make(config.optim, STEPS, trained, model.layers(config))
+    state = step.initial_state(trained, stats, optimizer, config)
     state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
     key = jax.random.key(1)
@@ -53,7 +53,8 @@ def run_steps(config, sizes):
     losses = []
     with jax.set_mesh(mesh):
         first = inputs.place(next(stream), mesh)
-        program = step.make_step(graph, task, tx, config).lower(state, frozen, first, key).compile()
+        program = step.make_step(graph, task, optimizer, config)
+        program = program.lower(state, frozen, first, key).compile()
         for _ in range(STEPS):
             state, logs = program(state, frozen, first, key)
             losses.append(float(logs["loss"]))

@@ -200,15 +200,15 @@ def losses(sizes):
     split = inputs.open_split(c, "train")
     task = tasks.from_config(c.task, split.source.info)
     graph, trained, stats, frozen = model.split(model.build(c, task, split.spec), c)
-    tx = optim.make(c.optim, 12, trained, model.layers(c))
-    state = step.initial_state(trained, stats, tx, c)
+    optimizer = optim.make(c.optim, 12, trained, model.layers(c))
+    state = step.initial_state(trained, stats, optimizer, c)
     state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
     key = jax.random.key(1)
     key = sharding.put_whole(key, sharding.replicated(key, mesh))
     stream, found = inputs.train_batches(c, split), []
     with jax.set_mesh(mesh):
-        program = step.make_step(graph, task, tx, c)
+        program = step.make_step(graph, task, optimizer, c)
         for _ in range(5):
             state, logs = program(state, frozen, inputs.place(next(stream), mesh), key)
             found.append(float(logs["loss"]))

@@ -85,8 +85,8 @@ def parts(config: Any, task: Any, spec: model.Batch, device: Any) -> list[dict[s
     """
     network = model.abstract(config, task, spec)
     graph, train, stats, frozen = model.split(network, config)
-    tx = optim.make(config.optim, config.optim.steps, train, model.layers(config))
-    state = jax.eval_shape(lambda t, s: initial_state(t, s, tx, config), train, stats)
+    optimizer = optim.make(config.optim, config.optim.steps, train, model.layers(config))
+    state = jax.eval_shape(lambda t, s: initial_state(t, s, optimizer, config), train, stats)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def forward(train: Any, stats: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
@@ -105,7 +105,7 @@ def parts(config: Any, task: Any, spec: model.Batch, device: Any) -> list[dict[s
     turn = cost(suppress, *given)
     rest = Cost(*(x * (rounds - 1) for x in turn))
     kept = {"train": train, "stats": stats}
-    step, look = make_step(graph, task, tx, config), evaluate.make_step(graph, task, config)
+    step, look = make_step(graph, task, optimizer, config), evaluate.make_step(graph, task, config)
     found = {
         "training step": cost(step, state, frozen, spec, key),
         "targets": cost(task.targets, *seen),

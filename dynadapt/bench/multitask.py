@@ -118,9 +118,9 @@ def _flops(config: Any, mesh: Any) -> int:
     """FLOPs of a training step."""
     task, spec = _given(config)
     graph, train, stats, frozen = model.split(model.abstract(config, task, spec), config)
-    tx = optim.make(config.optim, config.optim.steps, train, model.layers(config))
-    given = plan.arguments(config, spec, train, stats, frozen, tx, mesh)
-    return compiled.matmul_flops(make_step(graph, task, tx, config), *given)
+    optimizer = optim.make(config.optim, config.optim.steps, train, model.layers(config))
+    given = plan.arguments(config, spec, train, stats, frozen, optimizer, mesh)
+    return compiled.matmul_flops(make_step(graph, task, optimizer, config), *given)
 
 
 def _mib(config: Any, mesh: Any, topology: str) -> float:

@@ -84,10 +84,10 @@ def _alone(config: Any, bare: Any, side: int) -> tuple[Any, float, int]:
     """A step of one run, the seconds of its compilation, and the bytes of its temporaries."""
     task, spec = cases.given(config)
     graph, train, stats, frozen = model.split(model.build(config, task, spec, bare), config)
-    tx = optim.make(config.optim, config.optim.steps, train, model.layers(config))
-    state, key = {"now": initial_state(train, stats, tx, config)}, jax.random.key(0)
+    optimizer = optim.make(config.optim, config.optim.steps, train, model.layers(config))
+    state, key = {"now": initial_state(train, stats, optimizer, config)}, jax.random.key(0)
     given = jax.device_put(cases.examples(config.input.batch_size, side))
-    function = make_step(graph, task, tx, config)
+    function = make_step(graph, task, optimizer, config)
     program, seconds = _compiled(function, (state["now"], frozen, given, key))
 
     def call() -> Any:

@@ -40,10 +40,10 @@ def step(backbone: str, method: str, batch: int) -> tuple[Callable[[], float], i
     config = cases.config(backbone, method, batch)
     task, spec = cases.given(config)
     graph, train, stats, frozen = model.split(model.build(config, task, spec), config)
-    tx = optim.make(config.optim, config.optim.steps, train, model.layers(config))
-    state = {"now": initial_state(train, stats, tx, config)}
+    optimizer = optim.make(config.optim, config.optim.steps, train, model.layers(config))
+    state = {"now": initial_state(train, stats, optimizer, config)}
     given = cases.examples(batch, cases.side(backbone))
-    function, key = make_step(graph, task, tx, config), jax.random.key(0)
+    function, key = make_step(graph, task, optimizer, config), jax.random.key(0)
     flops = compiled.matmul_flops(function, state["now"], frozen, given, key)
 
     def call() -> Any:

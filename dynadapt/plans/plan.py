@@ -70,9 +70,9 @@ def of_step(
     network = model.abstract(config, task, spec)
     sites = site_rows(network)
     graph, train, stats, frozen = model.split(network, config)
-    tx = optim.make(config.optim, steps, train, model.layers(config))
-    step = make_step(graph, task, tx, config)
-    args = arguments(config, spec, train, stats, frozen, tx, mesh)
+    optimizer = optim.make(config.optim, steps, train, model.layers(config))
+    step = make_step(graph, task, optimizer, config)
+    args = arguments(config, spec, train, stats, frozen, optimizer, mesh)
     result = {
         "backbone": config.backbone.name,
         "method": config.adapter.name,
@@ -174,10 +174,10 @@ def site_rows(network: Any) -> list[dict[str, Any]]:
 
 
 def arguments(
-    config: Any, spec: model.Batch, train: Any, stats: Any, frozen: Any, tx: Any, mesh: Any
+    config: Any, spec: model.Batch, train: Any, stats: Any, frozen: Any, optimizer: Any, mesh: Any
 ) -> tuple[Any, Any, Any, Any]:
     """Abstract arguments of the step, each with its place on the mesh."""
-    state = jax.eval_shape(lambda t, s: initial_state(t, s, tx, config), train, stats)
+    state = jax.eval_shape(lambda t, s: initial_state(t, s, optimizer, config), train, stats)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return (
         _placed(state, sharding.state(state, mesh)),

@@ -122,8 +122,9 @@ class Checkpoints:
         notes = self._manager.restore(step, args=plain)
         old, new = notes.meta["leaves"], _shapes(train, opt_state)
         if wrong := [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]:
+            named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} others" if wrong[3:] else "")
             raise CheckpointError(
-                f"checkpoint {step} in {self.folder} does not fit this run at {', '.join(wrong)}; "
+                f"checkpoint {step} in {self.folder} does not fit this run at {named}; "
                 "start in a new work directory"
             )
         items = ocp.args.Composite(

@@ -41,10 +41,10 @@ def alone(config, bare, given, data, steps):
     task = tasks.from_config(c.task, tiny.info(given["classes"]))
     network = model.build(c, task, tiny.spec(), bare)
     graph, train, stats, frozen = model.split(network, c)
-    tx = optim.make(c.optim, given["steps"], train, model.layers(c))
+    optimizer = optim.make(c.optim, given["steps"], train, model.layers(c))
     # The step takes its state's arrays away, and some methods train the bare backbone's own.
-    state = step.initial_state(jax.tree.map(jnp.copy, train), stats, tx, c)
-    run = step.make_step(graph, task, tx, c)
+    state = step.initial_state(jax.tree.map(jnp.copy, train), stats, optimizer, c)
+    run = step.make_step(graph, task, optimizer, c)
     key = jax.random.fold_in(jax.random.key(c.seed), 3)
     losses = []
     for number in range(steps):

@@ -304,10 +304,10 @@ def test_a_step_in_parts_is_that_of_the_whole_batch():
         made = tasks.from_config(c.task, split.source.info)
         graph, *leaves = model.split(model.build(c, made, split.spec), c)
         train, stats, frozen = leaves
-        tx = optim.make(c.optim, 10, train, model.layers(c))
-        state = step.initial_state(train, stats, tx, c)
+        optimizer = optim.make(c.optim, 10, train, model.layers(c))
+        state = step.initial_state(train, stats, optimizer, c)
         batch = next(inputs.train_batches(c, split))
-        run = step.make_step(graph, made, tx, c)
+        run = step.make_step(graph, made, optimizer, c)
         state, _ = run(state, frozen, batch, jax.random.key(0))
         found.append(tree.leaves(state["train"]))
     for path, value in found[0].items():

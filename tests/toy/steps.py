@@ -29,13 +29,13 @@ def taken(config, count, sizes=(1, 1)):
     task = tasks.from_config(config.task, split.source.info)
     network = model.build(config, task, split.spec)
     graph, train, stats, frozen = model.split(network, config)
-    tx = optim.make(config.optim, count, train, model.layers(config))
-    state = initial_state(train, stats, tx, config)
+    optimizer = optim.make(config.optim, count, train, model.layers(config))
+    state = initial_state(train, stats, optimizer, config)
     state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
     key = jax.random.key(1)
     key = sharding.put_whole(key, sharding.replicated(key, mesh))
-    step, losses = make_step(graph, task, tx, config), []
+    step, losses = make_step(graph, task, optimizer, config), []
     stream = inputs.train_batches(config, split)
     with jax.set_mesh(mesh):
         for _ in range(count):
