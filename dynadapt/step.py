@@ -12,6 +12,7 @@ from flax import nnx
 from dynadapt import inputs, model, optim, sharding
 from dynadapt.context import Context
 from dynadapt.model import VARIANCE, Hyper
+from dynadapt.targets import mean
 
 Array = jax.Array
 
@@ -152,12 +153,6 @@ def finite(values: Any) -> Array:
 def chosen(condition: Array, one: Any, other: Any) -> Any:
     """One tree, or the other."""
     return jax.tree.map(functools.partial(jnp.where, condition), one, other)
-
-
-def mean(total: Array, weight: Array) -> Array:
-    """A sum over its weight; 0 where the weight is 0."""
-    none = weight == 0
-    return jnp.where(none, 0.0, total / jnp.where(none, 1.0, weight))
 
 
 def initial_state(train: Any, stats: Any, optimizer: Any, config: Any) -> dict[str, Any]:

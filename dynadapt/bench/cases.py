@@ -50,15 +50,15 @@ def on_accelerators(made: ConfigDict) -> ConfigDict:
     return made
 
 
-def given(made: ConfigDict) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
-    """The task of the config, and the shapes of a batch of images: with ten classes, or with
-    objects of `OBJECTS` classes."""
-    size = side(made.backbone.name)
+def given(made: ConfigDict, classes: int = OBJECTS) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+    """The task of the config, and the shapes of a batch of images: of ten classes, or with pixels
+    or objects of so many `classes`."""
+    size = made.backbone.image_size or side(made.backbone.name)
     if made.task.name == "classification":
         info = numbered(CLASSES, size)
     else:
         fields = tasks.needed(made.task)
-        info = blank.source("train", fields, OBJECTS, (size, size)).info
+        info = blank.source("train", fields, classes, (size, size)).info
     spec = loader.spec(info, transforms.pipeline(""), made.input.batch_size)
     return tasks.from_config(made.task, info), spec
 

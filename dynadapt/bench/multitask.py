@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import model, optim, sharding, tasks
+from dynadapt import model, optim, sharding
 from dynadapt.adapters import mtlora
 from dynadapt.bench import cases
 from dynadapt.context import Context
-from dynadapt.data import blank, loader, transforms
 from dynadapt.errors import ConfigError
 from dynadapt.plans import compiled, plan
 from dynadapt.step import make_step
@@ -106,17 +105,9 @@ def _of(config: Any, names: tuple[str, ...]) -> Any:
     return made
 
 
-def _given(config: Any) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
-    """The task, and shapes of a batch."""
-    side = config.backbone.image_size
-    info = blank.source("train", tasks.needed(config.task), CLASSES, (side, side)).info
-    spec = loader.spec(info, transforms.pipeline(""), config.input.batch_size)
-    return tasks.from_config(config.task, info), spec
-
-
 def _flops(config: Any, mesh: Any) -> int:
     """FLOPs of a training step."""
-    task, spec = _given(config)
+    task, spec = cases.given(config, CLASSES)
     graph, train, stats, frozen = model.split(model.abstract(config, task, spec), config)
     optimizer = optim.make(config.optim, config.optim.steps, train, model.layers(config))
     given = plan.arguments(config, spec, train, stats, frozen, optimizer, mesh)
@@ -125,7 +116,7 @@ def _flops(config: Any, mesh: Any) -> int:
 
 def _mib(config: Any, mesh: Any, topology: str) -> float:
     """Memory of a training step as compiled, MiB."""
-    task, spec = _given(config)
+    task, spec = cases.given(config, CLASSES)
     found = plan.of_step(config, task, config.optim.steps, spec, mesh, topology)
     if "memory" not in found:
         raise ConfigError(found["reason"])
@@ -134,7 +125,7 @@ def _mib(config: Any, mesh: Any, topology: str) -> float:
 
 def passed(config: Any) -> tuple[nnx.Module, int]:
     """The adapted backbone, and the FLOPs of its pass over a batch, without heads."""
-    task, spec = _given(config)
+    task, spec = cases.given(config, CLASSES)
     backbone = model.abstract(config, task, spec).backbone
     graph, state = nnx.split(backbone)
     images = jax.ShapeDtypeStruct(spec["image"].shape, jnp.float32)

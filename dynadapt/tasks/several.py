@@ -21,6 +21,7 @@ from flax import nnx
 from dynadapt import choices, pictures
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.heads import several as heads
+from dynadapt.targets import mean
 from dynadapt.tasks import depth, edges, normals, saliency, segmentation
 
 Array = jax.Array
@@ -149,11 +150,10 @@ class Task:
         means = {}
         for name, task in self.each.items():
             total, weight, _ = task.loss(outputs[name], _view(batch, KINDS[name]))
-            some = weight > 0
-            means[name] = jnp.where(some, total / jnp.where(some, weight, 1.0), 0.0)
+            means[name] = mean(total, weight)
         pairs = zip(self.weights, means.values(), strict=True)
-        logs = {f"{name}/loss": mean for name, mean in means.items()}
-        return sum(w * mean for w, mean in pairs), jnp.ones(()), logs
+        logs = {f"{name}/loss": own for name, own in means.items()}
+        return sum(w * own for w, own in pairs), jnp.ones(()), logs
 
     def rows(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Array]:
         """The rows of each task."""
