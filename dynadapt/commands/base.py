@@ -52,7 +52,8 @@ class Command:
 
 def config_options(options: flags.FlagValues) -> None:
     """The option `--config`."""
-    text = "FILE.py:ARG, a module with get_config(arg); override fields with --config.a.b=value"
+    text = "NAME:ARG of a config that comes with the package, or FILE.py:ARG, a module with "
+    text += "get_config(arg); override fields with --config.a.b=value"
     flags.DEFINE_string("config", None, text, flag_values=options)
 
 

@@ -1,4 +1,4 @@
-"""Config files with the overrides of a command line."""
+"""Configs, of a file or by name, with the overrides of a command line."""
 
 import functools
 import json
@@ -17,6 +17,8 @@ from ml_collections.config_flags import config_flags
 from dynadapt import config as configs
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
+# The configs that come with the package, which are found by name.
+SHIPPED = Path(__file__).parents[1] / "configs"
 # What other libraries call a field.
 ALIASES = {
     **dict.fromkeys(("learning_rate", "learningrate", "blr"), "lr"),
@@ -44,7 +46,7 @@ def load(
     arg: str | None = None,
     problems: Callable[[Any], list[str]] = configs.field_problems,
 ) -> Any:
-    """The config of `given`, a `FILE:ARG`, with overrides such as `--config.a.b=value`.
+    """The config of `given`, a `FILE:ARG` or `NAME:ARG`, with overrides as `--config.a.b=value`.
 
     A further `arg` is joined to the file's own; a method that it names replaces the file's.
     `problems` tells what fields the config lacks, and which it should not have.
@@ -53,11 +55,9 @@ def load(
         ConfigError: for a file that can't be read, an unknown field or a value of another type.
     """
     if not given:
-        raise ConfigError("give a config: --config=configs/quickstart.py")
+        raise ConfigError("give a config: --config=quickstart")
     path, _, own = given.partition(":")
-    if not Path(path).is_file():
-        beside = Path(path).parent.glob("*.py") if Path(path).parent.is_dir() else []
-        raise ConfigError(f"no config file {path!r}; {suggest(path, map(str, beside))}")
+    path = locate(path)
     text = own if arg is None else ",".join(filter(None, (_without_method(own), arg)))
     config = read_config(path, text)
     if found := problems(config):
@@ -71,6 +71,30 @@ def load(
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(f"cannot set the config: {str(error).splitlines()[0]}") from error
     return values.config
+
+
+def names() -> list[str]:
+    """The configs that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.py"))
+
+
+def locate(given: str) -> str:
+    """The path of a config file, or of the config of that name that comes with the package.
+
+    Raises:
+        ConfigError: if there is neither, with the nearest of both.
+    """
+    path = Path(given)
+    if path.is_file():
+        return given
+    if given in names():
+        return str(SHIPPED / f"{given}.py")
+    if path.stem in names():  # a path in the repository, where there is only the package
+        near = f"did you mean {path.stem!r}?"
+    else:
+        beside = path.parent.glob("*.py") if path.parent.is_dir() else []
+        near = suggest(given, [*names(), *map(str, beside)])
+    raise ConfigError(f"no config file {given!r}, and none of that name; {near}")
 
 
 def check_overrides(config: ConfigDict, overrides: list[str]) -> None:

@@ -241,7 +241,7 @@ def _figures(options: flags.FlagValues, overrides: list[str]) -> Answer:
 COMMANDS = {
     "train": Command(
         "train an adapter and evaluate it; started again, it goes on where it was",
-        "dynadapt train --config=configs/quickstart.py --workdir=runs/quickstart",
+        "dynadapt train --config=quickstart --workdir=runs/quickstart",
         _train,
         _train_options,
     ),
@@ -259,7 +259,7 @@ COMMANDS = {
     ),
     "plan": Command(
         "show sites, trainable parameters, memory and FLOPs before anything runs",
-        "dynadapt plan --config=configs/quickstart.py",
+        "dynadapt plan --config=quickstart",
         _plan,
         _plan_options,
     ),
