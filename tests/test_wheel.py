@@ -1,10 +1,11 @@
 """What a wheel is built of: all that git has of the package, and the configs."""
 
+import ast
 from pathlib import Path
 
 import pytest
 
-from tests.test_layout import ROOT
+from tests.test_layout import ROOT, modules, parse
 
 
 def test_a_wheel_has_every_file_of_the_package(monkeypatch):
@@ -22,3 +23,17 @@ def test_a_wheel_has_every_file_of_the_package(monkeypatch):
     configs = {Path("dynadapt", p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.py")}
     assert found == package | configs
     assert Path("dynadapt/configs/quickstart.py") in found
+
+
+def test_tensorflow_datasets_is_imported_where_it_is_used():
+    """It takes seconds to import, and most runs have no use for it."""
+    for path in modules():
+        names = [name for node in parse(path).body for name in top_level(node)]
+        assert "tensorflow_datasets" not in names, path
+
+
+def top_level(node):
+    """The packages that a statement of a module imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    return [node.module.split(".")[0]] if isinstance(node, ast.ImportFrom) and node.module else []

@@ -37,7 +37,12 @@ def names() -> list[str]:
 
 
 def module(name: str) -> ModuleType:
-    """The method's module; UnknownName where there is none."""
+    """The method's module, or that of a method's file; UnknownName where there is none.
+
+    What `choices.record` writes of a file is found only where the user gave that file.
+    """
+    if choices.is_file(name):
+        return choices.file_module(name, "method", "adapt")
     return choices.module(_HERE, name, "method")
 
 

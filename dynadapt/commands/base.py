@@ -69,6 +69,35 @@ def workdir_options(options: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=options)
 
 
+def adapter_options(options: flags.FlagValues) -> None:
+    """What a command that reads an adapter must be told where its files have moved, or are code."""
+    text = "the backbone's weights, where they no longer lie where they lay in training"
+    flags.DEFINE_string("weights", "", text, flag_values=options)
+    method_option(options)
+
+
+def method_option(options: flags.FlagValues) -> None:
+    """The option `--method`."""
+    text = "the file of the adapter's method, where it is one of your own; its code runs"
+    flags.DEFINE_string("method", None, text, flag_values=options)
+
+
+def give_method(options: flags.FlagValues) -> None:
+    """Lets an adapter use the method in the file that the user names."""
+    if options.method:
+        from dynadapt import adapters, choices
+
+        if not choices.is_file(options.method) or choices.is_record(options.method):
+            raise ConfigError(f"--method={options.method} must be a file with the ending .py")
+        adapters.module(options.method)
+
+
+def adapter_of(options: flags.FlagValues) -> Path:
+    """The adapter of the run in `--workdir`."""
+    give_method(options)
+    return need(options, "workdir") / "adapter"
+
+
 def only(options: flags.FlagValues, what: str, *used: str) -> None:
     """Raises a ConfigError for an option that was given and that this part of a command ignores."""
     general = ("json", "debug", "what", "suite")

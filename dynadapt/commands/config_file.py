@@ -5,7 +5,6 @@ import json
 import operator
 import re
 import runpy
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_flags import config_flags
 
+from dynadapt import choices
 from dynadapt import config as configs
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
@@ -122,13 +122,8 @@ def read_config(path: str, arg: str) -> Any:
         config = get_config(arg) if arg else get_config()
     except (DynadaptError, KeyboardInterrupt):
         raise
-    except SyntaxError as error:
-        line = f", line {error.lineno}" if error.lineno else ""
-        raise ConfigError(f"{error.filename or path}{line}: {error.msg}") from error
     except BaseException as error:  # a file that ends the process is at fault, too
-        frames = traceback.extract_tb(error.__traceback__)
-        line = next((f", line {f.lineno}" for f in reversed(frames) if f.filename == path), "")
-        raise ConfigError(f"{path}{line}: {_said(error)}") from error
+        raise ConfigError(choices.fault(path, error)) from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"get_config in {path} must return what config.default(…) made")
     return plain(config, path)
@@ -139,7 +134,7 @@ def plain(config: ConfigDict, path: str) -> ConfigDict:
     try:
         strange = list(_strange(config))
     except Exception as error:  # it holds itself, or what is still to be given
-        raise ConfigError(f"get_config in {path}: {_said(error)}") from error
+        raise ConfigError(f"get_config in {path}: {choices.said(error)}") from error
     if strange:
         raise ConfigError(f"{strange[0]} in {path} is neither number, text nor list of these")
     return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
@@ -155,12 +150,6 @@ def _strange(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
             json.dumps(value)
         except (TypeError, ValueError):
             yield f"{prefix}{key}"
-
-
-def _said(error: BaseException) -> str:
-    """The kind of an error, and the first line of what it says."""
-    lines = traceback.format_exception_only(error)[-1].splitlines()
-    return lines[0].removeprefix("builtins.")
 
 
 def _without_method(arg: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dynadapt import backbones, files, model, tasks, tree, weights
+from dynadapt import backbones, choices, files, model, tasks, tree, weights
 from dynadapt import config as configs
 from dynadapt.data import Info, fields, labelled, loader, transforms
 from dynadapt.errors import CheckpointError, DynadaptError, TrainingError
@@ -206,7 +206,7 @@ def card(
     """All that an answer of the adapter in a fresh process needs, and what it came from."""
     return {
         "format": FORMAT,
-        "method": config.adapter.name,
+        "method": choices.title(config.adapter.name),
         "backbone": config.backbone.name,
         "weights": config.backbone.weights,
         "weights_sha256": weights_hash(config),
