@@ -46,6 +46,17 @@ def module(name: str) -> ModuleType:
     return choices.module(_HERE, name, "method")
 
 
+def give(path: str) -> None:
+    """Lets adapters in this process use the method in a file, whose code runs.
+
+    Raises:
+        ConfigError: for what is no file of a method.
+    """
+    if not choices.is_file(path) or choices.is_record(path):
+        raise ConfigError(f"the method {path!r} must be a file with the ending .py")
+    module(path)
+
+
 def settings(name: str) -> dict[str, Any]:
     """The method's settings and their defaults."""
     return choices.settings(module(name).adapt, skip=("backbone", "rngs"))

@@ -85,11 +85,9 @@ def method_option(options: flags.FlagValues) -> None:
 def give_method(options: flags.FlagValues) -> None:
     """Lets an adapter use the method in the file that the user names."""
     if options.method:
-        from dynadapt import adapters, choices
+        from dynadapt import adapters
 
-        if not choices.is_file(options.method) or choices.is_record(options.method):
-            raise ConfigError(f"--method={options.method} must be a file with the ending .py")
-        adapters.module(options.method)
+        adapters.give(options.method)
 
 
 def adapter_of(options: flags.FlagValues) -> Path:

@@ -62,6 +62,15 @@ def load(
     config = read_config(path, text)
     if found := problems(config):
         raise ConfigError(*found)
+    return overridden(config, overrides)
+
+
+def overridden(config: ConfigDict, overrides: list[str]) -> Any:
+    """The config changed, in place, by overrides such as `--config.a.b=value`.
+
+    Raises:
+        ConfigError: for an unknown field or a value of another type.
+    """
     check_overrides(config, overrides)
     values = flags.FlagValues()
     argv = ["dynadapt", *overrides]

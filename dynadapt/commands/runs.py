@@ -145,10 +145,11 @@ def _predict_options(options: flags.FlagValues) -> None:
 
 def _predict(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import predict
+    from dynadapt.runs import product
 
     counts(options, "batch")
     adapter, given = adapter_of(options), need(options, "images")
-    source = predict.find(given, predict.takes(adapter))
+    source = predict.find(given, predict.takes(product.read(adapter)))
     out = out_folder(options)
     result = predict.run(
         adapter, source, out, batch=options.batch, draw=options.pictures, weights=options.weights
