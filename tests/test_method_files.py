@@ -9,11 +9,11 @@ from dynadapt.main import main
 from tests.test_docs import GUIDE, blocks
 from tests.test_predict import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_compiling")]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, fast_compiling):
     """A run of the guide's method in a file, and that file."""
     folder = tmp_path_factory.mktemp("own")
     file = folder / "mine.py"

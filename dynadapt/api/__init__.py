@@ -24,7 +24,7 @@ def adapt(
     Called again it goes on from the last checkpoint, and a run that is complete is only loaded.
 
         model = dynadapt.adapt("quickstart:method=lora", "runs/lora", {"optim.lr": 0.01})
-        print(model.metrics["top1"])
+        print(model.card["method"], model.metrics)
 
     Args:
         config: the name of a config that comes with the package or a file, with its arguments
