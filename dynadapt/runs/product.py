@@ -95,6 +95,7 @@ def load(folder: Path, backbone: str = "") -> Product:
     if backbone:
         adapter.config.backbone.weights = backbone
     with _usable(folder):
+        _check_there(adapter)
         configs.check(adapter.config)
         check_backbone(adapter)
         task, config = adapter.task, adapter.config
@@ -188,6 +189,18 @@ def fit(kept: Mapping[str, Any], adapter: SavedAdapter) -> None:
         raise CheckpointError(
             f"the adapter in {adapter.folder} does not fit its model at {sorted(wrong)}"
         )
+
+
+def _check_there(adapter: SavedAdapter) -> None:
+    """Raises a CheckpointError that tells what to do where the backbone's weights are missing."""
+    if name := adapter.config.backbone.weights:
+        try:
+            weights.locate(name)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; the adapter in {adapter.folder} needs them: where they have moved, "
+                "give --weights=FILE"
+            ) from error
 
 
 def check_backbone(adapter: SavedAdapter) -> None:
