@@ -193,7 +193,7 @@ def expected(config: ConfigDict) -> tuple[int, str]:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy in which all that the config leaves to the backbone is said, and where weights lie.
+    """A copy in which all that the config leaves to the backbone is said, and where files lie.
 
     Raises:
         UnknownName: for a backbone that does not exist.
@@ -209,6 +209,7 @@ def _filled(config: ConfigDict, size: int, normalise: str) -> ConfigDict:
         made.input[part] = text if size or text == made.input[part] else ""  # clouds have no size
     made.input.normalise = made.input.normalise or normalise or "unit"
     made.backbone.weights = weights.absolute(made.backbone.weights)
+    made.adapter.name = choices.record(made.adapter.name)
     return made
 
 
@@ -355,6 +356,8 @@ def completed(values: dict[str, Any]) -> ConfigDict:
     left out.
     """
     given = from_plain(values)
+    if choices.is_file(given.adapter.name) and not choices.is_record(given.adapter.name):
+        raise ConfigError("its method is a file without a hash, which is never run")
     made = default(
         backbone=given.backbone.name,
         method=given.adapter.name,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dynadapt import inputs, model, processes, sharding
+from dynadapt import choices, inputs, model, processes, sharding
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError, MissingSplit, TrainingError
 from dynadapt.model import FINITE
@@ -195,7 +195,7 @@ def run(folder: Path, out: Path | None = None, data: str = "", weights: str = ""
         if records:
             records.finish(values)
     return {
-        "method": config.adapter.name,
+        "method": choices.title(config.adapter.name),
         "backbone": config.backbone.name,
         "data": config.data.name,
         "split": config.input.eval_split,

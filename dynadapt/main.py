@@ -1,6 +1,6 @@
 """The command `dynadapt`: parse, call one function, print, exit code.
 
-dynadapt train --config=configs/quickstart.py --workdir=runs/quickstart
+dynadapt train --config=quickstart --workdir=runs/quickstart
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from dynadapt import ending
+from dynadapt import __version__, ending
 from dynadapt.commands import COMMANDS
 from dynadapt.commands.base import Answer
 from dynadapt.errors import ConfigError, DynadaptError, MachineError, UnknownName, suggest
@@ -139,6 +139,10 @@ def dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         with writing():
             print(usage())
+        return 0
+    if argv[0] == "--version":
+        with writing():
+            print(f"dynadapt {__version__}")
         return 0
     name = argv[0]
     if name not in COMMANDS:

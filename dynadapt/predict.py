@@ -12,7 +12,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from dynadapt.errors import ConfigError, DataError, MachineError
 from dynadapt.runs import claims, product
 from dynadapt.runs.predictions import TABLE, place, shown, write_records
 from dynadapt.runs.stop import interruptible, stop_signal
+
+Batch = Mapping[str, np.ndarray]
 
 LOG = "predictions.jsonl"
 TELL = 10.0  # seconds between lines of progress
@@ -89,9 +91,12 @@ class CloudFiles:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.names[index]
-        points = cloud_files.read(self.root / name)
+        return {"points": self.prepare(cloud_files.read(self.root / name), name), "name": name}
+
+    def prepare(self, points: np.ndarray, name: str) -> np.ndarray:
+        """The cloud of some points float64 `n 3`, float32 `count 3`."""
         points = cloud_files.in_sphere(points) if self._unit else points
-        return {"points": np.float32(points[self._sample(len(points), name)]), "name": name}
+        return np.float32(points[self._sample(len(points), name)])
 
     def prepared(self, names: Sequence[str], trained: product.Product) -> "CloudFiles":
         """Some of them, as a product asks for them."""
@@ -109,12 +114,12 @@ def _field(trained: product.Product, name: str) -> Field:
 
 
 # Sources by the field that a backbone takes, and what their files are called like.
-_SOURCES = {"image": (Images, is_image), "points": (CloudFiles, cloud_files.is_cloud)}
+SOURCES = {"image": (Images, is_image), "points": (CloudFiles, cloud_files.is_cloud)}
 
 
-def takes(adapter: Path) -> str:
-    """The field that the backbone of an adapter takes; the errors of `runs.product.read`."""
-    return next(name for name in _SOURCES if name in product.read(adapter).info.fields)
+def takes(adapter: product.SavedAdapter) -> str:
+    """The field that the backbone of an adapter takes, `image` or `points`."""
+    return next(name for name in SOURCES if name in adapter.info.fields)
 
 
 def find(path: Path, field: str = "image") -> Images | CloudFiles:
@@ -129,7 +134,7 @@ def find(path: Path, field: str = "image") -> Images | CloudFiles:
     Raises:
         DataError: if there are none, or a listed one is not there.
     """
-    source, called = _SOURCES[field]
+    source, called = SOURCES[field]
 
     def fits(path: Path) -> bool:
         return called(path.name) and not path.name.startswith(".") and path.is_file()
@@ -224,35 +229,53 @@ def _answer(
     stop: Any,
 ) -> dict[str, str]:
     """Records the answers to all images; what is wrong with each broken one."""
+    size = inputs.eval_batch_size(batch, source, sharding.make_mesh())
+    transform = transforms.pipeline(trained.config.input.eval)
+    batches = loader.eval_batches(source, transform, batch_size=size, on_error="skip")
+    answers = make_answer(trained)
+    progress = Progress(len(source), source.what)
+    for given in interruptible(batches, stop):
+        for answer, example in each(given, answers(given), batches.about):
+            values, content = trained.task.record(answer, example)
+            stem = Path(example["name"]).with_suffix("").as_posix()
+            content = {place(stem, suffix): data for suffix, data in content.items()}
+            if draw:
+                image = shown(source[int(example["index"])])
+                picture = pictures.png(trained.task.draw(image, answer, example))
+                content[f"pictures/{stem}.png"] = picture
+            log.write(example["name"], values, content)
+        progress.tell(int((given["index"] >= 0).sum()))
+    return dict(batches.skipped)
+
+
+def make_answer(trained: product.Product) -> Callable[[Batch], Batch]:
+    """The function `answers(batch)` of a product, whose model is on the devices from now on.
+
+    Batches are as they come from the loader, and of a size that the devices share evenly; each
+    size is compiled once. Answers are the task's, `b …`.
+    """
     config, parts = trained.config, trained.parts
-    transform = transforms.pipeline(config.input.eval)
     mesh = sharding.make_mesh()
-    size = inputs.eval_batch_size(batch, source, mesh)
     kept = {"train": parts.train, "stats": parts.stats}
     kept = sharding.put_whole(kept, sharding.replicated(kept, mesh))
     frozen = sharding.put_whole(parts.frozen, sharding.frozen(parts.frozen, mesh))
-    batches = loader.eval_batches(source, transform, batch_size=size, on_error="skip")
     step = make_step(parts.graph, trained.task, config)
-    progress = Progress(len(source), source.what)
-    with jax.set_mesh(mesh):
-        for given in interruptible(batches, stop):
-            answers = step(kept, frozen, inputs.place(given, mesh))
-            answers = {k: sharding.local(v) for k, v in answers.items()}
-            for i in np.flatnonzero(given["mask"]):
-                index = int(given["index"][i])
-                row = {k: v[i] for k, v in given.items()}
-                example = {**row, **batches.about.pop(index)}
-                answer = {k: v[i] for k, v in answers.items()}
-                values, content = trained.task.record(answer, example)
-                stem = Path(example["name"]).with_suffix("").as_posix()
-                content = {place(stem, suffix): data for suffix, data in content.items()}
-                if draw:
-                    image = shown(source[index])
-                    picture = pictures.png(trained.task.draw(image, answer, example))
-                    content[f"pictures/{stem}.png"] = picture
-                log.write(example["name"], values, content)
-            progress.tell(int((given["index"] >= 0).sum()))
-    return dict(batches.skipped)
+
+    def answers(batch: Batch) -> Batch:
+        with jax.set_mesh(mesh):
+            found = step(kept, frozen, inputs.place(batch, mesh))
+        return {k: sharding.local(v) for k, v in found.items()}
+
+    return answers
+
+
+def each(
+    batch: Batch, answers: Batch, about: dict[int, dict[str, Any]]
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+    """Answer and example of each row of a batch that is no padding, as a task records them."""
+    for i in np.flatnonzero(batch["mask"]):
+        answer, row = ({k: v[i] for k, v in given.items()} for given in (answers, batch))
+        yield answer, {**row, **about.pop(int(row["index"]))}
 
 
 def make_step(graph: Any, task: Any, config: Any) -> Any:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynadapt import choices, evaluate, inputs, model, optim, processes, sharding, tasks
 from dynadapt import config as configs
-from dynadapt import evaluate, inputs, model, optim, processes, sharding, tasks
 from dynadapt.data import loader
 from dynadapt.errors import CheckpointError, TrainingError
 from dynadapt.runs import checkpoint, claims, product, workdir
@@ -175,7 +175,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
             leaves = jax.device_get(product.leaves(best(state)))
             card = product.save(folder / "adapter", leaves, card)
             result = {
-                "method": config.adapter.name,
+                "method": choices.title(config.adapter.name),
                 **values,
                 "headline": task.headline,
                 "beside": list(beside),

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dynadapt
 from dynadapt import files, pictures
 from dynadapt import main as entry
-from dynadapt.commands import COMMANDS
+from dynadapt.commands import COMMANDS, config_file
 from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
 
@@ -253,7 +254,11 @@ def test_help_shows_an_example_that_parses(name, command, tmp_path):
     for argument in options:  # every option in it is one that the command lists
         assert f"{argument.split('=')[0]}:" in out
         if argument.startswith("--config="):
-            assert (ROOT / argument.split("=", 1)[1]).is_file()
+            assert config_file.locate(argument.split("=", 1)[1])
+
+
+def test_the_version_is_told(command):
+    assert command("--version") == (0, f"dynadapt {dynadapt.__version__}\n", "")
 
 
 def test_help_of_all(command):

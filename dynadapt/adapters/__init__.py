@@ -37,8 +37,24 @@ def names() -> list[str]:
 
 
 def module(name: str) -> ModuleType:
-    """The method's module; UnknownName where there is none."""
+    """The method's module, or that of a method's file; UnknownName where there is none.
+
+    What `choices.record` writes of a file is found only where the user gave that file.
+    """
+    if choices.is_file(name):
+        return choices.file_module(name, "method", "adapt")
     return choices.module(_HERE, name, "method")
+
+
+def give(path: str) -> None:
+    """Lets adapters in this process use the method in a file, whose code runs.
+
+    Raises:
+        ConfigError: for what is no file of a method.
+    """
+    if not choices.is_file(path) or choices.is_record(path):
+        raise ConfigError(f"the method {path!r} must be a file with the ending .py")
+    module(path)
 
 
 def settings(name: str) -> dict[str, Any]:

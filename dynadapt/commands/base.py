@@ -52,7 +52,8 @@ class Command:
 
 def config_options(options: flags.FlagValues) -> None:
     """The option `--config`."""
-    text = "FILE.py:ARG, a module with get_config(arg); override fields with --config.a.b=value"
+    text = "NAME:ARG of a config that comes with the package, or FILE.py:ARG, a module with "
+    text += "get_config(arg); override fields with --config.a.b=value"
     flags.DEFINE_string("config", None, text, flag_values=options)
 
 
@@ -66,6 +67,33 @@ def config_of(options: flags.FlagValues, overrides: list[str], arg: str | None =
 def workdir_options(options: flags.FlagValues) -> None:
     """The option `--workdir`."""
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=options)
+
+
+def adapter_options(options: flags.FlagValues) -> None:
+    """What a command that reads an adapter must be told where its files have moved, or are code."""
+    text = "the backbone's weights, where they no longer lie where they lay in training"
+    flags.DEFINE_string("weights", "", text, flag_values=options)
+    method_option(options)
+
+
+def method_option(options: flags.FlagValues) -> None:
+    """The option `--method`."""
+    text = "the file of the adapter's method, where it is one of your own; its code runs"
+    flags.DEFINE_string("method", None, text, flag_values=options)
+
+
+def give_method(options: flags.FlagValues) -> None:
+    """Lets an adapter use the method in the file that the user names."""
+    if options.method:
+        from dynadapt import adapters
+
+        adapters.give(options.method)
+
+
+def adapter_of(options: flags.FlagValues) -> Path:
+    """The adapter of the run in `--workdir`."""
+    give_method(options)
+    return need(options, "workdir") / "adapter"
 
 
 def only(options: flags.FlagValues, what: str, *used: str) -> None:

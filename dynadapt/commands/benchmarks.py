@@ -10,8 +10,8 @@ from dynadapt.errors import ConfigError, UnknownName
 
 
 def _vtab_options(options: flags.FlagValues) -> None:
-    text = "FILE.py:ARG with protocols and grids; override fields with --config.a.b=value"
-    flags.DEFINE_string("config", "configs/vtab.py", text, flag_values=options)
+    text = "NAME:ARG or FILE.py:ARG, protocols and grids; override fields with --config.a.b=value"
+    flags.DEFINE_string("config", "vtab", text, flag_values=options)
     flags.DEFINE_string("workdir", None, "folder of the results", flag_values=options)
     text = "methods to run, variants such as iconformer:kernels=static, or all"
     flags.DEFINE_list("methods", None, text, flag_values=options)

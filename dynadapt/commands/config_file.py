@@ -1,11 +1,10 @@
-"""Config files with the overrides of a command line."""
+"""Configs, of a file or by name, with the overrides of a command line."""
 
 import functools
 import json
 import operator
 import re
 import runpy
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_flags import config_flags
 
+from dynadapt import choices
 from dynadapt import config as configs
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
+# The configs that come with the package, which are found by name.
+SHIPPED = Path(__file__).parents[1] / "configs"
 # What other libraries call a field.
 ALIASES = {
     **dict.fromkeys(("learning_rate", "learningrate", "blr"), "lr"),
@@ -44,7 +46,7 @@ def load(
     arg: str | None = None,
     problems: Callable[[Any], list[str]] = configs.field_problems,
 ) -> Any:
-    """The config of `given`, a `FILE:ARG`, with overrides such as `--config.a.b=value`.
+    """The config of `given`, a `FILE:ARG` or `NAME:ARG`, with overrides as `--config.a.b=value`.
 
     A further `arg` is joined to the file's own; a method that it names replaces the file's.
     `problems` tells what fields the config lacks, and which it should not have.
@@ -53,15 +55,22 @@ def load(
         ConfigError: for a file that can't be read, an unknown field or a value of another type.
     """
     if not given:
-        raise ConfigError("give a config: --config=configs/quickstart.py")
+        raise ConfigError("give a config: --config=quickstart")
     path, _, own = given.partition(":")
-    if not Path(path).is_file():
-        beside = Path(path).parent.glob("*.py") if Path(path).parent.is_dir() else []
-        raise ConfigError(f"no config file {path!r}; {suggest(path, map(str, beside))}")
+    path = locate(path)
     text = own if arg is None else ",".join(filter(None, (_without_method(own), arg)))
     config = read_config(path, text)
     if found := problems(config):
         raise ConfigError(*found)
+    return overridden(config, overrides)
+
+
+def overridden(config: ConfigDict, overrides: list[str]) -> Any:
+    """The config changed, in place, by overrides such as `--config.a.b=value`.
+
+    Raises:
+        ConfigError: for an unknown field or a value of another type.
+    """
     check_overrides(config, overrides)
     values = flags.FlagValues()
     argv = ["dynadapt", *overrides]
@@ -71,6 +80,30 @@ def load(
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(f"cannot set the config: {str(error).splitlines()[0]}") from error
     return values.config
+
+
+def names() -> list[str]:
+    """The configs that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.py"))
+
+
+def locate(given: str) -> str:
+    """The path of a config file, or of the config of that name that comes with the package.
+
+    Raises:
+        ConfigError: if there is neither, with the nearest of both.
+    """
+    path = Path(given)
+    if path.is_file():
+        return given
+    if given in names():
+        return str(SHIPPED / f"{given}.py")
+    if path.stem in names():  # a path in the repository, where there is only the package
+        near = f"did you mean {path.stem!r}?"
+    else:
+        beside = path.parent.glob("*.py") if path.parent.is_dir() else []
+        near = suggest(given, [*names(), *map(str, beside)])
+    raise ConfigError(f"no config file {given!r}, and none of that name; {near}")
 
 
 def check_overrides(config: ConfigDict, overrides: list[str]) -> None:
@@ -98,13 +131,8 @@ def read_config(path: str, arg: str) -> Any:
         config = get_config(arg) if arg else get_config()
     except (DynadaptError, KeyboardInterrupt):
         raise
-    except SyntaxError as error:
-        line = f", line {error.lineno}" if error.lineno else ""
-        raise ConfigError(f"{error.filename or path}{line}: {error.msg}") from error
     except BaseException as error:  # a file that ends the process is at fault, too
-        frames = traceback.extract_tb(error.__traceback__)
-        line = next((f", line {f.lineno}" for f in reversed(frames) if f.filename == path), "")
-        raise ConfigError(f"{path}{line}: {_said(error)}") from error
+        raise ConfigError(choices.fault(path, error)) from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"get_config in {path} must return what config.default(…) made")
     return plain(config, path)
@@ -115,7 +143,7 @@ def plain(config: ConfigDict, path: str) -> ConfigDict:
     try:
         strange = list(_strange(config))
     except Exception as error:  # it holds itself, or what is still to be given
-        raise ConfigError(f"get_config in {path}: {_said(error)}") from error
+        raise ConfigError(f"get_config in {path}: {choices.said(error)}") from error
     if strange:
         raise ConfigError(f"{strange[0]} in {path} is neither number, text nor list of these")
     return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
@@ -131,12 +159,6 @@ def _strange(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
             json.dumps(value)
         except (TypeError, ValueError):
             yield f"{prefix}{key}"
-
-
-def _said(error: BaseException) -> str:
-    """The kind of an error, and the first line of what it says."""
-    lines = traceback.format_exception_only(error)[-1].splitlines()
-    return lines[0].removeprefix("builtins.")
 
 
 def _without_method(arg: str) -> str:

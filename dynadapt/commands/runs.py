@@ -10,9 +10,13 @@ from absl import flags
 from dynadapt.commands.base import (
     Answer,
     Command,
+    adapter_of,
+    adapter_options,
     config_of,
     config_options,
     counts,
+    give_method,
+    method_option,
     need,
     out_folder,
     workdir_options,
@@ -45,12 +49,7 @@ def _eval_options(options: flags.FlagValues) -> None:
     flags.DEFINE_string("out", None, text, flag_values=options)
     text = "another place of labelled data of the same kind; by default that of the training"
     flags.DEFINE_string("data", "", text, flag_values=options)
-    _backbone_option(options)
-
-
-def _backbone_option(options: flags.FlagValues) -> None:
-    text = "the backbone's weights, where they no longer lie where they lay in training"
-    flags.DEFINE_string("weights", "", text, flag_values=options)
+    adapter_options(options)
 
 
 def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
@@ -124,7 +123,7 @@ def _eval(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt.runs import report
 
     out = out_folder(options) if options.out else None
-    adapter = need(options, "workdir") / "adapter"
+    adapter = adapter_of(options)
     result = evaluate.run(adapter, out, options.data, options.weights)
     if jax.process_index():
         return Answer(None)
@@ -141,15 +140,16 @@ def _predict_options(options: flags.FlagValues) -> None:
     flags.DEFINE_bool("pictures", False, text, flag_values=options)
     text = "images that are looked at together"
     flags.DEFINE_integer("batch", 32, text, flag_values=options)
-    _backbone_option(options)
+    adapter_options(options)
 
 
 def _predict(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import predict
+    from dynadapt.runs import product
 
     counts(options, "batch")
-    adapter, given = need(options, "workdir") / "adapter", need(options, "images")
-    source = predict.find(given, predict.takes(adapter))
+    adapter, given = adapter_of(options), need(options, "images")
+    source = predict.find(given, predict.takes(product.read(adapter)))
     out = out_folder(options)
     result = predict.run(
         adapter, source, out, batch=options.batch, draw=options.pictures, weights=options.weights
@@ -193,9 +193,15 @@ def _compare(options: flags.FlagValues, overrides: list[str]) -> Answer:
     return Answer(result, lambda: compare.show(result))
 
 
+def _verify_options(options: flags.FlagValues) -> None:
+    workdir_options(options)
+    method_option(options)
+
+
 def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt.runs import verify
 
+    give_method(options)
     rows = verify.run(need(options, "workdir"))
     bad = any(row["fault"] for row in rows)
     return Answer(rows, lambda: verify.show(rows), code=2 if bad else 0)
@@ -204,13 +210,13 @@ def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
 def _diagnose(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt.figures import diagnosis
 
-    result = diagnosis.run(need(options, "workdir") / "adapter", options.weights)
+    result = diagnosis.run(adapter_of(options), options.weights)
     return Answer(result, lambda: diagnosis.show(result))
 
 
 def _diagnose_options(options: flags.FlagValues) -> None:
     workdir_options(options)
-    _backbone_option(options)
+    adapter_options(options)
 
 
 def _figures_options(options: flags.FlagValues) -> None:
@@ -223,7 +229,7 @@ def _figures_options(options: flags.FlagValues) -> None:
     flags.DEFINE_integer("examples", None, text, flag_values=options)
     text = "folder of a run whose singular values are drawn beside this one's"
     flags.DEFINE_string("beside", None, text, flag_values=options)
-    _backbone_option(options)
+    adapter_options(options)
 
 
 def _figures(options: flags.FlagValues, overrides: list[str]) -> Answer:
@@ -232,6 +238,7 @@ def _figures(options: flags.FlagValues, overrides: list[str]) -> Answer:
     counts(options, "examples")
     out = out_folder(options) if options.out else None
     beside = need(options, "beside") if options.beside else None
+    give_method(options)
     result = figures.run(
         need(options, "workdir"), options.what, out, options.examples, beside, options.weights
     )
@@ -241,7 +248,7 @@ def _figures(options: flags.FlagValues, overrides: list[str]) -> Answer:
 COMMANDS = {
     "train": Command(
         "train an adapter and evaluate it; started again, it goes on where it was",
-        "dynadapt train --config=configs/quickstart.py --workdir=runs/quickstart",
+        "dynadapt train --config=quickstart --workdir=runs/quickstart",
         _train,
         _train_options,
     ),
@@ -259,7 +266,7 @@ COMMANDS = {
     ),
     "plan": Command(
         "show sites, trainable parameters, memory and FLOPs before anything runs",
-        "dynadapt plan --config=configs/quickstart.py",
+        "dynadapt plan --config=quickstart",
         _plan,
         _plan_options,
     ),
@@ -279,6 +286,6 @@ COMMANDS = {
         "compare all that a run wrote, and its backbone, with their hashes",
         "dynadapt verify --workdir=runs/quickstart",
         _verify,
-        workdir_options,
+        _verify_options,
     ),
 }

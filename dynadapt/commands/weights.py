@@ -4,7 +4,16 @@ import sys
 
 from absl import flags
 
-from dynadapt.commands.base import Answer, Command, counts, need, out_file, out_folder
+from dynadapt.commands.base import (
+    Answer,
+    Command,
+    counts,
+    give_method,
+    method_option,
+    need,
+    out_file,
+    out_folder,
+)
 from dynadapt.errors import ConfigError
 
 
@@ -21,12 +30,14 @@ def _convert_options(options: flags.FlagValues) -> None:
     flags.DEFINE_integer("image_size", None, text, flag_values=options)
     text = "of the values: float16, bfloat16 or float32; those of the source where none is given"
     flags.DEFINE_string("dtype", "", text, flag_values=options)
+    method_option(options)
 
 
 def _convert(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import convert
 
     counts(options, "heads", "image_size")
+    give_method(options)
     folder = convert.is_folder(options.to, need(options, "out"))
     out = out_folder(options) if folder else out_file(options)
     known = {k: options[k].value for k in ("heads", "image_size") if options[k].present}

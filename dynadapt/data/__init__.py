@@ -5,10 +5,9 @@ count from 0, negative ones from the end; a slice that runs past the end is an e
 """
 
 import contextlib
-import importlib
 import inspect
-import pkgutil
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,14 +116,12 @@ class Source(Protocol):
 
 def names() -> list[str]:
     """The data sets that `module` knows."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _PIPELINE)
+    return choices.names(sys.modules[__name__], skip=_PIPELINE)
 
 
 def module(name: str) -> ModuleType:
     """The module of the data set `name`; raises UnknownName."""
-    if name not in names():
-        raise UnknownName("data set", name, names())
-    return importlib.import_module(f"{__name__}.{name}")
+    return choices.module(sys.modules[__name__], name, "data set", skip=_PIPELINE)
 
 
 def parse(split: str) -> list[tuple[str, slice]]:

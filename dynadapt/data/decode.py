@@ -51,15 +51,18 @@ def is_image(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in suffixes()
 
 
-def decode(image: bytes | np.ndarray, name: str = "an image", orient: bool = False) -> np.ndarray:
-    """Any image file, or an array `h w`, `h w 1`, `h w 3` or `h w 4`, as uint8 `h w 3`.
+def decode(
+    image: bytes | Image.Image | np.ndarray, name: str = "an image", orient: bool = False
+) -> np.ndarray:
+    """An image file or picture of any kind, or an array `h w`, `h w 1`, `h w 3` or `h w 4`, as
+    uint8 `h w 3`.
 
     Transparency is dropped, of an animation the first picture stays, and grey of more than 8 bits
     is scaled to 8: whole numbers that fit 16 bits as such, real ones of 0 to 1 by 255, all others
     from their least to their greatest. What is not finite is 0.
 
     Args:
-        image: the file or the array.
+        image: the file, a picture of Pillow's or the array.
         name: what an error calls it.
         orient: whether to turn the picture as the file's EXIF block says that it was held; a
             malformed block turns nothing.
@@ -71,6 +74,12 @@ def decode(image: bytes | np.ndarray, name: str = "an image", orient: bool = Fal
         with _opened(image, name, formats()) as opened:
             opened.load()
             return _rgb(_turned(opened) if orient else opened)
+    if isinstance(image, Image.Image):
+        try:
+            image.load()
+        except Exception as error:  # what it was opened from may be broken
+            raise DataError(f"cannot decode {name}: {_reason(error)}") from error
+        return _rgb(_turned(image) if orient else image)
     image = np.asarray(image)
     if image.ndim == 2:
         image = image[..., None]

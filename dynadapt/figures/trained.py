@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dynadapt import data, inputs, model, sharding
+from dynadapt import choices, data, inputs, model, sharding
 from dynadapt.adapters.tadformer import FilteredLinear
 from dynadapt.attach import adapted
 from dynadapt.context import Context
@@ -62,7 +62,7 @@ class TrainedRun:
     @property
     def method(self) -> str:
         """Its name."""
-        return self.config.adapter.name
+        return choices.title(self.config.adapter.name)
 
     @property
     def state(self) -> tuple[Any, ...]:

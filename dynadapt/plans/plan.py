@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from dynadapt import attach, inputs, model, optim, sharding, tasks, tree
+from dynadapt import attach, choices, inputs, model, optim, sharding, tasks, tree
 from dynadapt import config as configs
 from dynadapt.errors import ConfigError, MachineError
 from dynadapt.plans import compiled
@@ -75,7 +75,7 @@ def of_step(
     args = arguments(config, spec, train, stats, frozen, optimizer, mesh)
     result = {
         "backbone": config.backbone.name,
-        "method": config.adapter.name,
+        "method": choices.title(config.adapter.name),
         "settings": dict(model.named(config, network.backbone).adapter),
         "machine": topology or f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "mesh": dict(mesh.shape),

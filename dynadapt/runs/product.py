@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dynadapt import backbones, files, model, tasks, tree, weights
+from dynadapt import backbones, choices, files, model, tasks, tree, weights
 from dynadapt import config as configs
 from dynadapt.data import Info, fields, labelled, loader, transforms
 from dynadapt.errors import CheckpointError, DynadaptError, TrainingError
@@ -95,6 +95,7 @@ def load(folder: Path, backbone: str = "") -> Product:
     if backbone:
         adapter.config.backbone.weights = backbone
     with _usable(folder):
+        _check_there(adapter)
         configs.check(adapter.config)
         check_backbone(adapter)
         task, config = adapter.task, adapter.config
@@ -190,6 +191,18 @@ def fit(kept: Mapping[str, Any], adapter: SavedAdapter) -> None:
         )
 
 
+def _check_there(adapter: SavedAdapter) -> None:
+    """Raises a CheckpointError that tells what to do where the backbone's weights are missing."""
+    if name := adapter.config.backbone.weights:
+        try:
+            weights.locate(name)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; the adapter in {adapter.folder} needs them: where they have moved, "
+                "give --weights=FILE"
+            ) from error
+
+
 def check_backbone(adapter: SavedAdapter) -> None:
     """Raises a CheckpointError unless the backbone's weights are those of the training."""
     name, wanted = adapter.config.backbone.weights, adapter.card["weights_sha256"]
@@ -206,7 +219,7 @@ def card(
     """All that an answer of the adapter in a fresh process needs, and what it came from."""
     return {
         "format": FORMAT,
-        "method": config.adapter.name,
+        "method": choices.title(config.adapter.name),
         "backbone": config.backbone.name,
         "weights": config.backbone.weights,
         "weights_sha256": weights_hash(config),

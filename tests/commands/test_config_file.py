@@ -88,6 +88,16 @@ def test_overrides_change_the_values_of_their_types():
     assert plain.optim.lr != 0.5 and not plain.backbone.scan
 
 
+def test_a_config_of_the_package_is_found_by_name_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"quickstart", "segment", "vtab"} <= set(config_file.names())
+    found = config_file.load("quickstart:method=lora", ["--config.seed=3"])
+    assert (found.adapter.name, found.data.name, found.seed) == ("lora", "digits", 3)
+    assert config_file.load("depth", []).task.name == "depth"  # it reads another one beside it
+    (tmp_path / "quickstart").write_text(Path(TINY).read_text())
+    assert config_file.load("quickstart:steps=5", []).optim.steps == 5  # a file wins
+
+
 def test_a_config_that_cannot_change_is_changed(tmp_path):
     file = tmp_path / "frozen.py"
     file.write_text(
@@ -119,7 +129,10 @@ def test_a_given_method_replaces_the_files():
         (None, [], "give a config"),
         ("", [], "give a config"),
         (TINY.replace("configs", "confgs"), [], "no config file .* did you mean .*configs_tiny.py"),
-        ("nowhere/at/all.py", [], "there is nothing to choose from"),
+        ("nowhere/at/all.py", [], "none of that name; choose one of depth, .*, quickstart, "),
+        ("quikstart", [], "no config file 'quikstart', .* did you mean 'quickstart'"),
+        ("recipes/vtab.py", [], "did you mean 'vtab'"),
+        ("quickstart:method=lorra", [], "unknown method 'lorra'; did you mean 'lora'"),
         (TINY, ["--config.adapter.rnk=4"], "'adapter.rnk'"),
         (TINY, ["--config.lr=4"], "did you mean 'optim.lr'"),
         (TINY, ["--config.seed=many"], "cannot set the config: .*seed"),

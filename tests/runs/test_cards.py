@@ -5,9 +5,10 @@ import json
 
 import pytest
 
+from dynadapt import choices
 from dynadapt import config as configs
 from dynadapt.data import labelled
-from dynadapt.errors import CheckpointError, UnknownName
+from dynadapt.errors import CheckpointError, ConfigError, UnknownName
 from dynadapt.runs import cards, product
 
 
@@ -96,3 +97,15 @@ def test_a_choice_that_is_gone(card):
     values["adapter"]["name"] = "lorra"
     with pytest.raises(UnknownName, match="did you mean 'lora'"):
         cards.config(values)
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_a_cards_code_is_not_run(record, card, tmp_path):
+    file, ran = tmp_path / "evil.py", tmp_path / "ran"
+    file.write_text(f"open({str(ran)!r}, 'w')\n\n\ndef adapt(backbone, *, rngs):\n    pass\n")
+    values = copy.deepcopy(card["config"])
+    values["adapter"]["name"] = choices.record(str(file)) if record else str(file)
+    part = "is code in the file" if record else "is a file without a hash"
+    with pytest.raises(ConfigError, match=part):
+        cards.config(values)
+    assert not ran.exists()
