@@ -18,13 +18,14 @@ from dynadapt.commands.config_file import read_config
 from dynadapt.errors import CheckpointError, ConfigError, DataError
 from dynadapt.main import main
 from tests import devices, products
-from tests.test_docs import all_blocks
+from tests.test_docs import all_blocks, blocks
 from tests.test_predict import TINY, photo
 
 DENSE = f"{devices.ROOT}/tests/configs_dense.py"
 CLOUDS = f"{devices.ROOT}/tests/configs_clouds.py"
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 PAGE = devices.ROOT / "docs" / "python.md"
+README = devices.ROOT / "README.md"
 
 
 def left(folder, file, arg):
@@ -261,8 +262,10 @@ def test_the_page_and_the_docstrings_run(tmp_path, monkeypatch, capsys):
             assert content == printed
             shown += 1
     assert shown == 3 and names["model"].card["method"] == "adaptformer"
+    for content in blocks(README, "python"):
+        exec(compile(content, str(README), "exec"), {})
+    assert capsys.readouterr().out.endswith("(2, 8, 8, 128)\n")
 
-    (tmp_path / "runs" / "own").rename(tmp_path / "runs" / "quickstart")
     documented = (dynadapt, api.adapt, api.load, api.Predictor.predict)
     code = [block for given in documented for block in examples(given.__doc__)]
     assert len(code) == len(documented)

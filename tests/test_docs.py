@@ -17,9 +17,12 @@ from dynadapt.commands import COMMANDS, config_file
 from dynadapt.figures import figures
 from dynadapt.layers import SameKey
 from dynadapt.main import main
+from dynadapt.plans import compare
+from dynadapt.sweep import protocol
 from tests import products
 
 ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "add_a_method.md"
 METHODS = ROOT / "docs" / "methods.md"
 SERVING = ROOT / "docs" / "serving.md"
@@ -156,7 +159,7 @@ def test_a_line_changes_the_method(name, options):
 @pytest.mark.slow
 def test_the_readme_compares_methods(capsys):
     line = "launch/local.sh plan --methods=all --backbone=vit_b16"
-    assert [line + "\n"] == [b for b in blocks(ROOT / "README.md", "bash") if "plan --methods" in b]
+    assert [line + "\n"] == [b for b in blocks(README, "bash") if "plan --methods" in b]
     assert main(shlex.split(line)[1:]) == 0
     out = capsys.readouterr().out
     assert all(f"│ {name} " in out for name in adapters.names())
@@ -195,31 +198,59 @@ def test_the_page_on_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, caps
     assert np.abs(logits["one"] - logits["two"]).max() > 1e-2
 
 
+def test_the_readme_says_what_adapts_what():
+    """Its table of methods and backbones is what `plan` refuses; its configs come along."""
+    text = README.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|(.*)\|$", text, re.MULTILINE)
+    found = {
+        name: [cell.strip() == "yes" for cell in cells.split("|")]
+        for names, cells in rows
+        for name in re.findall(r"`(\w+)`", names)
+        if name in adapters.names()
+    }
+    assert sorted(found) == adapters.names()
+    everyone = {name: {} for name in found}
+    for column, backbone in enumerate(("dinov2_b14", "sam_b16", "swin_t", "point_mae_s")):
+        refused = compare.refusals(backbone, everyone)
+        assert {n for n in found if not found[n][column]} == set(refused), backbone
+    tasks = re.findall(r"^\| [\w ,]+ \| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE)
+    named = re.findall(r"`(\w+)`", " ".join(tasks))
+    assert {*named} <= {*config_file.names()} and len(named) > 10
+
+
 def test_every_figure_has_a_line():
     rows = re.findall(r"^\| `(\w+)` \|", FIGURES.read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == list(figures.FIGURES)
 
 
 @pytest.mark.parametrize(
-    "document", [FIGURES, DENSE, POINTS, DETECTION, SEVERAL], ids=lambda p: p.name
+    "document", [README, FIGURES, DENSE, POINTS, DETECTION, SEVERAL], ids=lambda p: p.name
 )
 def test_commands_are_understood(document):
     lines = "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
     for line in (line for line in lines if not line.startswith("export ")):
         words = [word for word in shlex.split(line) if not word.startswith("EXTRAS=")]
+        if words[0] == "launch/test.sh":
+            continue
         command, *argv = words[1:]
+        if words[0] == "launch/vtab.sh":
+            command, argv = "vtab", ["run", command, *argv]
         overrides = [a for a in argv if a.startswith("--config.")]
         given = next((a.removeprefix("--config=") for a in argv if a.startswith("--config=")), "")
         if given:
             theirs = [a for a in overrides if "backbone.weights=weights/" not in a]
-            configs.check(config_file.load(str(ROOT / given), theirs))
+            if command == "vtab":
+                config_file.load(given, theirs, problems=protocol.field_problems)
+            else:
+                configs.check(config_file.load(given, theirs))
         options = flags.FlagValues()
         COMMANDS[command].define(options)
-        assert options(["", *[a for a in argv if a not in overrides]]) == [""]
+        left = options(["", *[a for a in argv if a not in overrides]])
+        assert left == ["", *(argv[:1] if command == "vtab" else [])]
 
 
 PAGES = [
-    ROOT / "README.md",
+    README,
     GUIDE,
     METHODS,
     SERVING,
