@@ -51,16 +51,17 @@ def draw(result: dict[str, Any], path: Path, form: str) -> None:
     points.set_xlabel("trained parameters without head")
     points.set_ylabel("mean of tasks, %")
     for axes in differences:
-        _differences(axes, paired)
+        gains(axes, paired, "mean of tasks")
     figure.savefig(path, format=form, dpi=150)
 
 
-def _differences(axes: Any, paired: list[dict[str, Any]]) -> None:
-    """A point and an interval for each method, the best on top."""
+def gains(axes: Any, paired: list[dict[str, Any]], over: str) -> None:
+    """A point and an interval for each method, the best on top; `over` is what the mean is of."""
     for place, row in enumerate(reversed(paired)):
         known = row["low"] is not None
         ends = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]] if known else None
         axes.errorbar([row["mean"]], [place], xerr=ends, fmt="o", color=COLOURS[0], capsize=3)
     axes.axvline(0.0, color="gray", linewidth=0.8)
+    axes.set_ylim(-0.6, len(paired) - 0.4)
     axes.set_yticks(range(len(paired)), [row["method"] for row in reversed(paired)], fontsize=7)
-    axes.set_xlabel(f"points over {paired[0]['against']}, mean of tasks and 95 % interval")
+    axes.set_xlabel(f"points over {paired[0]['against']}, {over} and 95 % interval")
