@@ -28,6 +28,7 @@ DENSE = ROOT / "docs" / "dense.md"
 DETECTION = ROOT / "docs" / "detection.md"
 SEVERAL = ROOT / "docs" / "multitask.md"
 POINTS = ROOT / "docs" / "points.md"
+SWEEPS = ROOT / "docs" / "sweeps.md"
 NAME = "mlp_affine"
 
 
@@ -201,7 +202,7 @@ def test_every_figure_has_a_line():
 
 
 @pytest.mark.parametrize(
-    "document", [FIGURES, DENSE, POINTS, DETECTION, SEVERAL], ids=lambda p: p.name
+    "document", [FIGURES, DENSE, POINTS, DETECTION, SEVERAL, SWEEPS], ids=lambda p: p.name
 )
 def test_commands_are_understood(document):
     lines = "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines()
@@ -215,7 +216,8 @@ def test_commands_are_understood(document):
             configs.check(config_file.load(str(ROOT / given), theirs))
         options = flags.FlagValues()
         COMMANDS[command].define(options)
-        assert options(["", *[a for a in argv if a not in overrides]]) == [""]
+        words = options(["", *[a for a in argv if a not in overrides]])[1:]
+        assert len(words) == len(COMMANDS[command].arguments) or COMMANDS[command].several
 
 
 PAGES = [
@@ -226,6 +228,7 @@ PAGES = [
     FIGURES,
     DENSE,
     POINTS,
+    SWEEPS,
     ROOT / "docs" / "dense_data.md",
     DETECTION,
     SEVERAL,

@@ -113,7 +113,12 @@ def _configs(
     for point in points:
         values = [f"--config.{field}={value}" for field, value in point.items()]
         arg = None if methods is None else f"method={name}"
-        found.append(config_file.load(spec, [*overrides, *own, *values], arg))
+        try:
+            found.append(config_file.load(spec, [*overrides, *own, *values], arg))
+        except ConfigError as error:
+            if len(methods or ()) < 2 or len(error.problems) > 1:
+                raise
+            raise ConfigError(f"{variant}: {error}") from error
     return found
 
 

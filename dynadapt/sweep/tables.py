@@ -18,7 +18,6 @@ from typing import Any
 from dynadapt import config as configs
 from dynadapt import files
 from dynadapt.errors import ConfigError, UnknownName
-from dynadapt.figures.canvas import COLOURS, blank
 from dynadapt.figures.canvas import write as write_figure
 from dynadapt.runs.journal import show_table
 from dynadapt.sweep import cells, paired, plots, render, results
@@ -27,6 +26,7 @@ from dynadapt.sweep.report import spread
 DEPTH = 3  # folders in each other in which runs are looked for
 # What a run is repeated with, and what the place of data or speed alone depends on.
 REPEATED = ("seed", "input.train_split", "input.eval_split", "data.fold", "data.path")
+SHOTS = re.compile(r"shots\((\d+), \*\)")
 FIGURES = ("trained", "trained_with_head", "backbone_parameters")
 
 
@@ -38,10 +38,11 @@ def make(folders: Sequence[Path], baseline: str = "") -> dict[str, Any]:
         baseline: a method that the others are compared with.
 
     Returns:
-        `tests`, each with `title`, `metric`, `better`, `beside`, `rows` (the best mean first:
-        `method`, `runs`, `scores`, `score`, `beside`, `trained`, `trained_with_head`,
-        `backbone_parameters`; a figure over runs is `{"mean", "std"}`) and `paired`, as of
-        `paired.against`; `runs`, a row for each run; `baseline`; `notes`, a sentence each.
+        `tests`, each with `title`, `metric`, `better`, `beside`, `shots` (0 for all examples),
+        `rows` (the best mean first: `method`, `runs`, `scores`, `score`, `beside`, `trained`,
+        `trained_with_head`, `backbone_parameters`; a figure over runs is `{"mean", "std"}`) and
+        `paired`, as of `paired.against`; `runs`, a row for each run; `baseline`; `notes`, a
+        sentence each.
 
     Raises:
         ConfigError: for a folder without finished runs, or a run that is there twice.
@@ -54,7 +55,7 @@ def make(folders: Sequence[Path], baseline: str = "") -> dict[str, Any]:
             f"there is no finished run in {', '.join(map(str, folders))}"
             + (f": {notes[0]}" if notes else "")
         )
-    tests = _by_test(runs)
+    tests = sorted(_by_test(runs), key=lambda own: _shots(own[0]))
     for own in tests:
         _name_methods(own)
     names = dict.fromkeys(run["label"] for run in runs)
@@ -223,7 +224,8 @@ def _part(runs: list[dict[str, Any]], baseline: str, notes: list[str]) -> dict[s
                 why = f": {some[0]['failed']}" if some[0]["failed"] else ""
                 notes.append(f"{len(some)} of {len(own)} runs of {label} {what}{why}")
     if not whole:
-        return dict(title=title, metric="", better="higher", beside=[], rows=[], paired=[])
+        nothing = dict(beside=[], rows=[], paired=[], shots=0)
+        return dict(title=title, metric="", better="higher", **nothing)
     first = whole[0]
     sign = 1 if first["better"] == "higher" else -1
     rows = []
@@ -237,7 +239,14 @@ def _part(runs: list[dict[str, Any]], baseline: str, notes: list[str]) -> dict[s
     rows.sort(key=lambda row: (-sign * row["score"]["mean"], row["method"]))
     compared = _compared(whole, baseline, first["better"], title, notes) if baseline else []
     known = dict(title=title, metric=first["metric"], better=first["better"])
+    known["shots"] = _shots(first)
     return {**known, "beside": list(first["beside"]), "rows": rows, "paired": compared}
+
+
+def _shots(run: dict[str, Any]) -> int:
+    """How many examples of each class a run was trained on; 0 for all."""
+    found = SHOTS.search(run["test"]["train"])
+    return int(found[1]) if found else 0
 
 
 def _title(run: dict[str, Any]) -> str:
@@ -314,7 +323,8 @@ def show(result: dict[str, Any]) -> None:
 
 
 def write(result: dict[str, Any], out: Path) -> None:
-    """Writes `report.csv`, `runs.csv`, `report.tex` and `report.png` in a folder.
+    """Writes `report.csv`, `runs.csv`, `report.tex` and `report.png` in a folder, and `shots.png`
+    where tests differ in their counts of shots.
 
     Raises:
         MachineError: for a disk that is full, or without the extra `[viz]`.
@@ -328,7 +338,15 @@ def write(result: dict[str, Any], out: Path) -> None:
             ("report.tex", _latex(result)),
         ):  # fmt: skip
             files.write_bytes(out / name, text.encode())
-    write_figure(_drawn(result), out / "report.png")
+    whole = [part for part in result["tests"] if part["rows"]]
+    curves: dict[str, dict[int, Any]] = {}
+    for part in whole:
+        if part["shots"]:
+            curves.setdefault(SHOTS.sub("shots", part["title"]), {})[part["shots"]] = part
+    curves = {title: own for title, own in curves.items() if len(own) > 1}
+    for name, drawn in (("report", plots.strips(whole)), ("shots", plots.curves(curves))):
+        if drawn is not None:
+            write_figure(drawn, out / f"{name}.png")
 
 
 def _flat_rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -364,29 +382,3 @@ def _latex(result: dict[str, Any]) -> str:
         rows = [map(str, _cells(part, row, " ± ")) for row in part["rows"]]
         lines += render.booktabs(part["title"], columns, rows)
     return "\n".join(lines) + "\n"
-
-
-def _drawn(result: dict[str, Any]) -> Any:
-    """A strip for each test: every run and the means, and differences beside them."""
-    parts = [part for part in result["tests"] if part["rows"]]
-    compared = any(part["paired"] for part in parts)
-    height = sum(0.8 + 0.3 * max(len(part["rows"]), 3) for part in parts)
-    figure = blank(11 if compared else 7, height)
-    grid = figure.subplots(len(parts), 2 if compared else 1, squeeze=False)
-    for part, axes in zip(parts, grid, strict=True):
-        for place, row in enumerate(reversed(part["rows"])):
-            values = row["scores"]
-            axes[0].plot(values, [place] * len(values), "o", color=COLOURS[4], alpha=0.6)
-            look = dict(fmt="D", color=COLOURS[0], capsize=4, markersize=5)
-            axes[0].errorbar(row["score"]["mean"], place, xerr=row["score"]["std"] or 0.0, **look)
-        names = [row["method"] for row in reversed(part["rows"])]
-        axes[0].set_yticks(range(len(names)), names, fontsize=8)
-        axes[0].set_ylim(-0.6, len(names) - 0.4)
-        axes[0].set_title(part["title"], fontsize=9, loc="left")
-        axes[0].set_xlabel(f"{part['metric']}, {part['better']} is better", fontsize=8)
-        if part["paired"]:
-            over = part["paired"][0]["over"]
-            plots.gains(axes[1], part["paired"], f"mean of {over}")
-        elif compared:
-            axes[1].axis("off")
-    return figure

@@ -42,6 +42,10 @@ MISTAKES = {
     "method": ([*RUN, "--methods=lorra"], "'lora'"),
     "variant": ([*RUN, "--methods=lora:rnk=2"], "'adapter.rank'"),
     "grid": ([*RUN, "--grid=optim.lr"], "must be such as --grid=optim.lr=1e-3,1e-2"),
+    "a method's field": (
+        [*RUN, "--methods=lora,linear", "--grid=adapter.rank=2,4"],
+        "linear: unknown config field",
+    ),
     "field of the grid": ([*RUN, "--grid=lr=1,2"], "did you mean 'optim.lr'"),
     "value of the grid": ([*RUN, "--grid=optim.lr=1e-3,fast"], "lr=fast must be a number"),
     "rate of the grid": ([*RUN, "--grid=optim.lr=1e-3,-1"], "optim.lr must be above 0, not -1"),

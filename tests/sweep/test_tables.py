@@ -197,6 +197,22 @@ def test_what_is_written(folds, tmp_path, capsys):
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_shots_are_a_curve(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    for count in (4, 16):  # by name, 16 comes before 4
+        for seed in (0, 1):
+            c = made(seed=seed, input__train_split=f"train|shots({count}, {seed})")
+            fake_runs.leave(tmp_path / "runs" / f"{count}-{seed}", c, 50.0 + count + seed)
+    figures = []
+    monkeypatch.setattr(tables, "write_figure", lambda figure, path: figures.append((path, figure)))
+    result = tables.make([tmp_path / "runs"])
+    assert [part["shots"] for part in result["tests"]] == [4, 16]
+    tables.write(result, tmp_path / "out")
+    assert [path.name for path, _ in figures] == ["report.png", "shots.png"]
+    (axes,) = figures[1][1].axes
+    assert axes.get_lines()[0].get_xydata().tolist() == [[4.0, 54.5], [16.0, 66.5]]
+
+
 def test_json_answers_and_words_are_folders(folds, capsys):
     argv = ["report", str(folds / "lora"), str(Path(folds) / "ssf"), "--json"]
     assert main(argv) == 0
