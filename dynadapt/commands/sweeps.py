@@ -149,7 +149,7 @@ def _report(options: flags.FlagValues, overrides: list[str]) -> Answer:
 COMMANDS = {
     "sweep": Command(
         "train methods over grids, seeds, folds or shots on any config, every run once",
-        "dynadapt sweep run --config=configs/quickstart.py --methods=lora,ssf "
+        "dynadapt sweep run --config=quickstart --methods=lora,ssf "
         "--grid=optim.lr=1e-2,1e-3 --folds=5 --workdir=runs/folds",
         _sweep,
         _sweep_options,
