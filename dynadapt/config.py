@@ -270,7 +270,7 @@ def check(config: ConfigDict) -> None:
     ):
         need(value in known, f"unknown {kind} {value!r}; {suggest(value, known)}")
     i, o = config.input, config.optim
-    values = _flat(config.to_dict())
+    values = flat(config.to_dict())
     for name, interval in RANGES.items():
         fits = choices.inside(values[name], interval)
         need(fits, f"{name} must be {choices.words(interval)}, not {values[name]}")
@@ -322,15 +322,19 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 def digest(config: ConfigDict | dict[str, Any]) -> str:
     """SHA-256 of all that touches the result."""
     values = plain(config) if isinstance(config, ConfigDict) else config
-    kept = {k: v for k, v in _flat(values).items() if not tree.matches_any(FREE, k)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(counted(values), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def counted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a plain config that touch the result, by their whole names."""
+    return {k: v for k, v in flat(values).items() if not tree.matches_any(FREE, k)}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Fields of two plain configs that differ and touch the result: their old and new values."""
-    a, b = _flat(old), _flat(new)
-    names = [k for k in sorted({*a, *b}) if not tree.matches_any(FREE, k)]
-    return {k: (a.get(k), b.get(k)) for k in names if a.get(k) != b.get(k)}
+    a, b = counted(old), counted(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
 def shown(changes: Mapping[str, tuple[Any, Any]]) -> str:
@@ -339,11 +343,12 @@ def shown(changes: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(rows[:5]) + (", …" if len(rows) > 5 else "")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a plain config by the whole names of their fields."""
     found = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found

@@ -174,8 +174,12 @@ def dispatch(argv: list[str]) -> int:
     plain = [a for a in rest if not a.startswith("-")]
     for argument, value in zip(command.arguments, plain, strict=False):
         options[argument].value = value
+    words = plain[len(command.arguments) :]
+    if command.several and words:
+        options[command.several].value = words
+        words = []
     strangers = [a for a in rest if a.startswith("-") and a not in overrides]
-    for stranger in strangers + plain[len(command.arguments) :]:
+    for stranger in strangers + words:
         raise ConfigError(
             f"unknown option {stranger!r} of {name}; {suggest(stranger, _flags(options))}"
         )

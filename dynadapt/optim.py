@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import types
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dynadapt import tree
@@ -141,6 +143,18 @@ def make(o: Any, steps: Any, train: Any, layers: Layers) -> Optimizer:
     parts.append(optax.partition(groups, factor))
     parts.append(optax.scale_by_learning_rate(schedule(o, steps)))
     return Optimizer(optax.chain(*parts), places)
+
+
+def hyper(o: Any, steps: int) -> dict[str, np.float32]:
+    """The values that `traced` takes: all that a grid varies and one program serves."""
+    names = ("lr", *(["weight_decay"] if o.weight_decay else []))
+    return {"steps": np.float32(steps), **{name: np.float32(o[name]) for name in names}}
+
+
+def traced(o: Any, values: Any, train: Any, layers: Layers) -> Optimizer:
+    """The optimizer of `make` whose rate, decay and number of steps are `values`, as of `hyper`."""
+    own = {**o, **{name: value for name, value in values.items() if name in o}}
+    return make(types.SimpleNamespace(**own), values["steps"], train, layers)
 
 
 def decays(o: Any, path: str, leaf: Any, layers: Layers) -> bool:

@@ -21,8 +21,13 @@ COLLAPSED = 0.1
 
 
 def make_step(graph: Any, task: Any, optimizer: Any, config: Any) -> Any:
-    """The jitted `step(state, frozen, batch, key) -> (state, logs)`; the state is donated."""
-    return jax.jit(pure_step(graph, task, lambda hyper: optimizer, config), donate_argnums=0)
+    """The jitted `step(state, frozen, batch, key) -> (state, logs)`; the state is donated.
+
+    Where `optimizer` is a function that makes it of the values in `hyper`, these are the step's
+    fifth argument: one program then serves all rates and lengths.
+    """
+    optimizer_of = optimizer if callable(optimizer) else lambda hyper: optimizer
+    return jax.jit(pure_step(graph, task, optimizer_of, config), donate_argnums=0)
 
 
 def pure_step(graph: Any, task: Any, optimizer_of: Callable[[Hyper], Any], config: Any) -> Any:

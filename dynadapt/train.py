@@ -65,8 +65,10 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     graph, train, stats, frozen = model.split(network, config)
     counts = workdir.counts(train, frozen)
     del network
-    optimizer = optim.make(config.optim, steps, train, model.layers(config))
-    state = initial_state(train, stats, optimizer, config)
+    rates = optim.hyper(config.optim, steps)
+    shapes, layers = jax.eval_shape(lambda: train), model.layers(config)
+    optimizer_of = functools.partial(optim.traced, config.optim, train=shapes, layers=layers)
+    state = initial_state(train, stats, optimizer_of(rates), config)
     state = sharding.put_whole(state, sharding.state(state, mesh))
     frozen = sharding.put_whole(frozen, sharding.frozen(frozen, mesh))
 
@@ -87,10 +89,10 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
         ) as journal:
             for line in [*seen, *([f"going on from step {done}"] if done else [])]:
                 journal.say(line)
-            step = make_step(graph, task, optimizer, config)
+            step = make_step(graph, task, optimizer_of, config)
             eval_step = evaluate.make_step(graph, task, config)
             key = jax.random.fold_in(jax.random.key(config.seed), 3)
-            key = sharding.put_whole(key, sharding.replicated(key, mesh))
+            key, rates = (sharding.put_whole(x, sharding.replicated(x, mesh)) for x in (key, rates))
 
             def evaluation(out: Path | None = None) -> dict[str, Any]:
                 pieces = inputs.eval_batches(config, tested, mesh, task)
@@ -135,7 +137,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 if done and evaluation_due():
                     evaluate_now()
                 for batch, position in ahead:
-                    state, logs = step(state, frozen, batch, key)
+                    state, logs = step(state, frozen, batch, key, rates)
                     done += 1
                     speed.begin(done, logs)
                     losses.append(logs)
@@ -178,7 +180,10 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 "method": choices.title(config.adapter.name),
                 **values,
                 "headline": task.headline,
+                "better": task.better,
                 "beside": list(beside),
+                "train_data": split.source.info.fingerprint,
+                "eval_data": tested.source.info.fingerprint,
                 **counts,
                 "adapter_bytes": card["bytes"],
                 "images_per_second": round(speed.mean(config.input.batch_size), 1),

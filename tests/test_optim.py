@@ -65,6 +65,24 @@ def updates(o, grads=None, steps=100):
     return tree.leaves(found), state
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_rates_that_are_arguments_are_those_of_the_config(decay):
+    o = settings(weight_decay=decay, warmup=0.25, lr=0.03)
+    values = optim.hyper(o, 20)
+    assert set(values) == {"steps", "lr", *(["weight_decay"] if decay else [])}
+
+    def thrice(own):
+        state, found = own.init(TRAIN), TRAIN
+        for _ in range(3):
+            found, state = updated(own, TRAIN, state, found)
+        return tree.leaves(found)
+
+    own = jax.jit(lambda v: thrice(optim.traced(o, v, TRAIN, LAYERS)))(values)
+    wanted = jax.jit(lambda: thrice(optim.make(o, 20, TRAIN, LAYERS)))()
+    for path, value in wanted.items():
+        np.testing.assert_allclose(own[path], value, rtol=1e-6, err_msg=path)
+
+
 def test_warm_up_is_linear_then_a_cosine_to_zero():
     rate = optim.schedule(settings(lr=2.0, warmup=0.2), 50)
     np.testing.assert_allclose([rate(n) for n in (0, 1, 5, 10)], [0, 0.2, 1, 2], atol=1e-6)

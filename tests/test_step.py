@@ -75,6 +75,20 @@ def ready(c, normed=False):
     )
 
 
+def test_one_program_serves_all_rates_and_lengths():
+    texts = []
+    for rate, steps in ((1e-2, 10), (3e-2, 20)):
+        c = settings("lora", lr=rate, steps=steps)
+        task, graph, frozen, _, state, _ = ready(c)
+        train, layers = state["train"], model.layers(c)
+        tx_of = functools.partial(optim.traced, c.optim, train=train, layers=layers)
+        rates = optim.hyper(c.optim, steps)
+        key = jax.random.key(0)
+        run = step.make_step(graph, task, tx_of, c)
+        texts.append(run.lower(state, frozen, batch(0), key, rates).as_text())
+    assert texts[0] == texts[1]
+
+
 def values(x):
     return {path: np.array(v) for path, v in tree.leaves(x).items()}
 

@@ -41,6 +41,7 @@ class Command:
         run: gets the options and the `--config.…` overrides.
         define: adds the command's options.
         arguments: names of what is given without `--`, in order; they become options too.
+        several: the option, a list, that is given all further words without `--`.
     """
 
     help: str
@@ -48,6 +49,7 @@ class Command:
     run: Callable[[flags.FlagValues, list[str]], Answer]
     define: Callable[[flags.FlagValues], None]
     arguments: tuple[str, ...] = ()
+    several: str = ""
 
 
 def config_options(options: flags.FlagValues) -> None:

@@ -106,6 +106,35 @@ def locate(given: str) -> str:
     raise ConfigError(f"no config file {given!r}, and none of that name; {near}")
 
 
+def rows(given: str | None) -> dict[str, list[str]]:
+    """The rows of a table that a config file offers, each with the `FILE:ARG` of its draws.
+
+    They are what `get_rows(arg)` returns: by title, the arguments of `get_config` for each draw of
+    the row's data. A file without it is one row, without a title.
+
+    Raises:
+        ConfigError: for a file that can't be read, or rows of another form.
+    """
+    if not given:
+        return {"": [given]}  # `load` says what is wrong
+    path, _, arg = given.partition(":")
+    path = locate(path)
+    get_rows = called(path, lambda: runpy.run_path(path).get("get_rows"))
+    if get_rows is None:
+        return {"": [given]}
+    found = called(path, lambda: get_rows(arg or None))
+    if (
+        not isinstance(found, Mapping)
+        or not found
+        or not all(
+            isinstance(title, str) and args and all(isinstance(a, str) for a in args)
+            for title, args in found.items()
+        )
+    ):
+        raise ConfigError(f"get_rows in {path} must return {{title: [arguments of get_config]}}")
+    return {title: [f"{path}:{a}" for a in args] for title, args in found.items()}
+
+
 def check_overrides(config: ConfigDict, overrides: list[str]) -> None:
     """Raises a ConfigError for an unknown field, and for a value that is of another type."""
     known = configs.fields(config)
@@ -124,18 +153,27 @@ def check_overrides(config: ConfigDict, overrides: list[str]) -> None:
 
 def read_config(path: str, arg: str) -> Any:
     """What `get_config(arg)` of a file returns; a fault of the file is named with its line."""
-    try:
+
+    def made() -> Any:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
             raise ConfigError(f"the config file {path} has no function get_config(arg)")
-        config = get_config(arg) if arg else get_config()
+        return get_config(arg) if arg else get_config()
+
+    config = called(path, made)
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"get_config in {path} must return what config.default(…) made")
+    return plain(config, path)
+
+
+def called(path: str, function: Callable[[], Any]) -> Any:
+    """What a function of a config file returns; a fault of the file is named with its line."""
+    try:
+        return function()
     except (DynadaptError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a file that ends the process is at fault, too
         raise ConfigError(choices.fault(path, error)) from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"get_config in {path} must return what config.default(…) made")
-    return plain(config, path)
 
 
 def plain(config: ConfigDict, path: str) -> ConfigDict:

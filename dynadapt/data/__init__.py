@@ -1,7 +1,8 @@
 """Data sets: one module each, with `source(split, **settings)`, found by its module name.
 
 A split is written `name`, `name[a:b]` or a sum of these: `train[:800]+validation[:200]`. Positions
-count from 0, negative ones from the end; a slice that runs past the end is an error.
+count from 0, negative ones from the end; a slice that runs past the end is an error. Behind it may
+stand parts that have its mix of classes, such as `train|rest(0, 5)`: see `dynadapt.data.parts`.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dynadapt import choices
+from dynadapt.data import parts
 from dynadapt.data.fields import Field
 from dynadapt.data.lists import nfc, read_lines
 from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
@@ -27,8 +29,8 @@ from dynadapt.errors import DataError, MissingSplit, UnknownName, suggest
 _PIPELINE = (
     *("annotated", "arguments", "class_folders", "cloud_files", "cloud_sources", "colours"),
     *("decode", "derived", "fields", "frames", "geometric", "hdf5", "images", "listing", "lists"),
-    *("loader", "maps", "matlab", "objects", "outlines", "pairs", "solids", "structured"),
-    *("surfaces", "transforms"),
+    *("loader", "maps", "matlab", "objects", "outlines", "pairs", "parts", "solids"),
+    *("structured", "surfaces", "transforms"),
 )
 MAX_CLASSES = 1_000_000  # of a set; each has a name, and a row in a head
 _PART = re.compile(r"([\w.\-]+)(?:\[(-?\d{1,18})?:(-?\d{1,18})?\])?")
@@ -246,7 +248,7 @@ def from_config(section: Any, split: str, classes: tuple[str, ...] = ()) -> Sour
 
     Args:
         section: of a config.
-        split: to be read.
+        split: to be read, with its parts.
         classes: names of the classes that the labels are to count, in their order, where they are
             known: from the training split, or from a product.
 
@@ -260,8 +262,9 @@ def from_config(section: Any, split: str, classes: tuple[str, ...] = ()) -> Sour
     read = module(name).source
     if classes and "classes" in inspect.signature(read).parameters:
         given["classes"] = classes
+    whole, taken = parts.cut(split)
     with reading(name):
-        source = read(split, **given)
+        source = parts.take(read(whole, **given), taken)
     if classes and source.info.classes != classes:
         strange = [c for c in source.info.classes if c not in classes] or source.info.classes
         raise DataError(

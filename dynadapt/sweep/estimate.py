@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynadapt import backbones, evaluate, model, optim, tasks
-from dynadapt.data import loader, numbered, transforms
+from dynadapt.data import Info, loader, numbered, transforms
 from dynadapt.plans import compiled
 from dynadapt.runs.journal import show_table
 from dynadapt.step import initial_state, make_step
@@ -34,7 +34,8 @@ def run(given: sweep.Sweep) -> dict[str, Any]:
         for name in given.tasks:
             size = sweep.bucket(known[name].classes)
             if size not in costs:
-                costs[size] = cost(given.configs[method], size)
+                side = backbones.config(given.backbone).image_size
+                costs[size] = cost(given.configs[method], numbered(size, side))
             step, image = costs[size]
             points = len(protocol.grid(given.config, method, name))
             p = given.config.protocol
@@ -55,10 +56,9 @@ def run(given: sweep.Sweep) -> dict[str, Any]:
     }
 
 
-def cost(config: Any, classes: int) -> tuple[int, int]:
-    """FLOPs of a training step and of an image in an evaluation, from shapes alone."""
-    info = numbered(classes, backbones.config(config.backbone.name).image_size)
-    spec = loader.spec(info, transforms.pipeline(""), config.input.batch_size)
+def cost(config: Any, info: Info) -> tuple[int, int]:
+    """FLOPs of a training step and of an example in an evaluation, from shapes alone."""
+    spec = loader.spec(info, transforms.pipeline(config.input.train), config.input.batch_size)
     task = tasks.from_config(config.task, info)
     graph, train, stats, frozen = model.split(model.abstract(config, task, spec), config)
     optimizer = optim.make(config.optim, 1, train, model.layers(config))
@@ -66,7 +66,7 @@ def cost(config: Any, classes: int) -> tuple[int, int]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = make_step(graph, task, optimizer, config)
     step = compiled.matmul_flops(step, state, frozen, spec, key)
-    one = loader.spec(info, transforms.pipeline(""), 1)
+    one = loader.spec(info, transforms.pipeline(config.input.eval), 1)
     test = evaluate.make_step(graph, task, config)
     return step, compiled.matmul_flops(test, {"train": train, "stats": stats}, frozen, one)
 

@@ -51,16 +51,77 @@ def draw(result: dict[str, Any], path: Path, form: str) -> None:
     points.set_xlabel("trained parameters without head")
     points.set_ylabel("mean of tasks, %")
     for axes in differences:
-        _differences(axes, paired)
+        gains(axes, paired, "mean of tasks")
     figure.savefig(path, format=form, dpi=150)
 
 
-def _differences(axes: Any, paired: list[dict[str, Any]]) -> None:
-    """A point and an interval for each method, the best on top."""
+def gains(axes: Any, paired: list[dict[str, Any]], over: str) -> None:
+    """A point and an interval for each method, the best on top; `over` is what the mean is of."""
     for place, row in enumerate(reversed(paired)):
         known = row["low"] is not None
         ends = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]] if known else None
         axes.errorbar([row["mean"]], [place], xerr=ends, fmt="o", color=COLOURS[0], capsize=3)
     axes.axvline(0.0, color="gray", linewidth=0.8)
+    axes.set_ylim(-0.6, len(paired) - 0.4)
     axes.set_yticks(range(len(paired)), [row["method"] for row in reversed(paired)], fontsize=7)
-    axes.set_xlabel(f"points over {paired[0]['against']}, mean of tasks and 95 % interval")
+    axes.set_xlabel(f"points over {paired[0]['against']}, {over} and 95 % interval")
+
+
+def strips(parts: list[dict[str, Any]]) -> Any:
+    """A strip for each test: every run and the means, and differences beside them; None for none.
+
+    Args:
+        parts: tests with rows, as of `tables.make`.
+    """
+    if not parts:
+        return None
+    compared = any(part["paired"] for part in parts)
+    height = sum(0.8 + 0.3 * max(len(part["rows"]), 3) for part in parts)
+    figure = blank(11 if compared else 7, height)
+    grid = figure.subplots(len(parts), 2 if compared else 1, squeeze=False)
+    for part, axes in zip(parts, grid, strict=True):
+        for place, row in enumerate(reversed(part["rows"])):
+            values = row["scores"]
+            axes[0].plot(values, [place] * len(values), "o", color=COLOURS[4], alpha=0.6)
+            look = dict(fmt="D", color=COLOURS[0], capsize=4, markersize=5)
+            axes[0].errorbar(row["score"]["mean"], place, xerr=row["score"]["std"] or 0.0, **look)
+        names = [row["method"] for row in reversed(part["rows"])]
+        axes[0].set_yticks(range(len(names)), names, fontsize=8)
+        axes[0].set_ylim(-0.6, len(names) - 0.4)
+        axes[0].set_title(part["title"], fontsize=9, loc="left")
+        axes[0].set_xlabel(f"{part['metric']}, {part['better']} is better", fontsize=8)
+        if part["paired"]:
+            over = part["paired"][0]["over"]
+            gains(axes[1], part["paired"], f"mean of {over}")
+        elif compared:
+            axes[1].axis("off")
+    return figure
+
+
+def curves(groups: dict[str, dict[int, dict[str, Any]]]) -> Any:
+    """The mean of each method over the counts of shots; None for no groups.
+
+    Args:
+        groups: by title, the tests by their count of shots.
+    """
+    if not groups:
+        return None
+    figure = blank(7, 4 * len(groups))
+    rows = figure.subplots(len(groups), squeeze=False)[:, 0]
+    for axes, (title, parts) in zip(rows, groups.items(), strict=True):
+        found: dict[str, list[tuple[int, float, float]]] = {}
+        for count in sorted(parts):
+            for row in parts[count]["rows"]:
+                place = count, row["score"]["mean"], row["score"]["std"] or 0.0
+                found.setdefault(row["method"], []).append(place)
+        for i, (method, places) in enumerate(sorted(found.items())):
+            x, mean, deviation = zip(*places, strict=True)
+            look = dict(color=COLOURS[i % len(COLOURS)], marker=MARKS[i // len(COLOURS) % 3])
+            axes.errorbar(x, mean, deviation, label=method, capsize=3, **look)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(parts), map(str, sorted(parts)))
+        axes.set_xlabel("examples of each class")
+        axes.set_ylabel(next(iter(parts.values()))["metric"])
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.legend(fontsize=8)
+    return figure

@@ -5,7 +5,6 @@ the frozen half. Letters: `k` cells, `m` examples in memory, `b` batch.
 """
 
 import math
-import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -85,9 +84,7 @@ class Population:
 
     def optimizer(self, hyper: dict[str, Array]) -> Any:
         """The optimizer for the rate, the decay and the number of steps in `hyper`."""
-        own = {**self.config.optim, **{k: hyper[k] for k in ("lr", "weight_decay")}}
-        layers = model.layers(self.config)
-        return optim.make(types.SimpleNamespace(**own), hyper["steps"], self.shapes, layers)
+        return optim.traced(self.config.optim, hyper, self.shapes, model.layers(self.config))
 
     def hyper(self, cells: Sequence[dict[str, float]]) -> dict[str, Array]:
         """The values of k cells, for the programs."""

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Rows = list[list[Any]]
@@ -143,18 +144,22 @@ def latex(result: dict[str, Any]) -> str:
             lines.append(" & ".join(cells) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
     if result["paired"]:
-        title, columns, rows = tables(result, r" \pm ")[-1]
-        lines += [
-            "\\begin{table}",
-            f"\\caption{{{_escaped(title)}}}",
-            "\\begin{tabular}{lrrr}",
-            "\\toprule",
-            *(" & ".join(map(_escaped, row)) + r" \\" for row in (columns, *rows)),
-            "\\bottomrule",
-            "\\end{tabular}",
-            "\\end{table}",
-        ]
+        lines += booktabs(*tables(result, r" \pm ")[-1])
     return "\n".join(lines) + "\n"
+
+
+def booktabs(title: str, columns: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a LaTeX table whose first column is text."""
+    return [
+        "\\begin{table}",
+        f"\\caption{{{_escaped(title)}}}",
+        f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+        "\\toprule",
+        *(" & ".join(map(_escaped, row)) + r" \\" for row in (columns, *rows)),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+    ]
 
 
 def _math(value: dict[str, Any] | None, sign: str) -> str:

@@ -31,19 +31,25 @@ COMMON = (
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-    """All lines of `<workdir>/results.jsonl`.
+    """All lines of `<workdir>/results.jsonl`, of a sweep of a suite.
 
     Raises:
         ConfigError: if there is no such file.
         DataError: for a line that is not whole, or is not a result; it names the line.
     """
+    found = lines(workdir)
+    for number, line in enumerate(found, start=1):
+        _check(line, number, Path(workdir) / FILE)
+    return found
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """All lines of `<workdir>/results.jsonl`, of any sweep; raises as `read` does."""
     path = Path(workdir) / FILE
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:
-        raise ConfigError(
-            f"there is no {path}; `dynadapt vtab run --workdir={workdir}` writes it"
-        ) from None
+        raise ConfigError(f"there is no {path}: no cell of a sweep is finished there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     if not text:
@@ -61,13 +67,16 @@ def _parsed(text: str, number: int, path: Path) -> dict[str, Any]:
         raise DataError(f"line {number} of {path} is broken: {text[:60]!r}") from None
     if not isinstance(line, dict):
         raise DataError(f"line {number} of {path} is not a result: {text[:60]!r}")
-    line = with_score(line)
+    return with_score(line)
+
+
+def _check(line: dict[str, Any], number: int, path: Path) -> None:
+    """Raises a DataError for a line that is no result of a suite."""
     for name, kind in FIELDS.items():
         if name not in line:
             raise DataError(f"line {number} of {path} has no field {name!r}")
         if not isinstance(line[name], kind) or isinstance(line[name], bool):
             raise DataError(f"line {number} of {path} has {name}={line[name]!r}")
-    return line
 
 
 def with_score(line: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ GIVEN = {
     "data": ["status", "offline"],
     "plan": ["--methods=lora"],
     "predict": ["--workdir=run"],
+    "sweep": ["run"],
     "vtab": ["run"],
 }
 
