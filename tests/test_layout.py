@@ -19,7 +19,7 @@ ROOMS = (
     {"commands"},
     {"bench"},
     {"sweep"},
-    {"plans", "figures"},
+    {"plans", "figures", "release"},
     {"train", "predict", "serving", "convert"},
     {"evaluate"},
     {"runs"},
@@ -256,7 +256,14 @@ def test_tests_mirror_the_package():
     for path in modules():
         inside = path.relative_to(PACKAGE)
         folder = inside.parent.as_posix()
-        if folder in (".", "data", "plans", "runs", "weights") and not inside.stem.startswith("__"):
+        if folder in (
+            ".",
+            "data",
+            "plans",
+            "release",
+            "runs",
+            "weights",
+        ) and not inside.stem.startswith("__"):
             test = ROOT / "tests" / inside.with_name(f"test_{inside.name}")
             if not test.exists():
                 faults.append(f"{place(path)}: has no {test.relative_to(ROOT)}")

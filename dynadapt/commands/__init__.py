@@ -3,6 +3,6 @@
 Jobs are imported when their command runs: `dynadapt --help` starts no JAX.
 """
 
-from dynadapt.commands import benchmarks, runs, weights
+from dynadapt.commands import benchmarks, release, runs, weights
 
-COMMANDS = {**runs.COMMANDS, **weights.COMMANDS, **benchmarks.COMMANDS}
+COMMANDS = {**runs.COMMANDS, **weights.COMMANDS, **release.COMMANDS, **benchmarks.COMMANDS}

@@ -1,0 +1,50 @@
+"""Handing a model on: as a program, as a card, through the hub."""
+
+from absl import flags
+
+from dynadapt.commands.base import Answer, Command, need, out_folder, workdir_options
+
+
+def _export_options(options: flags.FlagValues) -> None:
+    workdir_options(options)
+    flags.DEFINE_string("out", None, "folder, empty or not there yet", flag_values=options)
+    text = "machines that the program shall run on"
+    flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], text, flag_values=options)
+    text = "fold the adapter into the weights, where its method can"
+    flags.DEFINE_bool("merge", False, text, flag_values=options)
+    text = "the backbone's weights, where they no longer lie where they lay in training"
+    flags.DEFINE_string("weights", "", text, flag_values=options)
+
+
+def _export(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt.release import export
+
+    adapter, out = need(options, "workdir") / "adapter", out_folder(options)
+    merge, weights = options.merge, options.weights
+    card = export.run(adapter, out, options.platforms, merge=merge, weights=weights)
+    return Answer(card, lambda: export.show(card, out))
+
+
+def _card(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt.release import model_card
+
+    file = model_card.write(need(options, "workdir") / "adapter")
+    return Answer(
+        {"file": str(file)}, lambda: print(f"wrote {file}; read it before you publish it")
+    )
+
+
+COMMANDS = {
+    "export": Command(
+        "write a run's whole model as one program that jax alone runs, for CPU, GPU and TPU",
+        "dynadapt export --workdir=runs/quickstart --out=model",
+        _export,
+        _export_options,
+    ),
+    "card": Command(
+        "write a model card for a run's adapter: adapter/README.md",
+        "dynadapt card --workdir=runs/quickstart",
+        _card,
+        workdir_options,
+    ),
+}
