@@ -58,11 +58,13 @@ BANNED_IMPORTS = (
     "flax.nnx.scan",
     "flax.nnx.Optimizer",
 )
-# What opens connections, and who may: downloads are in one module, and the hosts of a run meet.
+# What opens connections, and who may: weights are downloaded in one module, adapters go to and
+# from the hub in another, and the hosts of a run meet.
 NETWORK = {
     **dict.fromkeys(("http", "urllib.request", "urllib.error"), {"plans/weights_table.py"}),
     **dict.fromkeys(("socket", "socketserver"), {"processes.py"}),
-    **dict.fromkeys(("aiohttp", "ftplib", "httpx", "huggingface_hub", "requests"), set()),
+    "huggingface_hub": {"release/hub.py"},
+    **dict.fromkeys(("aiohttp", "ftplib", "httpx", "requests"), set()),
     **dict.fromkeys(("smtplib", "ssl", "urllib3", "xmlrpc"), set()),
 }
 DRAWERS = {"util", "utils", "helper", "helpers", "misc"}

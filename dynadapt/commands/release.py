@@ -2,7 +2,8 @@
 
 from absl import flags
 
-from dynadapt.commands.base import Answer, Command, need, out_folder, workdir_options
+from dynadapt.commands.base import Answer, Command, need, only, out_folder, workdir_options
+from dynadapt.errors import ConfigError, UnknownName
 
 
 def _export_options(options: flags.FlagValues) -> None:
@@ -34,6 +35,34 @@ def _card(options: flags.FlagValues, overrides: list[str]) -> Answer:
     )
 
 
+def _hub_options(options: flags.FlagValues) -> None:
+    workdir_options(options)
+    text = "owner/name; of pull also owner/name@revision"
+    flags.DEFINE_string("repo", None, text, flag_values=options)
+    flags.DEFINE_bool("private", False, "of push: hide it from others", flag_values=options)
+    text = "of pull: folder that gets the adapter, in adapter/"
+    flags.DEFINE_string("out", None, text, flag_values=options)
+
+
+def _hub(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt.release import hub
+
+    what = options["what"].value
+    if what not in ("push", "pull"):
+        raise UnknownName("part of hub", str(what), ("push", "pull"))
+    if not options.repo:
+        raise ConfigError("give --repo=owner/name")
+    if what == "push":
+        only(options, "hub push", "workdir", "repo", "private")
+        adapter = need(options, "workdir") / "adapter"
+        result = hub.push(adapter, options.repo, private=options.private)
+        return Answer(result, lambda: hub.show_pushed(result))
+    only(options, "hub pull", "repo", "out")
+    out = out_folder(options)
+    result = hub.pull(options.repo, out)
+    return Answer(result, lambda: hub.show_pulled(result, out))
+
+
 COMMANDS = {
     "export": Command(
         "write a run's whole model as one program that jax alone runs, for CPU, GPU and TPU",
@@ -46,5 +75,12 @@ COMMANDS = {
         "dynadapt card --workdir=runs/quickstart",
         _card,
         workdir_options,
+    ),
+    "hub": Command(
+        "push a run's adapter to the Hugging Face hub, or pull one from there",
+        "dynadapt hub push --workdir=runs/quickstart --repo=owner/name --private",
+        _hub,
+        _hub_options,
+        ("what",),
     ),
 }
