@@ -81,7 +81,7 @@ def run(
     network = nnx.merge(*trained.parts)
     if merge:
         adapters.merge(network.backbone, trained.config.adapter.name)
-    program, values = made(trained, network, platforms)
+    program, values = made(trained, network, tuple(dict.fromkeys(platforms)))
     card = {
         "format": FORMAT,
         **described.model(trained, program),
