@@ -58,7 +58,7 @@ class Context:
         self.record(name, value)
         if self.probe != "mean":
             return value
-        mask = jnp.ones(len(value)) if self.mask is None else self.mask
+        mask = jnp.ones(value.shape[0]) if self.mask is None else self.mask
         share = (mask / mask.sum()).astype(value.dtype)
         return jnp.broadcast_to(jnp.einsum("b...,b->...", value, share)[None], value.shape)
 
@@ -105,7 +105,7 @@ def dropout(x: Array, rate: float, ctx: Context, name: str, *, channels: bool = 
     """
     if not ctx.train or rate == 0.0 or ctx.key is None:
         return x
-    shape = (len(x), *(1,) * (x.ndim - 2), x.shape[-1]) if channels else x.shape
+    shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if channels else x.shape
     kept = jax.random.bernoulli(ctx.random(name), 1.0 - rate, shape)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype))
 

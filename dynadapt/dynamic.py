@@ -8,7 +8,7 @@ say (`dynadapt bench dynamic`). Letters: `b` batch, `h w` map, `r` channels, `k`
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
 Array = jax.Array
 
@@ -121,6 +121,10 @@ def full(x: Array, kernel: Array) -> Array:
     Returns:
         `b h w s` in the dtype of `x`, summed in float32.
     """
+    # Vmapped, the convolution has a group for each instance: a number, which `b` is not while a
+    # program for any batch size is written.
+    if export.is_symbolic_dim(x.shape[0]):
+        return _full_by_taps(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=_full_on_cpu, default=full_reference)
 
 
@@ -132,6 +136,11 @@ def _full_on_cpu(x: Array, kernel: Array) -> Array:
     """One convolution after another on large maps; else a batched product for each tap."""
     if x.shape[1] * x.shape[2] >= LARGE:
         return lax.map(lambda pair: full_one(*pair), (x, kernel))
+    return _full_by_taps(x, kernel)
+
+
+def _full_by_taps(x: Array, kernel: Array) -> Array:
+    """The sum over taps of the product of a shifted map with the tap's matrix, all batched."""
     kernel = kernel.astype(x.dtype)
     taps = (
         jnp.einsum("bhwr,brs->bhws", view, kernel[:, i, j], preferred_element_type=jnp.float32)

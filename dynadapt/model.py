@@ -65,7 +65,7 @@ def variance(features: Any, mask: Array | None = None) -> Array:
     seen = last.mean(tuple(range(1, last.ndim - 1)))
     if features.tokens.shape[1]:
         seen = features.tokens[:, 0].astype(jnp.float32)
-    mask = jnp.ones(len(seen)) if mask is None else mask
+    mask = jnp.ones(seen.shape[0]) if mask is None else mask
     share = (mask / jnp.maximum(mask.sum(), 1.0))[:, None]
     centre = (share * seen).sum(0)
     # Differences, since squares of large means cancel.

@@ -100,9 +100,14 @@ class CloudFiles:
 
     def prepared(self, names: Sequence[str], trained: product.Product) -> "CloudFiles":
         """Some of them, as a product asks for them."""
-        data = trained.config.data
-        unit = data.get("unit", getattr(data_sets.module(data.name), "UNIT", True))
-        return CloudFiles(self.root, names, _field(trained, "points").size[0], unit)
+        count = _field(trained, "points").size[0]
+        return CloudFiles(self.root, names, count, in_unit_sphere(trained.config))
+
+
+def in_unit_sphere(config: Any) -> bool:
+    """Whether the clouds of a config's data are centred and scaled into the unit sphere."""
+    data = config.data
+    return data.get("unit", getattr(data_sets.module(data.name), "UNIT", True))
 
 
 def _field(trained: product.Product, name: str) -> Field:

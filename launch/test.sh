@@ -7,7 +7,7 @@ set -euo pipefail
 CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
 
-extras=test,dev,viz,coco,clouds
+extras=test,dev,viz,coco,clouds,export
 # libtpu compiles for TPUs that aren't here; it exists for this platform alone.
 if [ "$(uname -sm)" = "Linux x86_64" ]; then extras=$extras,tpu; fi
 install_dynadapt "$extras"

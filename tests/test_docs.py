@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "add_a_method.md"
 METHODS = ROOT / "docs" / "methods.md"
+HANDING_ON = ROOT / "docs" / "handing_on.md"
 SERVING = ROOT / "docs" / "serving.md"
 FIGURES = ROOT / "docs" / "figures.md"
 DENSE = ROOT / "docs" / "dense.md"
@@ -226,7 +227,7 @@ def test_every_figure_has_a_line():
 
 @pytest.mark.parametrize(
     "document",
-    [README, FIGURES, DENSE, POINTS, DETECTION, SEVERAL, SWEEPS],
+    [README, FIGURES, DENSE, POINTS, DETECTION, SEVERAL, SWEEPS, HANDING_ON],
     ids=lambda p: p.name,
 )
 def test_commands_are_understood(document):
@@ -257,6 +258,7 @@ PAGES = [
     GUIDE,
     METHODS,
     SERVING,
+    HANDING_ON,
     FIGURES,
     DENSE,
     POINTS,

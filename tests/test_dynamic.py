@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from dynadapt import dynamic
 
@@ -171,6 +172,16 @@ def test_full_convolution_in_bfloat16(side):
     assert [v.dtype for v in half] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
     for own, exact in zip(half, value_and_gradients(dynamic.full, x, kernel, g), strict=True):
         assert relative(own, exact) < 5e-3
+
+
+@pytest.mark.parametrize("side", [5, 33])
+def test_full_convolution_is_written_for_any_batch_on_all_platforms(side):
+    x, kernel, _ = draw_full(2, b=3, h=side, w=side)
+    (b,) = export.symbolic_shape("b")
+    shapes = (jax.ShapeDtypeStruct((b, *v.shape[1:]), v.dtype) for v in (x, kernel))
+    program = export.export(jax.jit(dynamic.full), platforms=["cpu", "cuda", "tpu"])(*shapes)
+    wanted = dynamic.full_reference(x, kernel)
+    np.testing.assert_allclose(program.call(x, kernel), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_cost_of_full_convolution_is_linear_in_the_batch():

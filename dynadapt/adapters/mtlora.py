@@ -149,7 +149,7 @@ def check_alone(branch: Branch) -> None:
 
 def spread(x: Array, tasks: int) -> Array:
     """Tokens `b n d` as the stream of every task, `b t n d`."""
-    return jnp.broadcast_to(x[:, None], (len(x), tasks, *x.shape[1:]))
+    return jnp.broadcast_to(x[:, None], (x.shape[0], tasks, *x.shape[1:]))
 
 
 def one_by_one(f: Callable[[Array], Array], streams: Array) -> Array:

@@ -58,7 +58,7 @@ class DynamicFilter(ICoN):
     def filtered(self, u: Array, ctx: Context, pieces: int) -> Array:
         """Streams `b*m t n r`, the map's tokens convolved; leading ones pass."""
         leading, m = split_map(u.reshape(-1, *u.shape[2:]), ctx)
-        m = dynamic.depthwise(m, self.given(self(m), len(u) // pieces, ctx))
+        m = dynamic.depthwise(m, self.given(self(m), u.shape[0] // pieces, ctx))
         return join_map(leading, m).reshape(u.shape)
 
     def given(self, kernels: Array, b: int, ctx: Context) -> Array:
@@ -80,9 +80,11 @@ class StaticFilter(nnx.Module):
     def filtered(self, u: Array, ctx: Context, pieces: int) -> Array:
         """Streams `b*m t n r`, the map's tokens convolved; leading ones pass."""
         leading, m = split_map(u.reshape(-1, *u.shape[2:]), ctx)
-        taps = jnp.broadcast_to(self.taps[...][None], (len(u), *self.taps.shape))
+        taps = jnp.broadcast_to(self.taps[...][None], (u.shape[0], *self.taps.shape))
         m = dynamic.depthwise(m, taps.reshape(-1, *taps.shape[2:]))
-        bias = jnp.broadcast_to(self.bias[...].astype(u.dtype)[None], (len(u), *self.bias.shape))
+        bias = jnp.broadcast_to(
+            self.bias[...].astype(u.dtype)[None], (u.shape[0], *self.bias.shape)
+        )
         m = m + bias.reshape(-1, 1, 1, bias.shape[-1])
         return join_map(leading, m).reshape(u.shape)
 
@@ -192,7 +194,7 @@ def attend(attn: Attention, prompts: Array, x: Array, ctx: Context) -> tuple[Pie
 
 def mean_of_pieces(y: Array, pieces: Pieces) -> Array:
     """Prompts `b*m p d` of all pieces of an image: `b p d`."""
-    return y.reshape(len(y) // pieces.count, pieces.count, *y.shape[1:]).mean(1)
+    return y.reshape(y.shape[0] // pieces.count, pieces.count, *y.shape[1:]).mean(1)
 
 
 def weighted(f: Array, weights: Array) -> Array:
@@ -225,7 +227,7 @@ class PromptedStreams(mtlora.Streams):
         if not self.count:
             return x[:, :0], x
         prompts = self.prompts[...].astype(x.dtype)
-        return jnp.broadcast_to(prompts[None], (len(x), *prompts.shape)), x
+        return jnp.broadcast_to(prompts[None], (x.shape[0], *prompts.shape)), x
 
     def end(self, number: int, streams: tuple[Array, Array | None]) -> Array:
         out, skip = streams

@@ -113,16 +113,16 @@ class WindowAttention(Attention):
 
     def cut(self, x: Array, ctx: Context) -> Pieces:
         """The tokens in windows, each a piece."""
-        b, (side, shift) = len(x), self.windows(ctx.grid)
+        b, (side, shift) = x.shape[0], self.windows(ctx.grid)
         x, grid = self.split_windows(x.reshape(b, *ctx.grid, -1), side, shift)
         mask = windows.shift_mask(grid, side, shift) if shift else None
 
         def back(y: Array) -> Array:
             y = self.merge_windows(y, side, shift, grid, ctx.grid)
-            return y.reshape(len(y), -1, y.shape[-1])
+            return y.reshape(y.shape[0], -1, y.shape[-1])
 
         inside, pairs = ctx.replace(grid=(side, side)), (self.bias(side), mask)
-        return Pieces(x, len(x) // b, inside, pairs, back)
+        return Pieces(x, x.shape[0] // b, inside, pairs, back)
 
     def windows(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Side and shift of the windows on a map of this size."""
@@ -270,12 +270,12 @@ class Backbone(nnx.Module):
         for number, stage in enumerate(self.stages):
             options = dict(scan=c.scan, remat=c.remat, first=first, depth=sum(c.depths))
             x = fold(stage.blocks, x, ctx, **options)
-            maps.append(self.level(x, number, ctx).reshape(len(x), *ctx.grid, -1))
+            maps.append(self.level(x, number, ctx).reshape(x.shape[0], *ctx.grid, -1))
             first += len(stage.blocks)
             if number + 1 < len(self.stages):
                 x, ctx = stage.merge(x, ctx), stage.merge.behind(ctx)
         return Features(
-            tuple(maps), jnp.zeros((len(x), 0, self.dim), x.dtype), ctx.tape, self.strides
+            tuple(maps), jnp.zeros((x.shape[0], 0, self.dim), x.dtype), ctx.tape, self.strides
         )
 
     def entered(self, images: Array, ctx: Context) -> tuple[Array, Context]:

@@ -174,7 +174,7 @@ class Backbone(nnx.Module):
             )
             first = level + 1
             y = self.norm(x, ctx) if c.final_norm and first == len(self.blocks) else x
-            maps.append(y[:, -grid[0] * grid[1] :].reshape(len(y), *grid, c.dim))
+            maps.append(y[:, -grid[0] * grid[1] :].reshape(y.shape[0], *grid, c.dim))
         return Features(tuple(maps), y[:, : self.prefix], ctx.tape, self.strides)
 
     def entered(self, images: Array, ctx: Context) -> tuple[Array, Context]:

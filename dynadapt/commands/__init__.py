@@ -3,6 +3,12 @@
 Jobs are imported when their command runs: `dynadapt --help` starts no JAX.
 """
 
-from dynadapt.commands import benchmarks, runs, sweeps, weights
+from dynadapt.commands import benchmarks, release, runs, sweeps, weights
 
-COMMANDS = {**runs.COMMANDS, **sweeps.COMMANDS, **weights.COMMANDS, **benchmarks.COMMANDS}
+COMMANDS = {
+    **runs.COMMANDS,
+    **sweeps.COMMANDS,
+    **weights.COMMANDS,
+    **release.COMMANDS,
+    **benchmarks.COMMANDS,
+}

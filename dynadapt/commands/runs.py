@@ -199,10 +199,12 @@ def _verify_options(options: flags.FlagValues) -> None:
 
 
 def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt.release import export
     from dynadapt.runs import verify
 
     give_method(options)
-    rows = verify.run(need(options, "workdir"))
+    folder = need(options, "workdir")
+    rows = export.verify(folder) if export.is_folder(folder) else verify.run(folder)
     bad = any(row["fault"] for row in rows)
     return Answer(rows, lambda: verify.show(rows), code=2 if bad else 0)
 
@@ -283,7 +285,7 @@ COMMANDS = {
         _figures_options,
     ),
     "verify": Command(
-        "compare all that a run wrote, and its backbone, with their hashes",
+        "compare all that a run or an export wrote, and a run's backbone, with their hashes",
         "dynadapt verify --workdir=runs/quickstart",
         _verify,
         _verify_options,

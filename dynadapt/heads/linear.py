@@ -47,4 +47,4 @@ class LinearHead(nnx.Module):
         last = features.maps[-1].astype(jnp.float32)
         if self.pool == "mean":
             return last.mean(tuple(range(1, last.ndim - 1)))
-        return largest(last.reshape(len(last), -1, last.shape[-1]))
+        return largest(last.reshape(last.shape[0], -1, last.shape[-1]))

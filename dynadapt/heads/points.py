@@ -82,4 +82,4 @@ class ReconstructionHead(nnx.Module):
     def __call__(self, features: Any, ctx: Context) -> tuple[Array, Array]:
         groups, token = (x.astype(jnp.float32) for x in (features.maps[-1], features.tokens[:, 0]))
         points, whole = self.points(groups, ctx), self.whole(token, ctx)
-        return points.reshape(*groups.shape[:2], -1, 3), whole.reshape(len(token), -1, 3)
+        return points.reshape(*groups.shape[:2], -1, 3), whole.reshape(token.shape[0], -1, 3)

@@ -53,7 +53,7 @@ class BatchNorm(StoredNorm):
             return super().__call__(x, ctx)
         axes = tuple(range(x.ndim - 1))
         wide = x.astype(jnp.float32)
-        mask = jnp.ones(len(x)) if ctx.mask is None else (ctx.mask > 0).astype(jnp.float32)
+        mask = jnp.ones(x.shape[0]) if ctx.mask is None else (ctx.mask > 0).astype(jnp.float32)
         mask = mask.reshape(-1, *(1,) * (x.ndim - 1))
         count = mask.sum() * (x[0, ..., 0].size)
         mean = (wide * mask).sum(axes) / jnp.maximum(count, 1.0)

@@ -17,7 +17,7 @@ RULES = ("antialias", "cubic", "offset", "linear")
 
 def resize(x: Array, size: tuple[int, int]) -> Array:
     """Maps `b h w c` at `size`, bilinear: half-pixel centres, borders repeated, no antialiasing."""
-    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "bilinear", antialias=False)
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear", antialias=False)
 
 
 def resample(grid: Array, old: tuple[int, int], new: tuple[int, int], rule: str) -> Array:

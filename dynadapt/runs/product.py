@@ -290,19 +290,20 @@ def _written(
         "file_sha256": files.sha256(file),
         "tensor_sha256": {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in tensors.items()},
     }
-    written["card_sha256"] = _card_hash(written)
+    written["card_sha256"] = card_hash(written)
     files.write_json(folder / CARD, written)
     return written
 
 
-def _card_hash(card: Mapping[str, Any]) -> str:
+def card_hash(card: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a card holds besides its own `card_sha256`."""
     values = {k: v for k, v in card.items() if k != "card_sha256"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def faults(folder: Path, card: Mapping[str, Any]) -> Iterator[str]:
     """All that does not agree with the card's hashes."""
-    if card.get("card_sha256") != _card_hash(card):
+    if card.get("card_sha256") != card_hash(card):
         yield f"{CARD} was changed"
     file = folder / TENSORS
     if not file.is_file():

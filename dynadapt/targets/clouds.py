@@ -74,7 +74,7 @@ def moved(key: Array, clouds: Array, count: int | None = None) -> Array:
         count: of draws: one for each cloud where none is given, or 1 for all of them.
     """
     to_scale, to_shift = jax.random.split(key)
-    shape = (count or len(clouds), 1, 3)
+    shape = (count or clouds.shape[0], 1, 3)
     scale = jax.random.uniform(to_scale, shape, minval=SCALES[0], maxval=SCALES[1])
     shift = jax.random.uniform(to_shift, shape, minval=-SHIFT, maxval=SHIFT)
     return clouds * scale + shift

@@ -215,11 +215,11 @@ class Task:
 def _flat(outputs: Outputs) -> list[tuple[Array, Array, Array]]:
     """Of each level logits `b hw c`, deltas `b hw 4` and logits of the centerness `b hw`."""
     maps = zip(outputs.classes, outputs.boxes, outputs.centerness, strict=True)
-    flat = [[x.reshape(len(x), -1, x.shape[-1]) for x in level] for level in maps]
+    flat = [[x.reshape(x.shape[0], -1, x.shape[-1]) for x in level] for level in maps]
     return [(classes, boxes, centred[..., 0]) for classes, boxes, centred in flat]
 
 
 def _extent(batch: Batch) -> Array:
     """(h, w) that each picture fills of its canvas, `b 2`: all of it where nothing is said."""
     size = jnp.asarray(batch["image"].shape[1:3])
-    return batch.get("extent", jnp.broadcast_to(size[None], (len(batch["mask"]), 2)))
+    return batch.get("extent", jnp.broadcast_to(size[None], (batch["image"].shape[0], 2)))

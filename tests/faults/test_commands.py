@@ -15,6 +15,7 @@ GIVEN = {
     "convert": ["in.safetensors", "out.safetensors"],
     "data": ["status", "offline"],
     "plan": ["--methods=lora"],
+    "hub": ["push"],
     "predict": ["--workdir=run"],
     "sweep": ["run"],
     "vtab": ["run"],

@@ -154,7 +154,7 @@ def test_an_adapter_that_names_a_builder_of_elsewhere(asked, tmp_path, capsys):
     card = tmp_path / "adapter" / "adapter.json"
     values = json.loads(card.read_text())
     values["config"]["data"] = dict(name="tfds", builder="huggingface:mnist", data_dir="")
-    values["card_sha256"] = product._card_hash(values)
+    values["card_sha256"] = product.card_hash(values)
     card.write_text(json.dumps(values))
     assert main(["eval", f"--workdir={tmp_path}"]) == 2
     assert "name one of its own" in capsys.readouterr().err and asked == []
