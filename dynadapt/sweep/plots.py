@@ -51,12 +51,12 @@ def draw(result: dict[str, Any], path: Path, form: str) -> None:
     points.set_xlabel("trained parameters without head")
     points.set_ylabel("mean of tasks, %")
     for axes in differences:
-        gains(axes, paired, "mean of tasks")
+        gains(axes, paired, "points", "mean of tasks")
     figure.savefig(path, format=form, dpi=150)
 
 
-def gains(axes: Any, paired: list[dict[str, Any]], over: str) -> None:
-    """A point and an interval for each method, the best on top; `over` is what the mean is of."""
+def gains(axes: Any, paired: list[dict[str, Any]], unit: str, mean: str) -> None:
+    """A point and an interval for each method, the best on top; `mean` says what it is over."""
     for place, row in enumerate(reversed(paired)):
         known = row["low"] is not None
         ends = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]] if known else None
@@ -64,7 +64,7 @@ def gains(axes: Any, paired: list[dict[str, Any]], over: str) -> None:
     axes.axvline(0.0, color="gray", linewidth=0.8)
     axes.set_ylim(-0.6, len(paired) - 0.4)
     axes.set_yticks(range(len(paired)), [row["method"] for row in reversed(paired)], fontsize=7)
-    axes.set_xlabel(f"points over {paired[0]['against']}, {over} and 95 % interval")
+    axes.set_xlabel(f"{unit} over {paired[0]['against']}, {mean} and 95 % interval")
 
 
 def strips(parts: list[dict[str, Any]]) -> Any:
@@ -92,7 +92,7 @@ def strips(parts: list[dict[str, Any]]) -> Any:
         axes[0].set_xlabel(f"{part['metric']}, {part['better']} is better", fontsize=8)
         if part["paired"]:
             over = part["paired"][0]["over"]
-            gains(axes[1], part["paired"], f"mean of {over}")
+            gains(axes[1], part["paired"], part["metric"], f"mean of {over}")
         elif compared:
             axes[1].axis("off")
     return figure

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynadapt import choices, files
 from dynadapt import config as configs
-from dynadapt import files
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.figures.canvas import write as write_figure
 from dynadapt.runs.journal import show_table
@@ -141,7 +141,7 @@ def _entry(
     own += [f"draw {plain['data']['fold']}"] if several else []
     return {
         "folder": str(folder),
-        "method": method or plain["adapter"]["name"],
+        "method": method or choices.title(plain["adapter"]["name"]),
         "row": row,
         "draw": " ".join(own),
         "several": several,
