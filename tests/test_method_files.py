@@ -29,13 +29,14 @@ def fresh(monkeypatch):
     monkeypatch.setattr(choices, "_given", {})
 
 
-def test_a_run_records_its_file(run, fresh):
+def test_a_run_records_its_file(run, fresh, capsys):
     argv, folder, file = run
     recorded = f"{file}#sha256={files.sha256(file)}"
     for path in ("config.json", "adapter/adapter.json"):
         assert json.loads((folder / path).read_text())["config"]["adapter"]["name"] == recorded
     assert json.loads((folder / "result.json").read_text())["method"] == "mine"
     assert main(argv) == 0  # started again, it is complete
+    assert f" eval --workdir={folder} --method={file}\n" in capsys.readouterr().out
 
 
 def test_an_adapter_runs_its_file_only_where_it_is_given(run, fresh, capsys):

@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import flags
 
+from dynadapt import choices
 from dynadapt.commands.base import (
     Answer,
     Command,
@@ -60,11 +61,14 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
 
     folder, spec = need(options, "workdir"), options.config
     if options.methods is None:
-        result = train.run(config_of(options, overrides), folder)
+        config = config_of(options, overrides)
+        name = config.adapter.name
+        result = train.run(config, folder)
         if jax.process_index():
             return Answer(None)
         others = comparison(spec, overrides, folder)
-        return Answer(result, lambda: report.show([result], folder, others))
+        file = name.partition("#")[0] if choices.is_file(name) else ""
+        return Answer(result, lambda: report.show([result], folder, others, file))
     runs = runs_of(options.methods, spec, overrides)
     report.check_all(list(runs.values()))
     results = []

@@ -22,13 +22,14 @@ def check_all(runs: list[Any]) -> None:
         raise ConfigError(*problems)
 
 
-def show(results: list[dict[str, Any]], folder: Path, others: str = "") -> None:
+def show(results: list[dict[str, Any]], folder: Path, others: str = "", method: str = "") -> None:
     """Prints one row for each result, and the commands to try next.
 
     Args:
         results: of runs with the same task.
         folder: of the run, or of all of them.
         others: a command that compares this run with others, where there is one.
+        method: the file of the run's method, where it has one.
     """
     shown = [results[0]["headline"], *results[0].get("beside", ())]
     rows = [
@@ -45,15 +46,16 @@ def show(results: list[dict[str, Any]], folder: Path, others: str = "") -> None:
     ]
     columns = ["method", *shown, "trained", "with head", "of backbone", "file", "images/s"]
     show_table(f"{folder}", columns, rows)
-    print(_next(results, folder, others))
+    print(_next(results, folder, others, method))
 
 
-def _next(results: list[dict[str, Any]], folder: Path, others: str) -> str:
+def _next(results: list[dict[str, Any]], folder: Path, others: str, method: str) -> str:
     if len(results) > 1:
         return f"Evaluate one again: {command()} eval --workdir={folder}/{results[-1]['method']}"
     lines = [
         f"The adapter is in {results[0]['adapter']}",
-        f"Evaluate it again:      {command()} eval --workdir={folder}",
+        f"Evaluate it again:      {command()} eval --workdir={folder}"
+        + (f" --method={method}" if method else ""),
     ]
     if others:
         lines.append(f"Compare all methods:    {command()} {others}")
