@@ -60,12 +60,14 @@ BANNED_IMPORTS = (
     "flax.nnx.scan",
     "flax.nnx.Optimizer",
 )
-# What opens connections, and who may: downloads are in one module, and the hosts of a run meet.
+# What opens connections, and who may: downloads are in one module, the hosts of a run meet, and
+# dashboards that a config names get its numbers.
 NETWORK = {
     **dict.fromkeys(("http", "urllib.request", "urllib.error"), {"plans/weights_table.py"}),
     **dict.fromkeys(("socket", "socketserver"), {"processes.py"}),
     **dict.fromkeys(("aiohttp", "ftplib", "httpx", "huggingface_hub", "requests"), set()),
     **dict.fromkeys(("smtplib", "ssl", "urllib3", "xmlrpc"), set()),
+    **dict.fromkeys(("wandb", "mlflow"), {"runs/sinks.py"}),
 }
 DRAWERS = {"util", "utils", "helper", "helpers", "misc"}
 LINES = 400
