@@ -32,6 +32,7 @@ DETECTION = ROOT / "docs" / "detection.md"
 SEVERAL = ROOT / "docs" / "multitask.md"
 POINTS = ROOT / "docs" / "points.md"
 SWEEPS = ROOT / "docs" / "sweeps.md"
+LOGGING = ROOT / "docs" / "logging.md"
 NAME = "mlp_affine"
 
 
@@ -226,7 +227,7 @@ def test_every_figure_has_a_line():
 
 @pytest.mark.parametrize(
     "document",
-    [README, FIGURES, DENSE, POINTS, DETECTION, SEVERAL, SWEEPS],
+    [README, FIGURES, DENSE, POINTS, DETECTION, SEVERAL, SWEEPS, LOGGING],
     ids=lambda p: p.name,
 )
 def test_commands_are_understood(document):
@@ -261,6 +262,7 @@ PAGES = [
     DENSE,
     POINTS,
     SWEEPS,
+    LOGGING,
     ROOT / "docs" / "dense_data.md",
     DETECTION,
     SEVERAL,
