@@ -18,6 +18,7 @@ from dynadapt.data import images, loader, transforms
 from dynadapt.errors import ConfigError, DynadaptError, suggest
 
 DTYPES = ("float32", "bfloat16", "float16")
+SINKS = ("mlflow", "wandb")
 # What may change between two runs of one work directory: it never touches the result.
 FREE = (
     *(r"mesh\..*", r"log\..*", "save_every", "eval_every", r"input\.(threads|eval_batch_size)"),
@@ -125,7 +126,8 @@ def default(
             ),
             # Devices on each axis; -1 is all that are left.
             mesh=dict(data=-1, fsdp=1),
-            log=dict(every=20, tensorboard=False),
+            # Sinks get what TensorBoard gets: "wandb", "mlflow".
+            log=dict(every=20, tensorboard=False, sinks=()),
             # Steps between checkpoints and between evaluations while training; 0 is none.
             save_every=100,
             eval_every=0,
@@ -267,6 +269,7 @@ def check(config: ConfigDict) -> None:
         (config.optim.schedule, optim.SCHEDULES, "schedule"),
         (config.compute.dtype, DTYPES, "compute.dtype"),
         (config.compute.frozen_dtype, DTYPES, "compute.frozen_dtype"),
+        *((name, SINKS, "log.sinks") for name in config.log.sinks),
     ):
         need(value in known, f"unknown {kind} {value!r}; {suggest(value, known)}")
     i, o = config.input, config.optim

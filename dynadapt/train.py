@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-import time
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,25 @@ from dynadapt import choices, evaluate, inputs, model, optim, processes, shardin
 from dynadapt import config as configs
 from dynadapt.data import loader
 from dynadapt.errors import CheckpointError, TrainingError
-from dynadapt.runs import checkpoint, claims, product, workdir
+from dynadapt.runs import checkpoint, claims, product, profile, sinks, speed, workdir
 from dynadapt.runs.journal import Journal
-from dynadapt.runs.predictions import Predictions
+from dynadapt.runs.predictions import SHEET, Predictions
+from dynadapt.runs.profile import Profile, Window
 from dynadapt.runs.report import number_text
+from dynadapt.runs.speed import Speed, traced_flops
 from dynadapt.runs.stop import Preempted, asked, interruptible, stop_signal
 from dynadapt.step import best, collapsed, initial_state, make_step
 
 Array = jax.Array
 
 
-def run(config: Any, folder: Path) -> dict[str, Any]:
+def run(config: Any, folder: Path, traced: Window | None = None) -> dict[str, Any]:
     """Trains what a config says, going on from the last checkpoint in `folder` if there is one.
+
+    Args:
+        config: a complete config.
+        folder: of the run.
+        traced: steps that the profiler looks at.
 
     Returns:
         The result: method, metrics of the final evaluation, counts, sizes and speed; of several
@@ -46,7 +53,10 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     sharding.check_dtype(config.compute.dtype, mesh)
     workdir.check(config, folder)
     if (result := workdir.result(config, folder)) is not None:
+        if traced:
+            logging.warning("the run in %s is complete: nothing is traced", folder)
         return result
+    sinks.check(config.log.sinks)
     claims.refuse(folder)
 
     # Data and task.
@@ -55,6 +65,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
     task = tasks.from_config(config.task, split.source.info)
     beside = getattr(task, "beside", ())
     steps = training_steps(config, len(split.source))
+    profile.check(traced, steps)
     stream = inputs.train_batches(config, split)
 
     # Model: what trains, what moves, what is frozen, and where each lies.
@@ -83,10 +94,16 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
         state, done, losses, laps = restore(saved, state, stream, origin, config)
         if first:
             workdir.start(config, folder)
-        speed, bad, fell = Speed(*laps), int(state["bad"]["count"]), False
-        with Journal(
-            folder, steps, tensorboard=config.log.tensorboard, silent=not first, resumed=done
-        ) as journal:
+        peak = speed.peak(mesh, config.compute.dtype)
+        clock = Speed(config.input.batch_size, peak, *laps)
+        bad, fell = int(state["bad"]["count"]), False
+        with (
+            Journal(
+                folder, steps, tensorboard=config.log.tensorboard, to=config.log.sinks,
+                config=configs.plain(config), silent=not first, resumed=done,
+            ) as journal,
+            Profile(folder, traced, done, journal.say) as profiled,
+        ):  # fmt: skip
             for line in [*seen, *([f"going on from step {done}"] if done else [])]:
                 journal.say(line)
             step = make_step(graph, task, optimizer_of, config)
@@ -124,7 +141,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                     "bad": {k: int(state["bad"][k]) for k in ("count", "step")},
                     "variance": {k: float(v) for k, v in state["variance"].items()},
                     "skipped": stream.skipped,
-                    "laps": speed.laps,
+                    "laps": clock.laps,
                 }
                 still_ours()
                 saved.save(done, kept, state["opt"], position, meta)
@@ -137,9 +154,14 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 if done and evaluation_due():
                     evaluate_now()
                 for batch, position in ahead:
-                    state, logs = step(state, frozen, batch, key, rates)
+                    args = state, frozen, batch, key, rates
+                    clock.flops = clock.flops or traced_flops(step.trace(*args).jaxpr.jaxpr)
+                    profiled.begin(done, state)
+                    with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
+                        state, logs = step(*args)
                     done += 1
-                    speed.begin(done, logs)
+                    clock.skip(profiled.end(done, state))
+                    clock.begin(done, logs)
                     losses.append(logs)
                     shown = done % config.log.every == 0 or done == steps
                     saving = config.save_every and done % config.save_every == 0
@@ -150,16 +172,14 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                         values = mean_logs(losses)
                         losses = []
                         fell = check_collapse(state, fell, done, journal.say)
-                        rate = speed.lap(done, config.input.batch_size)
-                        values["images_per_second"] = rate
-                        journal.progress(done, values)
+                        journal.progress(done, values | clock.lap(done))
                     if saving or stopping:
                         save(position)
                     if stopping:
                         raise Preempted
                     if evaluation_due():
                         evaluate_now()
-                        speed.pause()
+                        clock.pause()
                 bad = check_bad(state, config, bad, journal.say)
                 save(position)
                 values = evaluation(folder / "predictions")
@@ -170,6 +190,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
 
             # Product.
             journal.record("eval", done, values)
+            journal.picture("predictions", done, folder / "predictions" / SHEET)
             if not first:
                 return {}
             still_ours()
@@ -186,7 +207,7 @@ def run(config: Any, folder: Path) -> dict[str, Any]:
                 "eval_data": tested.source.info.fingerprint,
                 **counts,
                 "adapter_bytes": card["bytes"],
-                "images_per_second": round(speed.mean(config.input.batch_size), 1),
+                **clock.mean(),
                 "steps": steps,
                 "skipped_images": len(stream.skipped),
                 "features_variance": round(float(state["variance"]["now"]), 6),
@@ -297,33 +318,3 @@ def mean_logs(logs: list[dict[str, Array]]) -> dict[str, float]:
     means = {k: float(np.mean([one[k] for one in good])) for one in good[:1] for k in one}
     bad = len(logs) - len(good)
     return {**means, "bad_steps": bad} if bad else means
-
-
-class Speed:
-    """Images a second, between laps and over all laps; compilation and evaluations stay out."""
-
-    def __init__(self, steps: int = 0, seconds: float = 0.0):
-        self.laps = [steps, seconds]  # of this run so far, also before it went on
-        self._last: tuple[int, float] | None = None
-
-    def begin(self, step: int, logs: Any) -> None:
-        """Starts the clock when the first step, which compiles, is over; later calls do nothing."""
-        if self._last is None:
-            jax.block_until_ready(logs)
-            self._last = step, time.monotonic()
-
-    def lap(self, step: int, batch: int) -> float:
-        """Images a second since the last lap."""
-        now = time.monotonic()
-        steps, seconds = step - self._last[0], now - self._last[1]
-        self.laps = [self.laps[0] + steps, self.laps[1] + seconds]
-        self._last = (step, now)
-        return steps * batch / max(seconds, 1e-9)
-
-    def mean(self, batch: int) -> float:
-        """Images a second over all laps."""
-        return self.laps[0] * batch / max(self.laps[1], 1e-9)
-
-    def pause(self) -> None:
-        """Forgets the last lap: what follows it was no training."""
-        self._last = None

@@ -146,10 +146,11 @@ def test_check_lists_every_problem():
     c.optim.warmup = 1.0
     c.input.batch_size = 0
     c.compute.dtype = "float64"
+    c.log.sinks = ("mlflow", "wandp")
     with pytest.raises(ConfigError) as caught:
         config.check(c)
-    assert len(caught.value.problems) == 4
-    for part in ("optim.lr", "optim.warmup", "batch_size", "float64"):
+    assert len(caught.value.problems) == 5
+    for part in ("optim.lr", "optim.warmup", "batch_size", "float64", "log.sinks 'wandp'"):
         assert part in str(caught.value)
 
 

@@ -33,6 +33,7 @@ DETECTION = ROOT / "docs" / "detection.md"
 SEVERAL = ROOT / "docs" / "multitask.md"
 POINTS = ROOT / "docs" / "points.md"
 SWEEPS = ROOT / "docs" / "sweeps.md"
+LOGGING = ROOT / "docs" / "logging.md"
 NAME = "mlp_affine"
 
 
@@ -227,7 +228,7 @@ def test_every_figure_has_a_line():
 
 @pytest.mark.parametrize(
     "document",
-    [README, FIGURES, DENSE, POINTS, DETECTION, SEVERAL, SWEEPS, HANDING_ON],
+    [README, FIGURES, DENSE, POINTS, DETECTION, SEVERAL, SWEEPS, HANDING_ON, LOGGING],
     ids=lambda p: p.name,
 )
 def test_commands_are_understood(document):
@@ -263,6 +264,7 @@ PAGES = [
     DENSE,
     POINTS,
     SWEEPS,
+    LOGGING,
     ROOT / "docs" / "dense_data.md",
     DETECTION,
     SEVERAL,

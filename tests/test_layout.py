@@ -61,13 +61,15 @@ BANNED_IMPORTS = (
     "flax.nnx.Optimizer",
 )
 # What opens connections, and who may: weights are downloaded in one module, adapters go to and
-# from the hub in another, and the hosts of a run meet.
+# from the hub in another, the hosts of a run meet, and dashboards that a config names get its
+# numbers.
 NETWORK = {
     **dict.fromkeys(("http", "urllib.request", "urllib.error"), {"plans/weights_table.py"}),
     **dict.fromkeys(("socket", "socketserver"), {"processes.py"}),
     "huggingface_hub": {"release/hub.py"},
     **dict.fromkeys(("aiohttp", "ftplib", "httpx", "requests"), set()),
     **dict.fromkeys(("smtplib", "ssl", "urllib3", "xmlrpc"), set()),
+    **dict.fromkeys(("wandb", "mlflow"), {"runs/sinks.py"}),
 }
 DRAWERS = {"util", "utils", "helper", "helpers", "misc"}
 LINES = 400

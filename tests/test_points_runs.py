@@ -166,6 +166,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
         "        count[0] += 1\n"
         "        if count[0] == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return taken(*rest)\n"
+        "    counted.trace = taken.trace\n"
         "    return counted\n"
         "train.make_step = make\n"
     )

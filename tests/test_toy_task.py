@@ -165,6 +165,7 @@ def test_what_is_killed_goes_on_as_if_nothing_had_been(whole, tmp_path, monkeypa
                 raise MemoryError("planted")
             return program(state, *rest)
 
+        counted.trace = program.trace
         return counted
 
     with monkeypatch.context() as patch:

@@ -17,7 +17,9 @@ import pytest
 from dynadapt import files, inputs, train
 from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
+from dynadapt.plans import plan
 from dynadapt.runs import checkpoint, workdir
+from tests import dashboards
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -46,7 +48,8 @@ def assert_same_records(work, reference):
 
     def kept(rows):
         return [
-            {k: v for k, v in r.items() if k not in ("time", "images_per_second")} for r in rows
+            {k: v for k, v in r.items() if k != "time" and not k.endswith("_per_second")}
+            for r in rows
         ]
 
     assert kept(records(work)) == kept(records(reference))
@@ -65,6 +68,7 @@ def stop_at(monkeypatch, step, how):
                 how()
             return taken(state, *rest)
 
+        counted.trace = taken.trace
         return counted
 
     monkeypatch.setattr(train, "make_step", make)
@@ -264,6 +268,51 @@ def test_metrics_cut_in_a_line(whole, tmp_path, monkeypatch):
         file.write('{"kind": "train", "step"')
     assert start(work, *OPTIONS) == 0
     assert_same_records(work, whole)
+
+
+@pytest.mark.slow
+def test_watched_as_it_runs(tmp_path, monkeypatch, capsys):
+    """A trace and a dashboard: stopped in the trace's second step, and started again."""
+    wandb, _ = dashboards.install(tmp_path / "site", monkeypatch)
+    work = tmp_path / "run"
+    watched = ("--profile=2:5", "--config.log.sinks=('wandb',)", "--config.log.every=2")
+    arg = "method=linear,steps=6"
+    assert start(work, "--profile=2:7", arg=arg) == 2 and not work.exists()
+    assert "the run has 6" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4, terminate)
+        assert start(work, *watched, arg=arg) == 143
+    assert "steps 3 to 4 are traced" in capsys.readouterr().err
+    time.sleep(1)  # traces are called by the second
+    assert start(work, *watched, arg=arg) == 0
+    assert "steps 5 to 5 are traced" in capsys.readouterr().err
+    traces = sorted((work / "profile" / "plugins" / "profile").iterdir())
+    found = [{p.name.split(".", 1)[1] for p in trace.iterdir()} for trace in traces]
+    assert found == [{"xplane.pb", "trace.json.gz"}] * 2
+    assert main(["verify", f"--workdir={work}"]) == 0
+    assert not [p for p in work.iterdir() if p.name.startswith(".")]
+
+    rows = [r for r in records(work) if r["kind"] == "train"]
+    flops = [r["flops_per_second"] / r["images_per_second"] for r in rows if r["step"] != 2]
+    each = model_flops(arg)
+    assert flops == pytest.approx([each] * 2, rel=1e-6)
+    result = files.read_json(work / "result.json")
+    assert result["flops_per_second"] == pytest.approx(each * result["images_per_second"], rel=0.1)
+
+    began = [row for row in wandb.told if row[0] == "init"]
+    assert len(began) == 2 and began[0] == began[1]
+    assert [row[1] for row in wandb.told if row[0] == "finish"] == [1, 0]
+    steps = [row[1] for row in wandb.told if row[0] == "log"]
+    assert steps == [2, 4, 6, 6]  # the last one is the evaluation
+    capsys.readouterr()
+    assert start(work, *watched, arg=arg) == 0
+    assert len([row for row in wandb.told if row[0] == "init"]) == 2
+
+
+def model_flops(arg):
+    """FLOPs of a training step, an image, as a plan has them."""
+    config = read_config(TINY, arg)
+    return plan.run(config)["flops"] / config.input.batch_size
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ from dynadapt.adapters import mtlora
 from dynadapt.bench import cases
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
-from dynadapt.plans import compiled, plan
+from dynadapt.plans import plan
+from dynadapt.runs.speed import matmul_flops
 from dynadapt.step import make_step
 
 # As published on PASCAL-Context.
@@ -111,7 +112,7 @@ def _flops(config: Any, mesh: Any) -> int:
     graph, train, stats, frozen = model.split(model.abstract(config, task, spec), config)
     optimizer = optim.make(config.optim, config.optim.steps, train, model.layers(config))
     given = plan.arguments(config, spec, train, stats, frozen, optimizer, mesh)
-    return compiled.matmul_flops(make_step(graph, task, optimizer, config), *given)
+    return matmul_flops(make_step(graph, task, optimizer, config), *given)
 
 
 def _mib(config: Any, mesh: Any, topology: str) -> float:
@@ -133,7 +134,7 @@ def passed(config: Any) -> tuple[nnx.Module, int]:
     def forward(state: Any, x: jax.Array) -> Any:
         return [f.maps for f in model.of_tasks(nnx.merge(graph, state)(x, Context()))]
 
-    return backbone, compiled.matmul_flops(forward, state, images)
+    return backbone, matmul_flops(forward, state, images)
 
 
 def equations(backbone: nnx.Module, config: Any, count: int) -> Counter:

@@ -8,7 +8,8 @@ import jax
 from dynadapt import model, optim, sharding
 from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, timed
 from dynadapt.errors import ConfigError
-from dynadapt.plans import compare, compiled, plan
+from dynadapt.plans import compare, plan
+from dynadapt.runs.speed import matmul_flops
 from dynadapt.step import initial_state, make_step
 
 
@@ -44,7 +45,7 @@ def step(backbone: str, method: str, batch: int) -> tuple[Callable[[], float], i
     state = {"now": initial_state(train, stats, optimizer, config)}
     given = cases.examples(batch, cases.side(backbone))
     function, key = make_step(graph, task, optimizer, config), jax.random.key(0)
-    flops = compiled.matmul_flops(function, state["now"], frozen, given, key)
+    flops = matmul_flops(function, state["now"], frozen, given, key)
 
     def call() -> Any:
         state["now"], logs = function(state["now"], frozen, given, key)

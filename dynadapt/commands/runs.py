@@ -30,6 +30,9 @@ def _train_options(options: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=options)
     text = "methods to train one after another, each in a folder of its own, for one table; or all"
     flags.DEFINE_list("methods", None, text, flag_values=options)
+    text = "START:STOP: the steps after START up to STOP are traced into profile/ of the folder; "
+    text += "START:STOP:all does so on every process"
+    flags.DEFINE_string("profile", None, text, flag_values=options)
 
 
 def _plan_options(options: flags.FlagValues) -> None:
@@ -57,13 +60,14 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
     import jax
 
     from dynadapt import train
-    from dynadapt.runs import report
+    from dynadapt.runs import profile, report
 
     folder, spec = need(options, "workdir"), options.config
+    traced = profile.window(options.profile) if options.profile else None
     if options.methods is None:
         config = config_of(options, overrides)
         name = config.adapter.name
-        result = train.run(config, folder)
+        result = train.run(config, folder, traced)
         if jax.process_index():
             return Answer(None)
         others = comparison(spec, overrides, folder)
@@ -74,7 +78,7 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
     results = []
     for method, config in runs.items():
         print(f"method {method}", file=sys.stderr)
-        results.append(train.run(config, folder / method))
+        results.append(train.run(config, folder / method, traced))
     if jax.process_index():
         return Answer(None)
     return Answer(results, lambda: report.show(results, folder))

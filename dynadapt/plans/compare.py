@@ -18,10 +18,10 @@ from dynadapt.context import Context
 from dynadapt.data import MAX_CLASSES, Info, blank
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
-from dynadapt.plans import compiled
 from dynadapt.plans.printed import printed
 from dynadapt.runs import workdir
 from dynadapt.runs.journal import show_table, size_text
+from dynadapt.runs.speed import matmul_flops
 
 NOTE = (
     "rank: that of the settings. sites: adapted modules. bytes: float32, with the head, "
@@ -171,7 +171,7 @@ def _forward_flops(backbone: nnx.Module, inputs: jax.ShapeDtypeStruct) -> int:
     def forward(state: Any, x: jax.Array) -> Any:
         return [f.maps for f in model.of_tasks(nnx.merge(graph, state)(x, Context()))]
 
-    return compiled.matmul_flops(forward, state, inputs)
+    return matmul_flops(forward, state, inputs)
 
 
 def show(result: dict[str, Any]) -> None:

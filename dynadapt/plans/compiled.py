@@ -1,12 +1,8 @@
-"""What a compiled program says of itself: collectives in its text, and its matrix products."""
+"""What a compiled program says of itself: the collectives in its text."""
 
 import math
 import re
 from collections import Counter
-from typing import Any
-
-import jax
-from jax.extend import core
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -95,36 +91,3 @@ def _trip_count(line: str, parts: dict[str, list[str]]) -> int:
     condition = re.search(r"condition=%?([\w.\-]+)", line)
     constants = re.findall(r"constant\((\d+)\)", "\n".join(parts.get(condition[1], ())))
     return max(map(int, constants), default=1)
-
-
-def matmul_flops(fn: Any, *args: Any) -> int:
-    """FLOPs of all matrix products and convolutions of `fn(*args)`, loops multiplied out."""
-    return _jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _jaxpr_flops(jaxpr: Any) -> int:
-    total = 0
-    for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            inner = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-            total += 2 * inner * math.prod(eqn.outvars[0].aval.shape)
-        elif name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            out = params["dimension_numbers"].rhs_spec[0]
-            inner = math.prod(kernel) // kernel[out]
-            total += 2 * inner * math.prod(eqn.outvars[0].aval.shape)
-        elif name == "cond":
-            total += max(_jaxpr_flops(b.jaxpr) for b in params["branches"])
-        else:
-            times = params["length"] if name == "scan" else 1
-            total += times * sum(_jaxpr_flops(j) for j in _inner(params))
-    return total
-
-
-def _inner(params: dict[str, Any]) -> list[Any]:
-    """The jaxprs that an equation runs."""
-    values = [v for p in params.values() for v in (p if isinstance(p, tuple | list) else (p,))]
-    closed = [v.jaxpr for v in values if isinstance(v, core.ClosedJaxpr)]
-    return closed + [v for v in values if isinstance(v, core.Jaxpr)]

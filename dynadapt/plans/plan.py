@@ -16,6 +16,7 @@ from dynadapt.errors import ConfigError, MachineError
 from dynadapt.plans import compiled
 from dynadapt.runs import workdir
 from dynadapt.runs.journal import show_table, size_text
+from dynadapt.runs.speed import matmul_flops
 from dynadapt.step import initial_state, make_step
 from dynadapt.train import training_steps
 
@@ -86,7 +87,7 @@ def of_step(
             for row in tree.table(train)
         ],
         "counts": workdir.counts(train, frozen),
-        "flops": compiled.matmul_flops(step, *args),
+        "flops": matmul_flops(step, *args),
     }
     with jax.set_mesh(mesh):
         lowered = step.lower(*args)

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from dynadapt import backbones, files, tree
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError
-from dynadapt.plans import compiled
 from dynadapt.runs.journal import show_table
+from dynadapt.runs.speed import matmul_flops
 from dynadapt.weights.catalogue import PUBLISHED, Published
 from dynadapt.weights.published import layout_for
 
@@ -65,7 +65,7 @@ def sizes(backbone: str, fields: tuple[tuple[str, Any], ...], points: int) -> tu
     network = backbones.abstract(backbone, scan=True, **dict(fields))
     graph, state = nnx.split(network)
     shape = (1, points, 3) if points else (1, config.image_size, config.image_size, 3)
-    flops = compiled.matmul_flops(
+    flops = matmul_flops(
         lambda s, x: nnx.merge(graph, s)(x, Context()).maps,
         state,
         jax.ShapeDtypeStruct(shape, jnp.float32),

@@ -1,4 +1,4 @@
-"""What a run tells: records in `metrics.jsonl`, TensorBoard where asked, progress for the eye."""
+"""What a run tells: records in `metrics.jsonl`, dashboards where asked, progress for the eye."""
 
 import contextlib
 import json
@@ -6,16 +6,19 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dynadapt import files
 from dynadapt.errors import MachineError
+from dynadapt.runs import sinks, speed
 
 FILE = "metrics.jsonl"
 
@@ -27,6 +30,8 @@ class Journal:
         workdir: where `metrics.jsonl` grows.
         steps: length of the bar.
         tensorboard: also write TensorBoard event files (needs the `[track]` extra).
+        to: names of sinks that get the numbers, too.
+        config: plain, what sinks are told of the run.
         silent: show and write nothing (all processes but the first).
         resumed: the step that the run goes on from; later records in the file are dropped, and
             the evaluation at this step, which is done again.
@@ -38,14 +43,19 @@ class Journal:
         steps: int,
         *,
         tensorboard: bool = False,
+        to: Iterable[str] = (),
+        config: Mapping[str, Any] | None = None,
         silent: bool = False,
         resumed: int = 0,
     ):
         self.steps, self.silent = steps, silent
         self.console = Console(stderr=True)
-        self._board = _board(workdir) if tensorboard and not silent else None
+        self._board = _board(workdir, resumed) if tensorboard and not silent else None
         self._path = workdir / FILE
-        self._file = None if silent else _opened(self._path, resumed)
+        with contextlib.ExitStack() as stack:
+            self._sinks = sinks.started(stack, () if silent else to, workdir, config or {})
+            self._file = None if silent else _opened(self._path, resumed)
+            self._stack = stack.pop_all()
         self._bar = None
         self._started = time.monotonic()
         self._first: int | None = None
@@ -58,7 +68,11 @@ class Journal:
             self._task = self._bar.add_task("", total=self.steps)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._stack.__exit__(*error)
+        except Exception as fault:  # all is in the folder, whatever a library says at its end
+            self.say(f"warning: log.sinks: {files.first_line(fault)}")
         for part, close in ((self._bar, "stop"), (self._file, "close"), (self._board, "close")):
             with contextlib.suppress(OSError):  # a full disk was told of at the record
                 if part is not None:
@@ -70,25 +84,38 @@ class Journal:
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line in `metrics.jsonl`, and its numbers to TensorBoard."""
+        """One line in `metrics.jsonl`, and its numbers to TensorBoard and the sinks."""
         if self._file is not None:
             line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
             with files.writing(self._path):
                 self._file.write(json.dumps(line, allow_nan=False) + "\n")
                 self._file.flush()
+        numbers = {f"{kind}/{k}": v for k, v in values.items() if not isinstance(v, Mapping)}
         if self._board is not None:
-            for name, value in values.items():
-                if not isinstance(value, Mapping):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        for name, write in list(self._sinks.items()):
+            try:
+                write(step, numbers)
+            except Exception as error:  # a dashboard that is away ends no training
+                del self._sinks[name]
+                reason = files.first_line(error)
+                self.say(f"warning: {name} gets no more numbers of this run: {reason}")
+
+    def picture(self, name: str, step: int, path: Path) -> None:
+        """The picture in a file, where there is one, to TensorBoard."""
+        if self._board is not None and path.exists():
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def progress(self, step: int, values: dict[str, float]) -> None:
-        """Records training values and shows step, loss, images/s and the time that is left."""
+        """Records training values and shows step, loss, speed and the time that is left."""
         self.record("train", step, values)
         now = time.monotonic()
         if self._first is None:
             self._first, self._started = step, now
-        loss, rate = values.get("loss", math.nan), values["images_per_second"]
-        text = f"loss {loss:.4f}  {rate:.0f} images/s"
+        text = f"loss {values.get('loss', math.nan):.4f}  {speed.shown(values)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
             return
@@ -150,14 +177,15 @@ def _is_record(line: bytes) -> bool:
     return isinstance(record, dict) and all(isinstance(record.get(k), t) for k, t in kinds.items())
 
 
-def _board(workdir: Path) -> Any:
+def _board(workdir: Path, resumed: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise MachineError(
             "log.tensorboard needs tensorboardX: pip install 'dynadapt[track]'"
         ) from error
-    return SummaryWriter(str(workdir))
+    # What a process wrote after the checkpoint that the next one goes on from is not shown twice.
+    return SummaryWriter(str(workdir), purge_step=resumed + 1 if resumed else None)
 
 
 def _duration(seconds: float) -> str:

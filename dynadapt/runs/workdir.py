@@ -2,6 +2,7 @@
 
 config.json            resolved config, its hash, versions, device
 metrics.jsonl          one line a record
+profile/               traces of steps, where asked for; sinks.json: the run's ids at dashboards
 checkpoints/           to go on from
 adapter/               the product
 predictions/           the final evaluation: records, one an example, and some pictures

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from dynadapt import backbones, evaluate, model, optim, tasks
 from dynadapt.data import Info, loader, numbered, transforms
-from dynadapt.plans import compiled
 from dynadapt.runs.journal import show_table
+from dynadapt.runs.speed import matmul_flops
 from dynadapt.step import initial_state, make_step
 from dynadapt.sweep import protocol, suites, sweep
 
@@ -65,10 +65,10 @@ def cost(config: Any, info: Info) -> tuple[int, int]:
     state = jax.eval_shape(lambda t, s: initial_state(t, s, optimizer, config), train, stats)
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = make_step(graph, task, optimizer, config)
-    step = compiled.matmul_flops(step, state, frozen, spec, key)
+    step = matmul_flops(step, state, frozen, spec, key)
     one = loader.spec(info, transforms.pipeline(config.input.eval), 1)
     test = evaluate.make_step(graph, task, config)
-    return step, compiled.matmul_flops(test, {"train": train, "stats": stats}, frozen, one)
+    return step, matmul_flops(test, {"train": train, "stats": stats}, frozen, one)
 
 
 def device_rate() -> float:

@@ -61,7 +61,8 @@ def left(folder):
     work, rows = folder / "run", []
     for line in (work / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        rows.append({k: v for k, v in row.items() if k not in ("time", "images_per_second")})
+        kept = {k: v for k, v in row.items() if k != "time" and not k.endswith("_per_second")}
+        rows.append(kept)
     files = ("adapter/adapter.safetensors", "predictions/predictions.csv")
     return rows, [(work / name).read_bytes() for name in files]
 

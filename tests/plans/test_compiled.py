@@ -1,6 +1,5 @@
-"""FLOPs against hand counts, and collectives against programs whose traffic is known."""
+"""Collectives against programs whose traffic is known."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -14,79 +13,6 @@ from dynadapt.plans import compiled
 from tests import devices
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def shape(*sizes, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(sizes, dtype)
-
-
-def mlp(x, a, b):
-    return jax.nn.relu(x @ a) @ b
-
-
-MLP = (shape(5, 7), shape(7, 11), shape(11, 3))
-FORWARD = 2 * 5 * 7 * 11 + 2 * 5 * 11 * 3
-
-
-def test_matrix_products():
-    assert compiled.matmul_flops(mlp, *MLP) == FORWARD
-    assert compiled.matmul_flops(jax.jit(mlp), *MLP) == FORWARD
-    batched = functools.partial(jnp.einsum, "bij,bjk->bik")
-    assert compiled.matmul_flops(batched, shape(4, 5, 6), shape(4, 6, 7)) == 2 * 4 * 5 * 6 * 7
-
-
-def test_a_gradient():
-    def loss(a, b, x):
-        return mlp(x, a, b).sum()
-
-    x, a, b = MLP
-    # Of both kernels: each forward product has two more behind it, but none for the input.
-    both = jax.grad(loss, (0, 1))
-    assert compiled.matmul_flops(both, a, b, x) == 3 * FORWARD - 2 * 5 * 7 * 11
-    # Of the second one alone: the product behind it.
-    assert compiled.matmul_flops(jax.grad(loss, 1), a, b, x) == FORWARD + 2 * 5 * 11 * 3
-
-
-def test_convolutions():
-    def conv(x, k, groups):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, k, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
-        )
-
-    x = shape(2, 6, 5, 8)
-    dense = compiled.matmul_flops(functools.partial(conv, groups=1), x, shape(3, 3, 8, 12))
-    assert dense == 2 * (3 * 3 * 8) * (2 * 6 * 5 * 12)
-    depthwise = compiled.matmul_flops(functools.partial(conv, groups=8), x, shape(3, 3, 1, 8))
-    assert depthwise == 2 * (3 * 3) * (2 * 6 * 5 * 8)
-
-
-def test_scan_counts_each_turn():
-    def repeated(x, kernels):
-        return jax.lax.scan(lambda x, k: (x @ k, None), x, kernels)[0]
-
-    assert compiled.matmul_flops(repeated, shape(5, 7), shape(9, 7, 7)) == 9 * 2 * 5 * 7 * 7
-    nested = jax.vmap(repeated, (0, None))
-    assert compiled.matmul_flops(nested, shape(2, 5, 7), shape(9, 7, 7)) == 2 * 9 * 2 * 5 * 7 * 7
-
-
-def test_remat_counts_what_is_done_again():
-    def loss(a, b, x, wrap):
-        return jnp.tanh(wrap(mlp)(x, a, b)).sum()
-
-    x, a, b = MLP
-    plain = compiled.matmul_flops(jax.grad(functools.partial(loss, wrap=lambda f: f)), a, b, x)
-    again = compiled.matmul_flops(jax.grad(functools.partial(loss, wrap=jax.checkpoint)), a, b, x)
-    assert plain == FORWARD + 2 * 5 * 11 * 3 + 2 * 5 * 7 * 11
-    assert again == plain + 2 * 5 * 7 * 11  # the hidden layer; the output isn't needed again
-
-
-def test_branches_count_the_longer():
-    def choose(flag, x, a):
-        return jax.lax.cond(flag, lambda: x @ a @ a, lambda: x @ a)
-
-    assert compiled.matmul_flops(choose, shape(dtype=bool), shape(5, 7), shape(7, 7)) == 980
-
 
 HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
 
@@ -142,7 +68,7 @@ def test_collectives_of_a_text(noted, turns):
 
 
 def test_no_collectives_on_one_device():
-    text = jax.jit(mlp).lower(*MLP).compile().as_text()
+    text = jax.jit(lambda x: x @ x).lower(jnp.ones((3, 3))).compile().as_text()
     assert compiled.collectives(text) == {}
 
 

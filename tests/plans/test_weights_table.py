@@ -14,7 +14,8 @@ from dynadapt import backbones, tree
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError
 from dynadapt.main import main
-from dynadapt.plans import compiled, weights_table
+from dynadapt.plans import weights_table
+from dynadapt.runs.speed import matmul_flops
 from dynadapt.weights import catalogue
 
 BODY = bytes(range(256)) * 5000  # more than a chunk
@@ -153,7 +154,7 @@ def test_sizes_are_those_of_the_backbone():
     block = 2 * n * d * (3 * d + d + 4 * d + 4 * d) + 2 * 2 * n * n * d
     assert flops == 3 * block + 2 * 16 * (4 * 4 * 3) * d
     images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    assert flops == compiled.matmul_flops(lambda x: network(x, Context()).maps, images)
+    assert flops == matmul_flops(lambda x: network(x, Context()).maps, images)
 
 
 @pytest.mark.parametrize(

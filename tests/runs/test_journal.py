@@ -3,8 +3,11 @@
 import builtins
 import io
 import json
+import sys
+import types
 
 import pytest
+from PIL import Image
 
 from dynadapt.errors import MachineError
 from dynadapt.runs.journal import Journal, show_table, size_text
@@ -82,9 +85,40 @@ def test_tensorboard_needs_its_extra(tmp_path, monkeypatch):
 
 def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboardX", reason="needs the [track] extra")
+    Image.new("RGB", (4, 2)).save(tmp_path / "sheet.png")
     with Journal(tmp_path, 10, tensorboard=True) as journal:
         journal.record("train", 1, {"loss": 2.5})
-    assert list(tmp_path.glob("events.*"))
+        journal.picture("predictions", 1, tmp_path / "sheet.png")
+    assert b"predictions" in next(tmp_path.glob("events.*")).read_bytes()
+
+
+def test_what_tensorboard_is_given(tmp_path, monkeypatch):
+    """Also where the package isn't there: numbers but no tables, the picture that was written, and
+    from where a run goes on."""
+    told = []
+
+    class SummaryWriter:
+        def __init__(self, logdir, purge_step=None):
+            told.append(purge_step)
+
+        def add_scalar(self, tag, value, step):
+            told.append((tag, value, step))
+
+        def add_image(self, tag, pixels, step, dataformats):
+            told.append((tag, pixels.tolist(), step, dataformats))
+
+        def close(self):
+            told.append("close")
+
+    library = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "tensorboardX", library)
+    Image.new("RGB", (2, 1), (1, 2, 3)).save(tmp_path / "sheet.png")
+    with Journal(tmp_path, 10, tensorboard=True, resumed=4) as journal:
+        journal.record("eval", 5, {"top1": 2.5, "by class": {"a": {"top1": 1.0}}})
+        journal.picture("predictions", 5, tmp_path / "sheet.png")
+        journal.picture("none", 5, tmp_path / "missing.png")
+    shown = ("predictions", [[[1, 2, 3], [1, 2, 3]]], 5, "HWC")
+    assert told == [5, ("eval/top1", 2.5, 5), shown, "close"]
 
 
 @pytest.mark.parametrize(

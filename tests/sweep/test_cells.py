@@ -214,6 +214,7 @@ def test_real_runs_are_killed_and_go_on(tmp_path):
         "        count[0] += 1\n"
         "        if count[0] == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return taken(*rest)\n"
+        "    counted.trace = taken.trace\n"
         "    return counted\n"
         "train.make_step = make\n"
     )
