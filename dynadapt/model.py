@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import adapters, backbones, optim, tree, weights
+from dynadapt import adapters, attach, backbones, optim, tree, weights
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
@@ -177,6 +177,7 @@ def outputs(
             what layers record is lost then.
     """
     inputs = batch[network.backbone.takes]
+    ctx = ctx.replace(frozen=untouched(network, config))
     if network.backbone.takes == "image":
         inputs = inputs.astype(config.compute.dtype)
     if "scale" in hyper:
@@ -289,7 +290,18 @@ def _rngs(config: Any, part: str) -> nnx.Rngs:
 def patterns(config: Any) -> tuple[str, ...]:
     """Patterns of base parameters that train: the method's and the config's."""
     given = dict(config.adapter)
-    return adapters.trains(given.pop("name"), **given) + tuple(config.trainable)
+    order = backbones.layers(config.backbone.name, **sizes(config))
+    return adapters.trains(given.pop("name"), order, **given) + tuple(config.trainable)
+
+
+def untouched(network: Model, config: Any) -> int:
+    """How many blocks, from the first, lie below all that is adapted and all that trains."""
+    if adapters.leads(network.backbone):
+        return 0
+    order = layers(config)
+    trained = tree.leaves(nnx.state(network, adapters.trainable(patterns(config))))
+    touched = [*trained, *(path for path, _ in attach.adapted(network))]
+    return max(len(order.order) - 1 - max(map(order.below_output, touched), default=0), 0)
 
 
 def layers(config: Any) -> optim.Layers:
