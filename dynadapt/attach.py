@@ -93,8 +93,8 @@ def attach(model: nnx.Module, where: str, make: Callable[[nnx.Module], nnx.Modul
         make: makes the adapter of one host; it is called as `adapter(host, *args)`.
 
     Raises:
-        AttachError: for a pattern that matches nothing, or a host that has an adapter already; where
-            some of the model is spared, also for what needs that part.
+        AttachError: for a pattern that matches nothing, or a host that has an adapter already;
+            where some of the model is spared, also for what needs that part.
     """
     found, spared = sites(model, where), hasattr(model, "spared")
     if not found and spared and any(tree.matches(where, p) for p, _ in _hosts(model)):

@@ -31,8 +31,8 @@ class Context:
         drop_path: drop rate of this layer's residual branches, or None for no drop-path.
         shared: the modules that adapters on the root lend to all layers, by their class.
         tape: where `record` writes; `fold` opens a new one for each block.
-        frozen: static count of the first blocks of the network that have nothing to train, in them or
-            below them; their gradient is not asked for.
+        frozen: static count of the first blocks of the network that have nothing to train, in them
+            or below them.
         probe: static; "branches" records what adapters add, over what they add to, and "mean" puts
             means over the batch in the place of what layers make from each input.
     """

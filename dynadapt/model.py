@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import adapters, attach, backbones, optim, tree, weights
-from dynadapt.context import Context
+from dynadapt.context import Context, join_map
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
 
@@ -176,8 +176,12 @@ def outputs(
         look: whether the task may call the model several times, as it wants in an evaluation;
             what layers record is lost then.
     """
-    inputs = batch[network.backbone.takes]
     ctx = ctx.replace(frozen=untouched(network, config))
+    if "patches" in batch:  # kept of the frozen prefix
+        inputs = join_map(batch["leading"], batch["patches"])
+        ctx = ctx.replace(grid=batch["patches"].shape[1:3])
+    else:
+        inputs = batch[network.backbone.takes]
     if network.backbone.takes == "image":
         inputs = inputs.astype(config.compute.dtype)
     if "scale" in hyper:

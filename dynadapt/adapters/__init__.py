@@ -10,8 +10,8 @@ name leaves of the method's own that weight decay spares, such as prompts, `PRIN
 the literature prints for the default settings, by backbone, and `BEFORE` values of settings that
 are younger than the method, for adapters that were written without them.
 
-All methods know the setting `layers`: of k, only the last k blocks and what follows them are adapted
-and trained. A method sees no more than these through `sites` and `attach`.
+All methods know the setting `layers`: of k, only the last k blocks and what follows them are
+adapted and trained. A method sees no more than these through `sites` and `attach`.
 """
 
 import sys
