@@ -59,7 +59,7 @@ def kept(c, folder, data="a"):
 def test_a_run_ends_as_without_and_with_the_same_bytes_after_a_stop(tmp_path, monkeypatch):
     assert start(tmp_path / "plain", KEPT[0], KEPT[2]) == 0
     assert start(tmp_path / "kept", *KEPT) == 0
-    # So narrow a network's blocks are fused with what follows them, and its last bits differ.
+    # Two programs, which a compiler may fuse otherwise: last bits differ.
     plain, own = (load_file(file_of(tmp_path / name)) for name in ("plain", "kept"))
     assert plain.keys() == own.keys()
     for path, value in plain.items():
