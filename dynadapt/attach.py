@@ -8,7 +8,7 @@ parameter paths do not move; every new path holds the segment `adapter`.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -56,8 +56,26 @@ def _adapted(cls: type) -> type:
 
 
 def sites(model: nnx.Module, where: str) -> list[tuple[str, nnx.Module]]:
-    """The modules, with their paths, that the pattern matches; never one inside an adapter."""
-    return [(p, m) for p, m in _hosts(model) if tree.matches(where, p)]
+    """The modules, with their paths, that the pattern matches; never one inside an adapter, nor one
+    that is spared."""
+    spared = getattr(model, "spared", ())
+    return [
+        (path, module)
+        for path, module in _hosts(model)
+        if tree.matches(where, path) and not tree.within(spared, path)
+    ]
+
+
+@contextlib.contextmanager
+def sparing(model: nnx.Module, patterns: Sequence[str]) -> Iterator[None]:
+    """What runs inside attaches nothing to the modules of these patterns, nor inside of them."""
+    if patterns:
+        model.spared = tuple(patterns)
+    try:
+        yield
+    finally:
+        if patterns:
+            del model.spared
 
 
 def adapted(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
@@ -75,9 +93,15 @@ def attach(model: nnx.Module, where: str, make: Callable[[nnx.Module], nnx.Modul
         make: makes the adapter of one host; it is called as `adapter(host, *args)`.
 
     Raises:
-        AttachError: for a pattern that matches nothing, or a host that has an adapter already.
+        AttachError: for a pattern that matches nothing, or a host that has an adapter already;
+            where some of the model is spared, also for what needs that part.
     """
-    found = sites(model, where)
+    found, spared = sites(model, where), hasattr(model, "spared")
+    if not found and spared and any(tree.matches(where, p) for p, _ in _hosts(model)):
+        raise AttachError(
+            f"all that {where!r} matches lies below the last blocks that adapter.layers leaves; "
+            "say adapter.layers=0, for all"
+        )
     if not found:
         near = suggest(where, tree.groups(p for p, _ in _hosts(model)))
         raise AttachError(f"the site pattern {where!r} matches no module; {near}")
@@ -87,6 +111,11 @@ def attach(model: nnx.Module, where: str, make: Callable[[nnx.Module], nnx.Modul
                 f"{path or 'the model'!r} already has an adapter; join two with Chain"
             )
     adapters = [make(host) for _, host in found]
+    if spared and where == "" and not isinstance(adapters[0], Shared):
+        raise AttachError(
+            f"{type(adapters[0]).__name__} leads the whole backbone, which adapter.layers can't "
+            "restrict; say adapter.layers=0, for all blocks"
+        )
     for (_, host), adapter in zip(found, adapters, strict=True):
         host.adapter = adapter
         _become(host, _adapted(type(host)))

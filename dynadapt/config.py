@@ -24,6 +24,8 @@ FREE = (
     *(r"mesh\..*", r"log\..*", "save_every", "eval_every", r"input\.(threads|eval_batch_size)"),
     *(r"backbone\.(scan|remat)", r"optim\.bad_steps"),
 )
+# Fields that are younger than runs, and what these were made with: so they count for nothing.
+SINCE = {"adapter.layers": 0, "input.keep_prefix": False}
 # The numbers that a config may hold; none of them is infinite.
 RANGES = {
     "seed": "[0, 4294967295]",
@@ -85,6 +87,8 @@ def default(
                 threads=-1,
                 # What a broken image does: "stop" the run, or be skipped and counted with "skip".
                 on_error="stop",
+                # Whether what the frozen blocks below answer is kept; see `adapter.layers`.
+                keep_prefix=False,
             ),
             optim=dict(
                 name="adamw",
@@ -331,7 +335,8 @@ def digest(config: ConfigDict | dict[str, Any]) -> str:
 
 def counted(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a plain config that touch the result, by their whole names."""
-    return {k: v for k, v in flat(values).items() if not tree.matches_any(FREE, k)}
+    found = {k: v for k, v in flat(values).items() if not tree.matches_any(FREE, k)}
+    return {k: v for k, v in found.items() if k not in SINCE or v != SINCE[k]}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

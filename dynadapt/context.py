@@ -31,6 +31,8 @@ class Context:
         drop_path: drop rate of this layer's residual branches, or None for no drop-path.
         shared: the modules that adapters on the root lend to all layers, by their class.
         tape: where `record` writes; `fold` opens a new one for each block.
+        frozen: static count of the first blocks of the network that have nothing to train, in them
+            or below them.
         probe: static; "branches" records what adapters add, over what they add to, and "mean" puts
             means over the batch in the place of what layers make from each input.
     """
@@ -43,6 +45,7 @@ class Context:
     drop_path: Any = None
     shared: Mapping[type, Any] = dataclasses.field(default_factory=dict)
     tape: Tape = dataclasses.field(default_factory=dict)
+    frozen: int = 0
     probe: str = ""
 
     def replace(self, **changes: Any) -> "Context":
@@ -129,7 +132,8 @@ def fold(
             new tape.
         scan: compiles each kind of block once, where kinds alternate regularly (windowed and
             shifted, windowed and global); the parameters are stacked inside the compiled function.
-            Blocks that answer other shapes than they get are not scanned.
+            Blocks that answer other shapes than they get are not scanned, and frozen ones
+            (`ctx.frozen`) are scanned apart from those above, as a scan has one gradient for all.
         remat: recomputes each block in the backward pass instead of saving its intermediates.
         first: number of the first block within a network of `depth` blocks, where only a
             part is run.
@@ -146,6 +150,15 @@ def fold(
             inner = inner.replace(drop_path=ctx.drop_path * number / max(depth - 1, 1))
         return sharding.whole(block)(x, inner), inner.tape
 
+    cut = min(max(ctx.frozen - first, 0), len(blocks)) if scan else 0
+    if 0 < cut < len(blocks):
+        tapes = []
+        for piece, number in ((blocks[:cut], first), (blocks[cut:], first + cut)):
+            inner = ctx.replace(tape={})
+            x = fold(piece, x, inner, scan=True, remat=remat, first=number, depth=depth)
+            tapes.append(inner.tape)
+        _join(tapes, ctx)
+        return x
     numbers = range(first, first + len(blocks))
     # A scan carries one shape: blocks that lengthen the sequence run one after another.
     if scan := scan and len(blocks) > 0:
@@ -176,10 +189,15 @@ def fold(
         for block, number in zip(blocks, numbers, strict=True):
             x, tape = step(x, block, jnp.asarray(number))
             tapes.append(jax.tree.map(lambda v: jnp.asarray(v)[None], tape))
-    for name in dict.fromkeys(n for tape in tapes for n in tape):
-        value = jnp.concatenate([tape[name] for tape in tapes if name in tape])
-        ctx.record(name, value.sum(0) if name.startswith("loss/") else value)
+    _join(tapes, ctx)
     return x
+
+
+def _join(tapes: Sequence[Tape], ctx: Context) -> None:
+    """Records what blocks recorded, one after another; `loss/` names are summed."""
+    for name in dict.fromkeys(n for tape in tapes for n in tape):
+        value = jnp.concatenate([jnp.atleast_1d(tape[name]) for tape in tapes if name in tape])
+        ctx.record(name, value.sum(0) if name.startswith("loss/") else value)
 
 
 def _shapes(x: Any) -> Any:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import adapters, backbones, optim, tree, weights
-from dynadapt.context import Context
+from dynadapt import adapters, attach, backbones, optim, tree, weights
+from dynadapt.context import Context, join_map
 from dynadapt.errors import ConfigError
 from dynadapt.layers import SameKey
 
@@ -176,7 +176,12 @@ def outputs(
         look: whether the task may call the model several times, as it wants in an evaluation;
             what layers record is lost then.
     """
-    inputs = batch[network.backbone.takes]
+    ctx = ctx.replace(frozen=untouched(network, config))
+    if "patches" in batch:  # kept of the frozen prefix
+        inputs = join_map(batch["leading"], batch["patches"])
+        ctx = ctx.replace(grid=batch["patches"].shape[1:3])
+    else:
+        inputs = batch[network.backbone.takes]
     if network.backbone.takes == "image":
         inputs = inputs.astype(config.compute.dtype)
     if "scale" in hyper:
@@ -289,7 +294,18 @@ def _rngs(config: Any, part: str) -> nnx.Rngs:
 def patterns(config: Any) -> tuple[str, ...]:
     """Patterns of base parameters that train: the method's and the config's."""
     given = dict(config.adapter)
-    return adapters.trains(given.pop("name"), **given) + tuple(config.trainable)
+    order = backbones.layers(config.backbone.name, **sizes(config))
+    return adapters.trains(given.pop("name"), order, **given) + tuple(config.trainable)
+
+
+def untouched(network: Model, config: Any) -> int:
+    """How many blocks, from the first, lie below all that is adapted and all that trains."""
+    if adapters.leads(network.backbone):
+        return 0
+    order = layers(config)
+    trained = tree.leaves(nnx.state(network, adapters.trainable(patterns(config))))
+    touched = [*trained, *(path for path, _ in attach.adapted(network))]
+    return max(len(order.order) - 1 - max(map(order.below_output, touched), default=0), 0)
 
 
 def layers(config: Any) -> optim.Layers:

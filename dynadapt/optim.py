@@ -35,7 +35,7 @@ class Layers:
     def below_output(self, path: str) -> int:
         """How many layers lie above a leaf's own, and that one: 0 for the final norm and head."""
         for number, pattern in enumerate(self.order):
-            if tree.matches(rf"(?:{pattern})(/.*)?", path):
+            if tree.within((pattern,), path):
                 return len(self.order) - number
         return 0
 

@@ -15,7 +15,7 @@ from dynadapt import choices, evaluate, inputs, model, optim, processes, shardin
 from dynadapt import config as configs
 from dynadapt.data import loader
 from dynadapt.errors import CheckpointError, TrainingError
-from dynadapt.runs import checkpoint, claims, product, profile, sinks, speed, workdir
+from dynadapt.runs import checkpoint, claims, prefix, product, profile, sinks, speed, workdir
 from dynadapt.runs.journal import Journal
 from dynadapt.runs.predictions import SHEET, Predictions
 from dynadapt.runs.profile import Profile, Window
@@ -72,6 +72,8 @@ def run(config: Any, folder: Path, traced: Window | None = None) -> dict[str, An
     network = model.build(config, task, split.spec)
     seen = inputs.described(config, split, model.features(network.backbone, split.spec))
     named = model.named(config, network.backbone)
+    if config.input.keep_prefix:
+        prefix.check(config, split, task, network)
     model.features(network.backbone, tested.spec)  # raises where the evaluated size can't be served
     graph, train, stats, frozen = model.split(network, config)
     counts = workdir.counts(train, frozen)
@@ -91,6 +93,9 @@ def run(config: Any, folder: Path, traced: Window | None = None) -> dict[str, An
         checkpoint.Checkpoints(folder / "checkpoints") as saved,
     ):
         origin = {"weights": product.weights_hash(config), "data": split.source.info.fingerprint}
+        if config.input.keep_prefix:
+            kept = prefix.kept(config, split, graph, state, frozen, mesh, folder, origin)
+            stream = inputs.train_batches(config, kept)
         state, done, losses, laps = restore(saved, state, stream, origin, config)
         if first:
             workdir.start(config, folder)
@@ -214,6 +219,7 @@ def run(config: Any, folder: Path, traced: Window | None = None) -> dict[str, An
                 "collapsed": bool(collapsed(state["variance"])),
                 "adapter": str(folder / "adapter"),
             }
+            prefix.drop(folder)
             workdir.finish(folder, result)
             return result
 

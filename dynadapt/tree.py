@@ -56,6 +56,11 @@ def matches_any(patterns: Iterable[str], path: str) -> bool:
     return any(matches(p, path) for p in patterns)
 
 
+def within(patterns: Iterable[str], path: str) -> bool:
+    """Whether one of the patterns matches the path, or that of a module in which it lies."""
+    return any(matches(rf"(?:{p})(?:/.*)?", path) for p in patterns)
+
+
 def assign(rules: Rules, paths: Iterable[str], *, what: str = "rule") -> dict[str, Any]:
     """The value of the first matching rule for each path.
 

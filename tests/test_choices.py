@@ -41,7 +41,7 @@ def test_other_packages_add_methods_tasks_and_data_sets(installed):
     for package in (adapters, tasks, data):
         assert "theirs" in package.names()
     assert "theirs" not in sys.modules  # a list of names imports nothing
-    assert adapters.settings("theirs") == {"size": 3}
+    assert adapters.settings("theirs") == {"size": 3, "layers": 0}
     assert tasks.settings("theirs") == {"rate": 0.5}
     assert data.settings("theirs") == {"side": 8, "balance": ""}
     with pytest.raises(UnknownName, match="'thiers'; did you mean 'theirs'"):
@@ -87,7 +87,7 @@ def nothing_given(monkeypatch):
 def test_a_file_is_a_module(tmp_path, monkeypatch, nothing_given):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(METHOD)
-    assert adapters.settings("mine.py") == {"size": 3}
+    assert adapters.settings("mine.py") == {"size": 3, "layers": 0}
     assert adapters.module("mine.py") is adapters.module(str(tmp_path / "mine.py"))
     recorded = choices.record("mine.py")
     digest = hashlib.sha256(METHOD.encode()).hexdigest()

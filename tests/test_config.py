@@ -210,3 +210,14 @@ def test_config_files_name_the_exact_command(capsys):
         assert f"--config=configs/{file.name}" in text
     assert main(["train", "--help"]) == 0
     assert "--config" in capsys.readouterr().out
+
+
+def test_a_younger_field_counts_only_where_it_is_used():
+    c = config.default()
+    old = config.plain(c)
+    del old["adapter"]["layers"], old["input"]["keep_prefix"]
+    assert config.differences(old, config.plain(c)) == {}
+    assert config.digest(old) == config.digest(c)
+    c.adapter.layers = 3
+    assert config.differences(old, config.plain(c)) == {"adapter.layers": (None, 3)}
+    assert config.digest(old) != config.digest(c)

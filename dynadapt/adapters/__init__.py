@@ -9,10 +9,13 @@ float32; `shared` are the modules that the root lends. Where it does not, `NOT_M
 name leaves of the method's own that weight decay spares, such as prompts, `PRINTED` the count that
 the literature prints for the default settings, by backbone, and `BEFORE` values of settings that
 are younger than the method, for adapters that were written without them.
+
+All methods know the setting `layers`: of k, only the last k blocks and what follows them are
+adapted and trained. A method sees no more than these through `sites` and `attach`.
 """
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt import choices, tree
-from dynadapt.attach import Chain, Lent, Shared, adapted, all_or_nothing, detach, sites
+from dynadapt.attach import Chain, Lent, Shared, adapted, all_or_nothing, detach, sites, sparing
 from dynadapt.errors import ConfigError, DynadaptError, NotMergeable, UnknownName
 
 _HERE = sys.modules[__name__]
@@ -58,15 +61,42 @@ def give(path: str) -> None:
 
 
 def settings(name: str) -> dict[str, Any]:
-    """The method's settings and their defaults."""
-    return choices.settings(module(name).adapt, skip=("backbone", "rngs"))
+    """The method's settings and their defaults; all methods know `layers`."""
+    own = choices.settings(module(name).adapt, skip=("backbone", "rngs"))
+    if "layers" in own:
+        raise ConfigError(f"{name} has a setting layers, as all methods do; give its own another")
+    return {**own, "layers": 0}
 
 
 def adapt(backbone: nnx.Module, name: str, *, rngs: nnx.Rngs, **given: Any) -> None:
-    """Attaches the method to the backbone, in place; where it fails, the backbone is unchanged."""
+    """Attaches the method to the backbone, in place; where it fails, the backbone is unchanged.
+
+    Args:
+        backbone: bare.
+        name: of the method.
+        rngs: source of the random weights.
+        **given: settings of the method; `layers` is how many of the last blocks it may touch, with
+            what follows them, or 0 for the whole backbone.
+    """
     given = resolved(backbone, name, **given)
-    with all_or_nothing(backbone):
+    layers = given.pop("layers")
+    spared = below(backbone.order, layers) if layers else ()
+    with all_or_nothing(backbone), sparing(backbone, spared):
         module(name).adapt(backbone, rngs=rngs, **given)
+
+
+def below(order: Sequence[str], layers: int) -> tuple[str, ...]:
+    """What lies below the last blocks, of the patterns that a backbone has for each depth.
+
+    Raises:
+        ConfigError: for more blocks than there are.
+    """
+    blocks = len(order) - 1
+    if not 1 <= layers <= blocks:
+        raise ConfigError(
+            f"adapter.layers must be from 1 to {blocks}, or 0 for all blocks, not {layers}"
+        )
+    return tuple(order[:-layers])
 
 
 def resolved(backbone: nnx.Module, name: str, **given: Any) -> dict[str, Any]:
@@ -138,6 +168,11 @@ def _merged(backbone: nnx.Module, name: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"{path}/{leaf}", old, value
 
 
+def leads(backbone: nnx.Module) -> bool:
+    """Whether an adapter on the root does more than to lend, so that it may change all blocks."""
+    return hasattr(backbone, "adapter") and not _lent(backbone)
+
+
 def _lent(backbone: nnx.Module) -> Lent:
     """What the adapters of the root lend; nothing where one of them does more than that."""
     adapter = getattr(backbone, "adapter", None)
@@ -201,16 +236,18 @@ def rescale(backbone: nnx.Module, scale: Any) -> None:
             module.scale = nnx.data(scale)
 
 
-def trains(name: str, **given: Any) -> tuple[str, ...]:
+def trains(name: str, order: Sequence[str] = (), **given: Any) -> tuple[str, ...]:
     """Patterns of backbone parameters that the method trains, with the `backbone/` prefix.
 
-    Settings that are not given are the method's own.
+    Settings that are not given are the method's own. With `layers`, `order` says what lies below.
     """
     patterns = module(name).TRAINS
     if isinstance(patterns, Mapping):
         chosen = {**settings(name), **given}["train"]
         patterns = [p for part in chosen for p in patterns[part]]
-    return tuple(f"backbone/{p}" for p in patterns)
+    layers = given.get("layers", 0)
+    spared = rf"(?!(?:{'|'.join(below(order, layers))})(?:/|$))" if layers else ""
+    return tuple(f"backbone/{spared}{p}" for p in patterns)
 
 
 def moving(path: tuple, leaf: Any) -> bool:

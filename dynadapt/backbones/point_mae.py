@@ -201,6 +201,11 @@ class Backbone(nnx.Module):
         self.blocks = nnx.List([block(c, rngs) for _ in range(c.depth)])
         self.norm = LayerNorm(c.dim, epsilon=c.epsilon, rngs=rngs)
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What lies at each depth, see `backbones.layers`."""
+        return layers(self.config)
+
     def __call__(self, points: Array, ctx: Context) -> Features:
         c = self.config
         if points.ndim != 3 or points.shape[2] != 3:

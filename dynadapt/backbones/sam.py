@@ -177,6 +177,11 @@ class Backbone(nnx.Module):
         if c.neck:
             self.neck = Neck(c.dim, c.neck, rngs=rngs)
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What lies at each depth, see `backbones.layers`."""
+        return layers(self.config)
+
     def __call__(self, images: Array, ctx: Context) -> Features:
         c = self.config
         b, height, width, _ = images.shape

@@ -263,6 +263,11 @@ class Backbone(nnx.Module):
         else:
             self.norm = LayerNorm(self.dim, epsilon=c.epsilon, rngs=rngs)
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What lies at each depth, see `backbones.layers`."""
+        return layers(self.config)
+
     def __call__(self, images: Array, ctx: Context) -> Features:
         c = self.config
         x, ctx = self.entered(images, ctx)

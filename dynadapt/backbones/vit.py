@@ -124,7 +124,8 @@ def block(c: Config, rngs: nnx.Rngs) -> Block:
 
 
 class Backbone(nnx.Module):
-    """A ViT, called on images `b h w 3` normalised as its checkpoint wants.
+    """A ViT, called on images `b h w 3` normalised as its checkpoint wants, or on tokens `b n d` of
+    `ctx.grid` that `below` answers: they enter block `ctx.frozen`.
 
     Returns `Features` with maps `b h w d` at the chosen levels and tokens `b p d`.
 
@@ -163,10 +164,19 @@ class Backbone(nnx.Module):
         if c.final_norm:
             self.norm = LayerNorm(c.dim, epsilon=c.epsilon, rngs=rngs)
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What lies at each depth, see `backbones.layers`."""
+        return layers(self.config)
+
     def __call__(self, images: Array, ctx: Context) -> Features:
         c = self.config
-        x, ctx = self.entered(images, ctx)
-        grid, maps, first = ctx.grid, [], 0
+        if images.ndim == 4:
+            (x, ctx), first = self.entered(images, ctx), 0
+        else:
+            x, first = images, ctx.frozen
+            ctx = ctx.replace(prefix=x.shape[1] - math.prod(ctx.grid))
+        grid, maps = ctx.grid, []
         for level in self.levels:
             blocks = self.blocks[first : level + 1]
             x = fold(
@@ -176,6 +186,12 @@ class Backbone(nnx.Module):
             y = self.norm(x, ctx) if c.final_norm and first == len(self.blocks) else x
             maps.append(y[:, -grid[0] * grid[1] :].reshape(y.shape[0], *grid, c.dim))
         return Features(tuple(maps), y[:, : self.prefix], ctx.tape, self.strides)
+
+    def below(self, images: Array, ctx: Context) -> tuple[Array, Context]:
+        """Tokens `b n d` before block `ctx.frozen`, and what that is told."""
+        c = self.config
+        x, ctx = self.entered(images, ctx)
+        return fold(self.blocks[: ctx.frozen], x, ctx, scan=c.scan, depth=c.depth), ctx
 
     def entered(self, images: Array, ctx: Context) -> tuple[Array, Context]:
         """Tokens `b n d` before the first block, and what that is told."""

@@ -22,6 +22,7 @@ KINDS = {
     "rows": "int32",  # one entry a box, `n` or `n k`: class, crowd
     "cloud": "float32",  # points `n 3`, never cast
     "point_labels": "int32",  # a class for each point, `n`; `fill` is none
+    "features": "float32",  # what a frozen prefix answers, of any shape
     "number": "int32",  # of the whole example
     "extent": "int32",  # (h, w) that the picture fills of its canvas; made by the transforms
 }

@@ -147,7 +147,7 @@ def _row(
         return model.Model(backbone, model.head_of(task, like, SameKey()))
 
     network = nnx.eval_shape(adapted, state)
-    filters = adapters.trainable(adapters.trains(name, **settings))
+    filters = adapters.trainable(adapters.trains(name, network.backbone.order, **settings))
     # Running statistics are no parameters.
     _, train, frozen, _ = nnx.split(network, filters, nnx.Param, ...)
     counts = workdir.counts(train, frozen)

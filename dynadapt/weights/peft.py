@@ -286,6 +286,9 @@ def write(
             if field in fused:
                 tensors[f"{peft_names.PREFIX}{site.replace('/', '.')}.{name}"] = fused[field]
     layers = {site.split("/", 2)[2].replace("/", ".") for site in sites}
+    targets = [layer for layer in peft_names.TIMM if layer in layers]
+    if settings.get("layers"):  # of the last blocks alone, by their whole names
+        targets = [site.replace("/", ".") for site in sites]
     alpha = settings["scale"] * (math.sqrt(rank) if rslora else rank)
     near = round(alpha)
     config = {
@@ -303,7 +306,7 @@ def write(
         "lora_dropout": settings.get("dropout", 0.0),
         "modules_to_save": ["head"] if head else None,
         "r": rank,
-        "target_modules": [layer for layer in peft_names.TIMM if layer in layers],
+        "target_modules": targets,
         "task_type": None,
         "use_dora": method == "dora",
         "use_rslora": rslora,

@@ -217,7 +217,7 @@ def test_the_command_answers_in_json(capsys):
     assert values["backbone"] == "vit_b16" and values["classes"] == 10
     assert rows(values)["lora"]["printed"] == "0.29 M"
     assert rows(values)["linear"] == {
-        "method": "linear", "settings": {}, "sites": 0,
+        "method": "linear", "settings": {"layers": 0}, "sites": 0,
         "trained": 0, "trained_with_head": 7690, "share": 0.0,
         "extra_flops": 0.0, "bytes": 30760, "mergeable": True, "obstacle": "", "printed": "",
     }  # fmt: skip

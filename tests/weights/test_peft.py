@@ -464,3 +464,13 @@ def test_half_precision_stays(tmp_path):
 def test_is_folder(oracles, tmp_path):
     assert peft.is_folder(oracles / "peft" / "lora_hf_dora" / "adapter")
     assert not peft.is_folder(tmp_path) and not peft.is_folder(weights.ASSETS)
+
+
+def test_the_last_blocks_alone_are_targets_by_their_whole_names(tmp_path):
+    network = backbone()
+    last = len(network.blocks) - 1
+    settings = dict(rank=3, targets=("q", "v"), scale=1.0, layers=1)
+    adapters.adapt(network, "lora", rngs=nnx.Rngs(2), **settings)
+    config = peft.write(tmp_path, "lora", settings, of_adapters(network))
+    assert config["target_modules"] == [f"blocks.{last}.attn.qkv"]
+    assert all(f"/{last}/" in f"/{path}" for path in peft.read(tmp_path).leaves)
