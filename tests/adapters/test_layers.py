@@ -12,7 +12,7 @@ from dynadapt.context import Context
 from dynadapt.data import loader, numbered, transforms
 from dynadapt.errors import AttachError, ConfigError
 from dynadapt.layers import SameKey
-from dynadapt.plans import compiled
+from dynadapt.runs import speed
 from tests.test_adapters import METHODS
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
@@ -129,7 +129,7 @@ def cost(c):
     state = jax.eval_shape(first, train, stats)
     run = step.pure_step(graph, task, lambda hyper: optimizer, c)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return compiled.matmul_flops(run, state, frozen, spec, key)
+    return speed.matmul_flops(run, state, frozen, spec, key)
 
 
 @pytest.mark.parametrize("method", ["iconformer", "bitfit"])

@@ -13,8 +13,7 @@ from dynadapt import config, inputs, model, optim, sharding, step, tasks, train
 from dynadapt.data import loader, numbered, transforms
 from dynadapt.errors import ConfigError
 from dynadapt.main import main
-from dynadapt.plans import compiled
-from dynadapt.runs import prefix
+from dynadapt.runs import prefix, speed
 from tests import configs_tiny
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
@@ -189,7 +188,7 @@ def cost(c, layers):
     state = jax.eval_shape(first, trained, stats)
     run = step.pure_step(graph, task, lambda hyper: optimizer, c)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return compiled.matmul_flops(run, state, frozen, spec, key)
+    return speed.matmul_flops(run, state, frozen, spec, key)
 
 
 def test_a_step_of_the_last_quarter_costs_a_quarter():
