@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from dynadapt import adapters, backbones, choices, data, optim, tasks, tree, weights
 from dynadapt.data import images, loader, transforms
 from dynadapt.errors import ConfigError, DynadaptError, suggest
+from dynadapt.layers import quantised
 
 DTYPES = ("float32", "bfloat16", "float16")
 # What may change between two runs of one work directory: it never touches the result.
@@ -47,21 +48,19 @@ def default(
     task: str = "classification",
     data_set: str = "folder",
 ) -> ConfigDict:
-    """A complete config; `adapter`, `task` and `data` hold the settings of the chosen modules.
-
-    Every section is a flat set of plain values. See the comments for meaning and units.
-    """
+    """A complete config: flat sections of plain values; comments tell their meaning and units."""
     return ConfigDict(
         dict(
             seed=0,
-            backbone=dict(
+            backbone=_free(
                 name=backbone,
                 # A file, the name of weights that come with the package, or "" for random ones.
                 weights="",
                 # Side that the position embeddings are made for; 0 is the variant's own.
                 image_size=0,
                 scan=False,
-                remat=False,
+                # What blocks recompute for the backward pass: "none", what is "cheap", or "full".
+                remat="none",
             ),
             adapter=dict(name=method, **adapters.settings(method)),
             # Patterns of further parameters that train, such as "backbone/norm/.*".
@@ -120,7 +119,7 @@ def default(
             compute=dict(
                 # Of activations. Norms, softmax, generated kernels and losses stay in float32.
                 dtype="float32",
-                # Of the stored frozen parameters.
+                # Of the stored frozen parameters; with "int8" and "nf4" of their kernels.
                 frozen_dtype="float32",
             ),
             # Devices on each axis; -1 is all that are left.
@@ -131,6 +130,11 @@ def default(
             eval_every=0,
         )
     )
+
+
+def _free(**fields: Any) -> ConfigDict:
+    """A section whose fields take any type: `remat` was true or false once."""
+    return ConfigDict(fields, type_safe=False)
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
@@ -187,7 +191,7 @@ def field_problems(config: ConfigDict) -> list[str]:
 
 def expected(config: ConfigDict) -> tuple[int, str]:
     """Side of images and normalisation that the backbone is made for; (0, "") for points."""
-    name = config.backbone.name
+    name = str(config.backbone.name)
     own = getattr(backbones.config(name), "image_size", 0)
     return config.backbone.image_size or own, backbones.normalisation(name) if own else ""
 
@@ -208,7 +212,8 @@ def _filled(config: ConfigDict, size: int, normalise: str) -> ConfigDict:
         text = text.replace("{size}", str(size)).replace("{short}", str(round(size * 9 / 8)))
         made.input[part] = text if size or text == made.input[part] else ""  # clouds have no size
     made.input.normalise = made.input.normalise or normalise or "unit"
-    made.backbone.weights = weights.absolute(made.backbone.weights)
+    made.backbone.weights = weights.absolute(str(made.backbone.weights))
+    made.backbone.remat = backbones.remat(made.backbone.remat)
     made.adapter.name = choices.record(made.adapter.name)
     return made
 
@@ -239,9 +244,9 @@ def check(config: ConfigDict) -> None:
     # An image size of 0 is the variant's own; point clouds have none.
     unset = ("name", "weights", *(() if config.backbone.image_size else ("image_size",)))
     sizes = {k: v for k, v in config.backbone.items() if k not in unset}
-    attempt(lambda: backbones.config(config.backbone.name, **sizes))
+    attempt(lambda: backbones.config(str(config.backbone.name), **sizes))
     if config.backbone.weights:
-        attempt(weights.locate, config.backbone.weights)
+        attempt(weights.locate, str(config.backbone.weights))
     sections = (
         ("adapter", adapters, "method"),
         ("task", tasks, "task"),
@@ -266,7 +271,7 @@ def check(config: ConfigDict) -> None:
         (config.optim.name, ("adamw", "sgd"), "optimizer"),
         (config.optim.schedule, optim.SCHEDULES, "schedule"),
         (config.compute.dtype, DTYPES, "compute.dtype"),
-        (config.compute.frozen_dtype, DTYPES, "compute.frozen_dtype"),
+        (config.compute.frozen_dtype, (*DTYPES, *quantised.KINDS), "compute.frozen_dtype"),
     ):
         need(value in known, f"unknown {kind} {value!r}; {suggest(value, known)}")
     i, o = config.input, config.optim
