@@ -209,3 +209,25 @@ def test_config_files_name_the_exact_command(capsys):
         assert f"--config=configs/{file.name}" in text
     assert main(["train", "--help"]) == 0
     assert "--config" in capsys.readouterr().out
+
+
+def test_remat_was_true_or_false_once():
+    for value, wanted in ((True, "full"), (False, "none"), ("True", "full"), ("cheap", "cheap")):
+        given = config.default(data_set="digits")
+        given.backbone.remat = value
+        config.check(given)
+        assert config.resolve(given).backbone.remat == wanted
+        assert config.resolve(config.completed(config.plain(given))).backbone.remat == wanted
+        assert backbones.config("vit_mini", remat=value).remat == wanted
+    given.backbone.remat, given.backbone.weights = "chaep", 5
+    with pytest.raises(ConfigError, match="(?s)unknown remat 'chaep'; did you mean 'cheap'"):
+        config.check(given)
+
+
+def test_the_frozen_half_may_be_in_few_bits_and_activations_may_not():
+    given = config.default(data_set="digits")
+    given.compute.frozen_dtype = "nf4"
+    config.check(given)
+    given.compute.dtype = given.compute.frozen_dtype = "int4"
+    with pytest.raises(ConfigError, match="(?s)unknown compute.dtype.*frozen_dtype 'int4'.*int8"):
+        config.check(given)
