@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from dynadapt import adapters, backbones, choices, data, optim, tasks, tree, weights
 from dynadapt.data import images, loader, transforms
 from dynadapt.errors import ConfigError, DynadaptError, suggest
+from dynadapt.layers import quantised
 
 DTYPES = ("float32", "bfloat16", "float16")
 SINKS = ("mlflow", "wandb")
@@ -50,21 +51,22 @@ def default(
     task: str = "classification",
     data_set: str = "folder",
 ) -> ConfigDict:
-    """A complete config; `adapter`, `task` and `data` hold the settings of the chosen modules.
-
-    Every section is a flat set of plain values. See the comments for meaning and units.
-    """
+    """A complete config: flat sections of plain values; comments tell their meaning and units."""
     return ConfigDict(
         dict(
             seed=0,
-            backbone=dict(
-                name=backbone,
-                # A file, the name of weights that come with the package, or "" for random ones.
-                weights="",
-                # Side that the position embeddings are made for; 0 is the variant's own.
-                image_size=0,
-                scan=False,
-                remat=False,
+            backbone=ConfigDict(
+                dict(
+                    name=backbone,
+                    # A file, the name of weights that come with the package, or "" for random ones.
+                    weights="",
+                    # Side that the position embeddings are made for; 0 is the variant's own.
+                    image_size=0,
+                    scan=False,
+                    # What a backward pass recomputes: "none", what is "cheap", or "full".
+                    remat="none",
+                ),
+                type_safe=False,  # `remat` was true or false once
             ),
             adapter=dict(name=method, **adapters.settings(method)),
             # Patterns of further parameters that train, such as "backbone/norm/.*".
@@ -125,7 +127,7 @@ def default(
             compute=dict(
                 # Of activations. Norms, softmax, generated kernels and losses stay in float32.
                 dtype="float32",
-                # Of the stored frozen parameters.
+                # Of the stored frozen parameters; with "int8" and "nf4" of their kernels.
                 frozen_dtype="float32",
             ),
             # Devices on each axis; -1 is all that are left.
@@ -193,7 +195,7 @@ def field_problems(config: ConfigDict) -> list[str]:
 
 def expected(config: ConfigDict) -> tuple[int, str]:
     """Side of images and normalisation that the backbone is made for; (0, "") for points."""
-    name = config.backbone.name
+    name = str(config.backbone.name)
     own = getattr(backbones.config(name), "image_size", 0)
     return config.backbone.image_size or own, backbones.normalisation(name) if own else ""
 
@@ -214,7 +216,8 @@ def _filled(config: ConfigDict, size: int, normalise: str) -> ConfigDict:
         text = text.replace("{size}", str(size)).replace("{short}", str(round(size * 9 / 8)))
         made.input[part] = text if size or text == made.input[part] else ""  # clouds have no size
     made.input.normalise = made.input.normalise or normalise or "unit"
-    made.backbone.weights = weights.absolute(made.backbone.weights)
+    made.backbone.weights = weights.absolute(str(made.backbone.weights))
+    made.backbone.remat = backbones.remat(made.backbone.remat)
     made.adapter.name = choices.record(made.adapter.name)
     return made
 
@@ -225,8 +228,7 @@ def check(config: ConfigDict) -> None:
     Raises:
         ConfigError: listing every problem found.
     """
-    problems = field_problems(config)
-    if problems:
+    if problems := field_problems(config):
         raise ConfigError(*problems)
 
     def attempt(fn: Any, *args: Any) -> Any:
@@ -245,14 +247,10 @@ def check(config: ConfigDict) -> None:
     # An image size of 0 is the variant's own; point clouds have none.
     unset = ("name", "weights", *(() if config.backbone.image_size else ("image_size",)))
     sizes = {k: v for k, v in config.backbone.items() if k not in unset}
-    attempt(lambda: backbones.config(config.backbone.name, **sizes))
+    attempt(lambda: backbones.config(str(config.backbone.name), **sizes))
     if config.backbone.weights:
-        attempt(weights.locate, config.backbone.weights)
-    sections = (
-        ("adapter", adapters, "method"),
-        ("task", tasks, "task"),
-        ("data", data, "data set"),
-    )
+        attempt(weights.locate, str(config.backbone.weights))
+    sections = ("adapter", adapters, "method"), ("task", tasks, "task"), ("data", data, "data set")
     for name, package, kind in sections:
         known = attempt(package.settings, config[name].name)
         if known is not None:
@@ -272,7 +270,7 @@ def check(config: ConfigDict) -> None:
         (config.optim.name, ("adamw", "sgd"), "optimizer"),
         (config.optim.schedule, optim.SCHEDULES, "schedule"),
         (config.compute.dtype, DTYPES, "compute.dtype"),
-        (config.compute.frozen_dtype, DTYPES, "compute.frozen_dtype"),
+        (config.compute.frozen_dtype, (*DTYPES, *quantised.KINDS), "compute.frozen_dtype"),
         *((name, SINKS, "log.sinks") for name in config.log.sinks),
     ):
         need(value in known, f"unknown {kind} {value!r}; {suggest(value, known)}")
@@ -355,10 +353,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a plain config by the whole names of their fields."""
     found = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return found
 
 

@@ -16,6 +16,13 @@ from dynadapt import sharding
 
 Array = jax.Array
 Tape = dict[str, Array]
+# What blocks recompute in the backward pass, by name, and what is saved for it. Recomputing what is
+# `cheap` saves the products with weights: norms, activations and all of attention are done again.
+REMAT = {
+    "none": None,
+    "cheap": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +126,7 @@ def fold(
     ctx: Context,
     *,
     scan: bool = False,
-    remat: bool = False,
+    remat: str = "none",
     first: int = 0,
     depth: int | None = None,
 ) -> Any:
@@ -134,7 +141,7 @@ def fold(
             shifted, windowed and global); the parameters are stacked inside the compiled function.
             Blocks that answer other shapes than they get are not scanned, and frozen ones
             (`ctx.frozen`) are scanned apart from those above, as a scan has one gradient for all.
-        remat: recomputes each block in the backward pass instead of saving its intermediates.
+        remat: what each block recomputes in the backward pass, a name in `REMAT`.
         first: number of the first block within a network of `depth` blocks, where only a
             part is run.
 
@@ -163,8 +170,8 @@ def fold(
     # A scan carries one shape: blocks that lengthen the sequence run one after another.
     if scan := scan and len(blocks) > 0:
         scan = _shapes(jax.eval_shape(lambda: step(x, blocks[0], 0)[0])) == _shapes(x)
-    if remat:
-        step = jax.checkpoint(step, prevent_cse=not scan)
+    if remat != "none":
+        step = jax.checkpoint(step, prevent_cse=not scan, policy=REMAT[remat])
     if scan:
         kinds = _period(blocks)
         stacked = [

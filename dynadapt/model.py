@@ -12,7 +12,7 @@ from flax import nnx
 from dynadapt import adapters, attach, backbones, optim, tree, weights
 from dynadapt.context import Context, join_map
 from dynadapt.errors import ConfigError
-from dynadapt.layers import SameKey
+from dynadapt.layers import SameKey, quantised
 
 Array = jax.Array
 Batch = Mapping[str, jax.ShapeDtypeStruct]
@@ -80,7 +80,8 @@ class Parts(NamedTuple):
         graph: its structure.
         train: what trains, float32.
         stats: running statistics that training moves, float32.
-        frozen: all else, in the storage dtype; running statistics among it are constants, float32.
+        frozen: all else, in the storage dtype, of which `quantised.KINDS` are for kernels alone;
+            running statistics among it are constants, float32.
     """
 
     graph: Any
@@ -325,8 +326,7 @@ def split(model: Model, config: Any) -> Parts:
     tree.check_used(config.trainable, tree.leaves(nnx.state(model)), what="pattern in trainable")
     filters = (adapters.trainable(patterns(config)), adapters.moving, nnx.BatchStat, ...)
     graph, train, stats, constants, frozen = nnx.split(model, *filters)
-    cast = jnp.dtype(config.compute.frozen_dtype)
-    frozen = jax.tree.map(lambda x: _astype(x, cast), frozen)
+    frozen = tree.map_leaves(functools.partial(_stored, config.compute.frozen_dtype), frozen)
     return Parts(graph, train, stats, nnx.merge_state(constants, frozen))
 
 
@@ -335,7 +335,10 @@ def statistics(network: Model) -> nnx.State:
     return nnx.state(network, adapters.moving)
 
 
-def _astype(x: Any, dtype: Any) -> Any:
+def _stored(kind: str, path: str, x: Any) -> Any:
+    """A frozen leaf as it is stored: of kinds in few bits the kernels, and all else in float32."""
+    if kind in quantised.KINDS:
+        return quantised.pack(x, kind) if path.endswith("/kernel") else x
     if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(x.shape, dtype)
-    return x.astype(dtype)
+        return jax.ShapeDtypeStruct(x.shape, jnp.dtype(kind))
+    return x.astype(kind)

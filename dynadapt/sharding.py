@@ -84,7 +84,7 @@ def check_dtype(dtype: str, mesh: Mesh) -> None:
 
 
 def frozen(leaves: Any, mesh: Mesh, rules: tree.Rules = FROZEN) -> Any:
-    """A sharding for each frozen leaf."""
+    """A sharding for each frozen leaf; packed matrices are cut and gathered as they are packed."""
     axes = {p: _first(rules, p) for p in tree.leaves(leaves)}
 
     def place(path: str, x: Any) -> NamedSharding:

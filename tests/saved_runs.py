@@ -21,11 +21,13 @@ def save(
     pool="mean",
     side=16,
     text="",
+    frozen_dtype="float32",
     **sizes,
 ):
     """Writes `folder/adapter` and returns the model."""
     c = config.default(backbone=backbone, method=method, task=task)
     c.backbone.update(sizes)
+    c.compute.frozen_dtype = frozen_dtype
     if "pool" in c.task:
         c.task.pool = pool
     c.input.train = c.input.eval = text or f"resize({side})"

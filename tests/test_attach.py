@@ -313,7 +313,7 @@ class Rewired(nnx.Module):
         return 2 * host.fc(x)
 
 
-@pytest.mark.parametrize("form", [dict(), dict(remat=True), dict(scan=True)])
+@pytest.mark.parametrize("form", [dict(), dict(remat="full"), dict(scan=True)])
 def test_what_stands_behind_a_rewired_host_is_not_dropped_in_silence(form):
     network = Network()
     attach(network, MLP, lambda host: Chain(Powered(host, 3.0), Rewired(), Scaled(host, 1.0)))

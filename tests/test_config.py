@@ -221,3 +221,25 @@ def test_a_younger_field_counts_only_where_it_is_used():
     c.adapter.layers = 3
     assert config.differences(old, config.plain(c)) == {"adapter.layers": (None, 3)}
     assert config.digest(old) != config.digest(c)
+
+
+def test_remat_was_true_or_false_once():
+    for value, wanted in ((True, "full"), (False, "none"), ("True", "full"), ("cheap", "cheap")):
+        given = config.default(data_set="digits")
+        given.backbone.remat = value
+        config.check(given)
+        assert config.resolve(given).backbone.remat == wanted
+        assert config.resolve(config.completed(config.plain(given))).backbone.remat == wanted
+        assert backbones.config("vit_mini", remat=value).remat == wanted
+    given.backbone.remat, given.backbone.weights = "chaep", 5
+    with pytest.raises(ConfigError, match="(?s)unknown remat 'chaep'; did you mean 'cheap'"):
+        config.check(given)
+
+
+def test_the_frozen_half_may_be_in_few_bits_and_activations_may_not():
+    given = config.default(data_set="digits")
+    given.compute.frozen_dtype = "nf4"
+    config.check(given)
+    given.compute.dtype = given.compute.frozen_dtype = "int4"
+    with pytest.raises(ConfigError, match="(?s)unknown compute.dtype.*frozen_dtype 'int4'.*int8"):
+        config.check(given)

@@ -42,9 +42,10 @@ class Network(nnx.Module):
 
 FORMS = {
     "loop": {},
-    "remat": dict(remat=True),
+    "remat": dict(remat="full"),
+    "cheap": dict(remat="cheap"),
     "scan": dict(scan=True),
-    "scan+remat": dict(scan=True, remat=True),
+    "scan+remat": dict(scan=True, remat="full"),
 }
 
 
@@ -71,7 +72,7 @@ def outcome(form, parts=1):
     return step(state, x, jax.random.key(7)), list(tree.leaves(state))
 
 
-@pytest.mark.parametrize("form", ["remat", "scan", "scan+remat"])
+@pytest.mark.parametrize("form", ["remat", "cheap", "scan", "scan+remat"])
 def test_all_forms_are_equal_with_random_choices_tapes_and_shared(form):
     (value, gradients), paths = outcome(form)
     (wanted, wanted_gradients), wanted_paths = outcome("loop")

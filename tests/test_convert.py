@@ -8,10 +8,12 @@ from flax import nnx
 
 from dynadapt import backbones, convert, files, tree, weights
 from dynadapt.context import Context
+from dynadapt.convert import merged
 from dynadapt.errors import CheckpointError, ConfigError, UnknownName
 from dynadapt.main import main
+from dynadapt.runs import product
 from dynadapt.weights import peft, source
-from tests import products
+from tests import products, saved_runs
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -229,6 +231,21 @@ def test_a_dynamic_run_is_not_mergeable(tmp_path, capsys):
     assert main(["convert", str(work), str(out), "--to=timm"]) == 2
     assert "iconformer can't be merged" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_quantised_weights_is_merged_into_those_of_the_file(tmp_path):
+    plain, found = (tmp_path / kind for kind in ("float32", "nf4"))
+    for folder in (plain, found):
+        sizes = dict(dim=16, depth=1, heads=2)
+        saved_runs.save(folder, method="lora", frozen_dtype=folder.name, **sizes)
+    frozen = tree.leaves(product.load(found / "adapter").parts.frozen)
+    assert frozen["backbone/blocks/0/attn/qkv/kernel/codes"].dtype == jnp.uint8
+    plain, found = (merged.of_run(folder / "adapter") for folder in (plain, found))
+    assert "it was trained on weights in nf4" in found.notes[0]
+    assert len(found.notes) == len(plain.notes) + 1
+    for path, x in plain.found.values.items():
+        np.testing.assert_array_equal(found.found.values[path], x)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import Any
 from flax import nnx
 
 from dynadapt import choices, tree
+from dynadapt.context import REMAT
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import ACTIVATIONS, SameKey
 from dynadapt.layers.features import Features as Features
@@ -187,6 +188,8 @@ def check_numbers(name: str, numbers: Iterable[int], depth: int) -> None:
 def _config(family: ModuleType, kind: str, settings: dict[str, Any]) -> Any:
     known = {f.name: f.default for f in dataclasses.fields(family.Config)}
     choices.check_settings(kind, settings, known)
+    if "remat" in settings:
+        settings = {**settings, "remat": remat(settings["remat"])}
     for name, value in settings.items():
         if None not in (value, known[name]) and not choices.alike(value, known[name]):
             wanted = type(known[name]).__name__
@@ -198,6 +201,18 @@ def _config(family: ModuleType, kind: str, settings: dict[str, Any]) -> Any:
         if not all(n <= limit for n in (*numbers, len(numbers), name == "depths" and sum(numbers))):
             raise ConfigError(f"{kind} has {name}={value!r:.80}, where {limit:,} is the most")
     return family.Config(**settings)
+
+
+def remat(value: bool | str) -> str:
+    """A name in `context.REMAT`; true and false, which it once was, are `full` and `none`.
+
+    Raises:
+        UnknownName: for what is no such name.
+    """
+    name = {"true": "full", "false": "none"}.get(str(value).lower(), value)
+    if name not in REMAT:
+        raise UnknownName("remat", str(name), REMAT)
+    return name
 
 
 def most(name: str) -> int:

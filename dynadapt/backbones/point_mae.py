@@ -41,7 +41,7 @@ class Config:
             should be float32: rounded coordinates are other groups.
         levels: numbers of the blocks whose output joins `maps`; the last block always does.
         scan: compile the block once (`context.fold`).
-        remat: recompute blocks in the backward pass (`context.fold`).
+        remat: what blocks recompute in the backward pass, a name in `context.REMAT`.
     """
 
     dim: int = 384
@@ -58,7 +58,7 @@ class Config:
     dtype: str = ""
     levels: tuple[int, ...] = ()
     scan: bool = False
-    remat: bool = False
+    remat: str = "none"
 
 
 _SMALL = dict(dim=384, depth=12, heads=6, group_size=32)

@@ -40,7 +40,7 @@ class Config:
         epsilon: epsilon of the blocks' norms; the neck's is 1e-6 with every publisher.
         levels: numbers of the blocks whose output joins `maps`, before the neck's.
         scan: compile each kind of block once (`context.fold`).
-        remat: recompute blocks in the backward pass (`context.fold`).
+        remat: what blocks recompute in the backward pass, a name in `context.REMAT`.
     """
 
     dim: int = 768
@@ -57,7 +57,7 @@ class Config:
     epsilon: float = 1e-6
     levels: tuple[int, ...] = ()
     scan: bool = False
-    remat: bool = False
+    remat: str = "none"
 
 
 VARIANTS = {

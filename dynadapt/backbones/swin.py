@@ -48,7 +48,7 @@ class Config:
         level_norms: whether each stage's map has a norm of its own (detection checkpoints)
             instead of one norm after the last stage.
         scan: compile each kind of block once a stage (`context.fold`).
-        remat: recompute blocks in the backward pass (`context.fold`).
+        remat: what blocks recompute in the backward pass, a name in `context.REMAT`.
     """
 
     dim: int = 96
@@ -64,7 +64,7 @@ class Config:
     small: str = "built"
     level_norms: bool = False
     scan: bool = False
-    remat: bool = False
+    remat: str = "none"
 
 
 _SIZES = {

@@ -48,7 +48,7 @@ class Config:
             for their classifier may have their norm after that average, in the head.
         levels: numbers of the blocks whose output joins `maps`; the last block always does.
         scan: compile the block once (`context.fold`).
-        remat: recompute blocks in the backward pass (`context.fold`).
+        remat: what blocks recompute in the backward pass, a name in `context.REMAT`.
     """
 
     dim: int = 768
@@ -70,7 +70,7 @@ class Config:
     final_norm: bool = True
     levels: tuple[int, ...] = ()
     scan: bool = False
-    remat: bool = False
+    remat: str = "none"
 
 
 _SIZES = {

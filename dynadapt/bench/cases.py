@@ -45,7 +45,7 @@ def config(backbone: str, method: str, batch: int, task: str = "classification")
 def on_accelerators(made: ConfigDict) -> ConfigDict:
     """The same as it would run on a pod: bfloat16, blocks scanned and rematerialised."""
     made = made.copy_and_resolve_references()
-    made.backbone.scan = made.backbone.remat = True
+    made.backbone.scan, made.backbone.remat = True, "full"
     made.compute.dtype = made.compute.frozen_dtype = "bfloat16"
     return made
 

@@ -12,6 +12,7 @@ from flax import nnx
 from dynadapt import adapters, backbones, model, tree, weights
 from dynadapt.data import frames, images
 from dynadapt.errors import CheckpointError, ConfigError
+from dynadapt.layers import quantised
 from dynadapt.runs import product
 from dynadapt.weights import peft
 
@@ -85,6 +86,8 @@ def usual_pool(found: weights.Checkpoint, config: Any) -> str:
 def of_run(folder: Path, *, base: str = "", fitted: bool = False) -> Merged:
     """The backbone of a run with its adapter folded in, and its head.
 
+    A run whose frozen half was quantised is merged into the weights from before.
+
     Args:
         folder: `adapter/` of the run.
         base: where the backbone's weights lie now, if not where they lay in training.
@@ -107,6 +110,8 @@ def of_run(folder: Path, *, base: str = "", fitted: bool = False) -> Merged:
     family = backbones.family(config.backbone.name)
     found = weights.Checkpoint(folder, family=family, values=plain, head=own if classifier else {})
     notes, given = [], None
+    if (kind := config.compute.frozen_dtype) in quantised.KINDS:
+        notes.append(f"it was trained on weights in {kind} and is merged into those of the file")
     if backbone.takes == "image":
         shape = adapter.spec["image"].shape[1:3]
         if fitted:

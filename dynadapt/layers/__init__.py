@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.context import Context
+from dynadapt.layers.quantised import frugal
 
 Array = jax.Array
 
@@ -44,7 +45,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: Array, ctx: Context | None = None) -> Array:
         # Two axes: on CPU the gradient of the kernel takes a quarter of the time of three.
-        y = super().__call__(x.reshape(-1, x.shape[-1]))
+        y = frugal(super().__call__, self.kernel)(x.reshape(-1, x.shape[-1]))
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -76,7 +77,7 @@ class Conv(nnx.Conv):
         super().__init__(*args, promote_dtype=_follow_input, **kwargs)
 
     def __call__(self, x: Array, ctx: Context | None = None) -> Array:
-        return super().__call__(x)
+        return frugal(super().__call__, self.kernel)(x)
 
 
 class LayerNorm(nnx.LayerNorm):

@@ -255,4 +255,5 @@ def show(result: dict[str, Any]) -> None:
     if result["fits"] is not None:
         print("it fits" if result["fits"] else f"it does NOT fit: {result.get('reason', '')}")
         if not result["fits"]:
-            print("try --config.backbone.remat, --config.optim.accumulate=2, or a smaller batch")
+            print("try --config.backbone.remat=full, --config.compute.frozen_dtype=nf4,")
+            print("--config.optim.accumulate=2, or a smaller batch")

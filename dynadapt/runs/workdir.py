@@ -11,6 +11,7 @@ manifest.json          SHA-256 of these files, where the run is complete
 """
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from flax import nnx
 from dynadapt import config as configs
 from dynadapt import files, tree
 from dynadapt.errors import CheckpointError, ConfigError
+from dynadapt.layers import quantised
 from dynadapt.runs import checkpoint, product
 from dynadapt.runs.journal import FILE as LOG
 
@@ -208,8 +210,8 @@ def counts(train: Any, frozen: Any) -> dict[str, int]:
     statistics are none.
     """
     leaves = tree.leaves(train)
-    kept = jax.tree.leaves(frozen, is_leaf=_is_statistic)
-    kept = [v for v in kept if not _is_statistic(v)]
+    kept = jax.tree.leaves(frozen, is_leaf=lambda v: _is_statistic(v) or quantised.is_packed(v))
+    kept = [math.prod(v.shape) for v in kept if not _is_statistic(v)]
     head = tree.size([x for p, x in leaves.items() if p.startswith("head/")])
     base = [
         x for p, x in leaves.items() if not p.startswith("head/") and "adapter" not in p.split("/")
@@ -217,7 +219,7 @@ def counts(train: Any, frozen: Any) -> dict[str, int]:
     return {
         "trained": tree.size(train) - head,
         "trained_with_head": tree.size(train),
-        "backbone": tree.size(base) + tree.size(kept),
+        "backbone": tree.size(base) + sum(kept),
         "trained_bytes": tree.nbytes(train),
     }
 
