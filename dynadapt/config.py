@@ -383,6 +383,7 @@ def completed(values: dict[str, Any]) -> ConfigDict:
             made[key].update({k: v for k, v in given[key].items() if k in made[key]})
         else:
             made[key] = given[key]
+    made.backbone.remat = backbones.remat(made.backbone.remat)
     return made
 
 

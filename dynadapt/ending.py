@@ -217,13 +217,19 @@ def failed() -> None:
 
 
 def leave(code: int) -> None:
-    """Takes leave of the other processes; after a failure they aren't waited for."""
+    """Ends one of several processes; all wait for each other here, but not after a failure.
+
+    Python itself isn't taken down: threads that are in C++ at that moment would crash.
+    """
     for one in _watching:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         if code in (0, *(128 + number for number in SIGNALS)):
             _left.append(code)
             one.done()
-        else:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+            with contextlib.suppress(Exception):  # who is lost is not waited for
+                from jax import distributed
+
+                distributed.shutdown()
+        os._exit(code)

@@ -208,10 +208,11 @@ def _verify_options(options: flags.FlagValues) -> None:
 
 def _verify(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt.release import export
-    from dynadapt.runs import verify
+    from dynadapt.runs import verify, workdir
 
     give_method(options)
     folder = need(options, "workdir")
+    workdir.check_name(folder)
     rows = export.verify(folder) if export.is_folder(folder) else verify.run(folder)
     bad = any(row["fault"] for row in rows)
     return Answer(rows, lambda: verify.show(rows), code=2 if bad else 0)

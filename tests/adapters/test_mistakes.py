@@ -52,6 +52,7 @@ BAD = {
     "filter": (("wrong", "choose one of dynamic, none, static"),),
     "skip": (("wrong", "choose one of released, tokens"),),
     "train": ((("nroms",), "did you mean 'norms'"),),
+    "layers": ((-1, "adapter.layers must be from 1 to"), (3, "or 0 for all blocks, not 3")),
     "tadformer.prompts": ((-1, "prompts must be at least 0, not -1"),),
 }
 # Factors, of any sign and size, and switches.

@@ -79,6 +79,7 @@ def test_a_run_ends_as_without_and_with_the_same_bytes_after_a_stop(tmp_path, mo
                 raise KeyboardInterrupt
             return taken(*given)
 
+        counted.trace = taken.trace
         return counted
 
     with monkeypatch.context() as patch:
