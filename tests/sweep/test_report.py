@@ -245,8 +245,6 @@ def test_broken_lines_are_named(text, match, tmp_path):
 
 def test_no_results(tmp_path):
     with pytest.raises(ConfigError, match="no .*results.jsonl: no cell of a sweep is finished"):
-        ConfigError, match="there is no .*results.jsonl: no cell of a sweep is finished"
-    ):
         report.make(tmp_path)
     with pytest.raises(ConfigError, match="no cell is finished"):
         make(tmp_path, [])
