@@ -113,8 +113,8 @@ def attach(model: nnx.Module, where: str, make: Callable[[nnx.Module], nnx.Modul
     adapters = [make(host) for _, host in found]
     if spared and where == "" and not isinstance(adapters[0], Shared):
         raise AttachError(
-            f"{type(adapters[0]).__name__} leads the whole backbone, which adapter.layers can't "
-            "restrict; say adapter.layers=0, for all blocks"
+            "this method leads the whole backbone, which adapter.layers can't restrict; say "
+            "adapter.layers=0, for all blocks"
         )
     for (_, host), adapter in zip(found, adapters, strict=True):
         host.adapter = adapter
