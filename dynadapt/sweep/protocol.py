@@ -85,10 +85,15 @@ def check_variant(config: ConfigDict, variant: str, backbone: str) -> None:
 
 def chosen_seeds(given: Sequence[str]) -> list[int]:
     """Seeds as numbers, each once."""
-    wrong = [text for text in given if not text.strip().isdecimal()]
+    wrong = [text for text in given if not text.strip().isdecimal() or len(text) > 18]
     if wrong or not given:
-        raise ConfigError(f"seeds must be whole numbers such as 0,1,2, not {','.join(given)!r}")
-    return list(dict.fromkeys(map(int, given)))
+        raise ConfigError(
+            f"seeds must be whole numbers such as 0,1,2, not {','.join(given)[:40]!r}"
+        )
+    seeds, known = list(dict.fromkeys(map(int, given))), configs.RANGES["seed"]
+    if strange := [seed for seed in seeds if not choices.inside(seed, known)]:
+        raise ConfigError(f"seeds must be in {known}, not {strange[0]}")
+    return seeds
 
 
 def field_problems(config: ConfigDict) -> list[str]:

@@ -61,6 +61,8 @@ def test_unknown_names_name_the_nearest():
         lambda: protocol.chosen_seeds([]),
         lambda: protocol.chosen_seeds(["0", "one"]),
         lambda: protocol.chosen_seeds(["-1"]),
+        lambda: protocol.chosen_seeds(["4294967296"]),
+        lambda: protocol.chosen_seeds(["9" * 5000]),
     ):
         with pytest.raises(ConfigError) as error:
             call()
