@@ -37,19 +37,21 @@ def read(workdir: Path) -> list[dict[str, Any]]:
         ConfigError: if there is no such file.
         DataError: for a line that is not whole, or is not a result; it names the line.
     """
-    found = lines(workdir)
+    found = lines(workdir, "vtab run")
     for number, line in enumerate(found, start=1):
         _check(line, number, Path(workdir) / FILE)
     return found
 
 
-def lines(workdir: Path) -> list[dict[str, Any]]:
-    """All lines of `<workdir>/results.jsonl`, of any sweep; raises as `read` does."""
+def lines(workdir: Path, writer: str) -> list[dict[str, Any]]:
+    """All lines of `<workdir>/results.jsonl`, which that command writes; raises as `read` does."""
     path = Path(workdir) / FILE
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:
-        raise ConfigError(f"there is no {path}: no cell of a sweep is finished there") from None
+        raise ConfigError(
+            f"there is no {path}; `dynadapt {writer} --workdir={workdir}` writes it"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     if not text:

@@ -111,7 +111,7 @@ def _of_sweep(folder: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
             f"{folder} is a sweep of the suite {suite}; `dynadapt vtab report --workdir={folder}` "
             "tables it"
         )
-    lines = [line for line in results.lines(folder) if line["stage"] == "final"]
+    lines = [line for line in results.lines(folder, "sweep run") if line["stage"] == "final"]
     if not lines:
         notes.append(f"no final run of {folder} is finished")
     for line in lines:

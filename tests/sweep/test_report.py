@@ -244,7 +244,7 @@ def test_broken_lines_are_named(text, match, tmp_path):
 
 
 def test_no_results(tmp_path):
-    with pytest.raises(ConfigError, match="no .*results.jsonl: no cell of a sweep is finished"):
+    with pytest.raises(ConfigError, match="there is no .*results.jsonl; `dynadapt vtab run"):
         report.make(tmp_path)
     with pytest.raises(ConfigError, match="no cell is finished"):
         make(tmp_path, [])
