@@ -6,7 +6,6 @@ from typing import Any
 import jax
 from jax import export
 
-from dynadapt import config as configs
 from dynadapt import predict
 from dynadapt.convert import merged
 from dynadapt.data import images
@@ -78,8 +77,7 @@ def preprocessing(adapter: product.SavedAdapter) -> dict[str, Any]:
         if predict.in_unit_sphere(config):
             words += "; moved so that their mean is 0, then divided by the largest distance from 0"
         return {"words": words}
-    name = config.input.normalise = config.input.normalise or configs.expected(config)[1]
-    mean, std = images.NORMALISATIONS[name]
+    mean, std = images.NORMALISATIONS[config.input.normalise]
     inside = "the program itself computes (image / 255 - mean) / std; give it plain uint8"
     found = merged.preprocessing(config, spec["image"].shape[1:3])
     h, w = spec["image"].shape[1:3]
