@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from dynadapt import adapters, backbones, choices, data, optim, tasks, tree, weights
 from dynadapt.data import images, loader, transforms
@@ -55,18 +55,15 @@ def default(
     return ConfigDict(
         dict(
             seed=0,
-            backbone=ConfigDict(
-                dict(
-                    name=backbone,
-                    # A file, the name of weights that come with the package, or "" for random ones.
-                    weights="",
-                    # Side that the position embeddings are made for; 0 is the variant's own.
-                    image_size=0,
-                    scan=False,
-                    # What a backward pass recomputes: "none", what is "cheap", or "full".
-                    remat="none",
-                ),
-                type_safe=False,  # `remat` was true or false once
+            backbone=dict(
+                name=backbone,
+                # A file, the name of weights that come with the package, or "" for random ones.
+                weights="",
+                # Side that the position embeddings are made for; 0 is the variant's own.
+                image_size=0,
+                scan=False,
+                # What a backward pass recomputes: "none", what is "cheap", or "full".
+                remat=FieldReference("none", field_type=object),  # true or false once
             ),
             adapter=dict(name=method, **adapters.settings(method)),
             # Patterns of further parameters that train, such as "backbone/norm/.*".
@@ -195,7 +192,7 @@ def field_problems(config: ConfigDict) -> list[str]:
 
 def expected(config: ConfigDict) -> tuple[int, str]:
     """Side of images and normalisation that the backbone is made for; (0, "") for points."""
-    name = str(config.backbone.name)
+    name = config.backbone.name
     own = getattr(backbones.config(name), "image_size", 0)
     return config.backbone.image_size or own, backbones.normalisation(name) if own else ""
 
@@ -216,8 +213,9 @@ def _filled(config: ConfigDict, size: int, normalise: str) -> ConfigDict:
         text = text.replace("{size}", str(size)).replace("{short}", str(round(size * 9 / 8)))
         made.input[part] = text if size or text == made.input[part] else ""  # clouds have no size
     made.input.normalise = made.input.normalise or normalise or "unit"
-    made.backbone.weights = weights.absolute(str(made.backbone.weights))
-    made.backbone.remat = backbones.remat(made.backbone.remat)
+    made.backbone.weights = weights.absolute(made.backbone.weights)
+    with made.ignore_type():
+        made.backbone.remat = backbones.remat(made.backbone.remat)
     made.adapter.name = choices.record(made.adapter.name)
     return made
 
@@ -247,9 +245,9 @@ def check(config: ConfigDict) -> None:
     # An image size of 0 is the variant's own; point clouds have none.
     unset = ("name", "weights", *(() if config.backbone.image_size else ("image_size",)))
     sizes = {k: v for k, v in config.backbone.items() if k not in unset}
-    attempt(lambda: backbones.config(str(config.backbone.name), **sizes))
+    attempt(lambda: backbones.config(config.backbone.name, **sizes))
     if config.backbone.weights:
-        attempt(weights.locate, str(config.backbone.weights))
+        attempt(weights.locate, config.backbone.weights)
     sections = ("adapter", adapters, "method"), ("task", tasks, "task"), ("data", data, "data set")
     for name, package, kind in sections:
         known = attempt(package.settings, config[name].name)

@@ -231,7 +231,9 @@ def test_remat_was_true_or_false_once():
         assert config.resolve(given).backbone.remat == wanted
         assert config.resolve(config.completed(config.plain(given))).backbone.remat == wanted
         assert backbones.config("vit_mini", remat=value).remat == wanted
-    given.backbone.remat, given.backbone.weights = "chaep", 5
+    given.backbone.remat = "chaep"
+    with pytest.raises(TypeError):  # no other field takes any type
+        given.backbone.weights = 5
     with pytest.raises(ConfigError, match="(?s)unknown remat 'chaep'; did you mean 'cheap'"):
         config.check(given)
 
