@@ -17,6 +17,7 @@ from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
 from dynadapt.plans import compiled
 from dynadapt.runs import product, workdir
+from tests import stepping
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 STEPS = 20
@@ -125,24 +126,8 @@ def mistakes():
 
 def stop_after(number):
     """Makes the run of this process end, as SIGTERM does, after so many steps."""
-    import os
-    import signal
-
     real = train.make_step
-
-    def make(*args):
-        taken, count = real(*args), [0]
-
-        def counted(*rest):
-            count[0] += 1
-            if count[0] == number:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return taken(*rest)
-
-        counted.trace = taken.trace
-        return counted
-
-    train.make_step = make
+    train.make_step = stepping.watched(real, stepping.killed_at(number))
     return real
 
 

@@ -18,7 +18,7 @@ from dynadapt.commands.config_file import read_config
 from dynadapt.errors import CheckpointError, ConfigError, DataError
 from dynadapt.main import main
 from tests import devices, products
-from tests.test_docs import all_blocks, blocks
+from tests.test_docs import blocks, run_page
 from tests.test_predict import TINY, photo
 
 DENSE = f"{devices.ROOT}/tests/configs_dense.py"
@@ -252,15 +252,7 @@ def test_the_page_and_the_docstrings_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(api.train, "run", leave)  # as if it had trained
     for name in ("digit.png", "a.jpg", "photo.jpg"):
         photo(0, (8, 8)).save(name)
-    names, printed, shown = {}, "", 0
-    for language, content in all_blocks(PAGE):
-        if language == "python":
-            capsys.readouterr()
-            exec(compile(content, str(PAGE), "exec"), names)
-            printed = capsys.readouterr().out
-        else:
-            assert content == printed
-            shown += 1
+    names, shown = run_page(PAGE, capsys)
     assert shown == 3 and names["model"].card["method"] == "adaptformer"
     for content in blocks(README, "python"):
         exec(compile(content, str(README), "exec"), {})

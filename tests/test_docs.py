@@ -181,14 +181,13 @@ def typed(line):
         assert main([command, *argv]) == 0
 
 
-@pytest.mark.slow
-def test_the_page_on_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def run_page(page, capsys):
+    """Runs a page from top to bottom: its names at the end, and how many outputs it shows."""
     names, printed, outputs = {}, "", 0
-    for language, content in all_blocks(SERVING):
+    for language, content in all_blocks(page):
         if language == "python":
             capsys.readouterr()
-            exec(compile(content, str(SERVING), "exec"), names)
+            exec(compile(content, str(page), "exec"), names)
             printed = capsys.readouterr().out
         elif language == "bash":
             for line in content.splitlines():
@@ -196,6 +195,13 @@ def test_the_page_on_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, caps
         else:
             assert content == printed
             outputs += 1
+    return names, outputs
+
+
+@pytest.mark.slow
+def test_the_page_on_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names, outputs = run_page(SERVING, capsys)
     assert outputs == len(blocks(SERVING, "python"))
     # The page's equalities are not those of adapters that all say the same.
     logits = names["logits"]

@@ -157,18 +157,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
         )
 
     killed = (
-        "import os, signal\n"
+        "import signal\n"
         "from dynadapt import train\n"
-        "real = train.make_step\n"
-        "def make(*args):\n"
-        "    taken, count = real(*args), [0]\n"
-        "    def counted(*rest):\n"
-        "        count[0] += 1\n"
-        "        if count[0] == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return taken(*rest)\n"
-        "    counted.trace = taken.trace\n"
-        "    return counted\n"
-        "train.make_step = make\n"
+        "from tests import stepping\n"
+        "kill = stepping.killed_at(6, signal.SIGKILL)\n"
+        "train.make_step = stepping.watched(train.make_step, kill)\n"
     )
     for work, before, code in ((whole, "", 0), (cut, killed, -9), (cut, "", 0)):
         done = start(f"--workdir={work}", before)

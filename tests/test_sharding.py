@@ -1,8 +1,6 @@
 """Meshes: rules as pure functions, and 8 CPU devices, in a process of their own, as one."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ from ml_collections import ConfigDict
 from dynadapt import files, sharding, train
 from dynadapt.errors import ConfigError
 from dynadapt.main import main
-from tests import devices
+from tests import devices, stepping
 
 TINY = str(Path(__file__).with_name("configs_tiny.py"))
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,20 +90,7 @@ def in_eight(job, folder):
 def stopped_run(folder):
     """A run on one device, stopped after 5 of its 12 steps."""
     with pytest.MonkeyPatch.context() as patch:
-        real = train.make_step
-
-        def make(*args):
-            taken, count = real(*args), [0]
-
-            def counted(*rest):
-                count[0] += 1
-                if count[0] == 5:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return taken(*rest)
-
-            counted.trace = taken.trace
-            return counted
-
+        make = stepping.watched(train.make_step, stepping.killed_at(5))
         patch.setattr(train, "make_step", make)
         assert main(["train", f"--config={TINY}:method=lora", f"--workdir={folder}"]) == 143
 

@@ -18,7 +18,7 @@ from dynadapt import data, files, tasks, train
 from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
 from dynadapt.runs import product
-from tests import devices
+from tests import devices, stepping
 from tests.toy import command, steps
 
 pytestmark = [pytest.mark.usefixtures("fast_compiling"), pytest.mark.slow]
@@ -155,21 +155,14 @@ def test_two_processes_are_as_one(whole, tmp_path):
 
 
 def test_what_is_killed_goes_on_as_if_nothing_had_been(whole, tmp_path, monkeypatch):
-    work, real = tmp_path / "run", train.make_step
+    work = tmp_path / "run"
 
-    def make(*args):
-        program = real(*args)
-
-        def counted(state, *rest):
-            if int(state["step"]) == 5:  # a checkpoint is at 4
-                raise MemoryError("planted")
-            return program(state, *rest)
-
-        counted.trace = program.trace
-        return counted
+    def fail(state, count):
+        if count == 6:  # a checkpoint is at 4
+            raise MemoryError("planted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "make_step", make)
+        patch.setattr(train, "make_step", stepping.watched(train.make_step, fail))
         with pytest.raises(MemoryError):
             start(work, "--config.save_every=2")
     assert not (work / "adapter").exists()

@@ -19,7 +19,7 @@ from dynadapt.commands.config_file import read_config
 from dynadapt.main import main
 from dynadapt.plans import plan
 from dynadapt.runs import checkpoint, workdir
-from tests import dashboards
+from tests import dashboards, stepping
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -57,21 +57,12 @@ def assert_same_records(work, reference):
 
 def stop_at(monkeypatch, step, how):
     """Calls `how()` when a run has finished this step."""
-    real = train.make_step
 
-    def make(*args):
-        taken, count = real(*args), [0]
+    def act(state, count):
+        if int(state["step"]) + 1 == step:
+            how()
 
-        def counted(state, *rest):
-            count[0] += 1
-            if int(state["step"]) + 1 == step:
-                how()
-            return taken(state, *rest)
-
-        counted.trace = taken.trace
-        return counted
-
-    monkeypatch.setattr(train, "make_step", make)
+    monkeypatch.setattr(train, "make_step", stepping.watched(train.make_step, act))
 
 
 def terminate():

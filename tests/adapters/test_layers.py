@@ -1,18 +1,16 @@
 """`adapter.layers`: every method on the last blocks alone, and what a step then costs."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from dynadapt import adapters, attach, backbones, config, model, optim, step, tasks, tree
+from dynadapt import adapters, attach, backbones, config, model, tasks, tree
 from dynadapt.context import Context
 from dynadapt.data import loader, numbered, transforms
 from dynadapt.errors import AttachError, ConfigError
 from dynadapt.layers import SameKey
-from dynadapt.runs import speed
+from tests import stepping
 from tests.test_adapters import METHODS
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
@@ -123,13 +121,7 @@ def cost(c):
     info = numbered(10, 32)
     task = tasks.from_config(c.task, info)
     spec = loader.spec(info, transforms.pipeline(c.input.train), c.input.batch_size)
-    graph, train, stats, frozen = model.split(model.abstract(c, task, spec), c)
-    optimizer = optim.make(c.optim, 10, train, model.layers(c))
-    first = functools.partial(step.initial_state, optimizer=optimizer, config=c)
-    state = jax.eval_shape(first, train, stats)
-    run = step.pure_step(graph, task, lambda hyper: optimizer, c)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return speed.matmul_flops(run, state, frozen, spec, key)
+    return stepping.flops(c, task, model.split(model.abstract(c, task, spec), c), spec)
 
 
 @pytest.mark.parametrize("method", ["iconformer", "bitfit"])

@@ -1,6 +1,5 @@
 """What the frozen prefix answers, kept: the same run, bit for bit, for less."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dynadapt import config, inputs, model, optim, sharding, step, tasks, train
+from dynadapt import config, inputs, model, sharding, step, tasks, train
 from dynadapt.data import loader, numbered, transforms
 from dynadapt.errors import ConfigError
 from dynadapt.main import main
-from dynadapt.runs import prefix, speed
-from tests import configs_tiny
+from dynadapt.runs import prefix
+from tests import configs_tiny, stepping
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -68,22 +67,13 @@ def test_a_run_ends_as_without_and_with_the_same_bytes_after_a_stop(tmp_path, mo
     whole = file_of(tmp_path / "kept").read_bytes()
     # In a file, and broken off in the seventh step.
     monkeypatch.setattr(prefix, "IN_MEMORY", 0)
-    real = train.make_step
 
-    def make(*args):
-        taken, count = real(*args), [0]
-
-        def counted(*given):
-            count[0] += 1
-            if count[0] == 7:
-                raise KeyboardInterrupt
-            return taken(*given)
-
-        counted.trace = taken.trace
-        return counted
+    def stop(state, count):
+        if count == 7:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "make_step", make)
+        patch.setattr(train, "make_step", stepping.watched(train.make_step, stop))
         assert start(tmp_path / "file", *KEPT) != 0
     assert (tmp_path / "file" / prefix.TOKENS).is_file()
     with monkeypatch.context() as patch:  # the file that is there serves
@@ -184,12 +174,7 @@ def cost(c, layers):
         shapes = jax.eval_shape(prefix.make_look(graph, c), trained, stats, frozen, spec)
         info = prefix.info_of(info, shapes)
         spec = loader.spec(info, transforms.pipeline(""), c.input.batch_size)
-    optimizer = optim.make(c.optim, 10, trained, model.layers(c))
-    first = functools.partial(step.initial_state, optimizer=optimizer, config=c)
-    state = jax.eval_shape(first, trained, stats)
-    run = step.pure_step(graph, task, lambda hyper: optimizer, c)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return speed.matmul_flops(run, state, frozen, spec, key)
+    return stepping.flops(c, task, (graph, trained, stats, frozen), spec)
 
 
 def test_a_step_of_the_last_quarter_costs_a_quarter():

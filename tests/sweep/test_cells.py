@@ -205,18 +205,11 @@ def test_real_runs_are_killed_and_go_on(tmp_path):
     """Runs of `train`, with all that they leave; the sweep is killed in its second one."""
     argv = ["sweep", "run", f"--config={TINY}:steps=4,method=linear", "--seeds=0,1"]
     killed = (
-        "import os, signal\n"
+        "import signal\n"
         "from dynadapt import train\n"
-        "real, count = train.make_step, [0]\n"
-        "def make(*args):\n"
-        "    taken = real(*args)\n"
-        "    def counted(*rest):\n"
-        "        count[0] += 1\n"
-        "        if count[0] == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return taken(*rest)\n"
-        "    counted.trace = taken.trace\n"
-        "    return counted\n"
-        "train.make_step = make\n"
+        "from tests import stepping\n"
+        "kill = stepping.killed_at(7, signal.SIGKILL)\n"
+        "train.make_step = stepping.watched(train.make_step, kill)\n"
     )
     end = "import sys\nfrom dynadapt.main import main\nsys.exit(main(sys.argv[1:]))\n"
     argv.append(f"--workdir={tmp_path / 'cut'}")
