@@ -72,3 +72,30 @@ def test_what_is_no_file_is_refused(run, capsys, given):
     given = given.format(file=file)
     assert main(["eval", f"--workdir={folder}", f"--method={given}"]) == 2
     assert "must be a file with the ending .py" in capsys.readouterr().err
+
+
+def test_a_file_stands_in_lists_of_methods(run, tmp_path, capsys):
+    _, _, file = run
+    config, work = f"--config={TINY}:steps=3", tmp_path / "work"
+    listed = f"--methods=linear,{file}"
+    assert main(["plan", config, listed, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["methods"]
+    assert [row["method"] for row in rows] == ["linear", "mine"]
+    assert main(["train", config, listed, f"--workdir={work}"]) == 0
+    assert sorted(folder.name for folder in work.iterdir()) == ["linear", "mine"]
+    capsys.readouterr()
+    variants = f"{listed},{file}:dropout=0.1"
+    assert main(["sweep", "run", config, variants, "--dry_run", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["method"] for row in rows] == ["linear", "mine", "mine:dropout=0.1"]
+
+
+def test_a_list_has_each_title_once_and_suites_have_names(run, tmp_path, capsys):
+    _, _, file = run
+    other = tmp_path / "linear.py"
+    other.write_text(file.read_text())
+    assert main(["sweep", "run", f"--config={TINY}", f"--methods=linear,{other}", "--dry_run"]) == 2
+    assert f"linear and {other} are called the same" in capsys.readouterr().err
+    suite = ["--config=offline", "--suite=offline", "--backbone=vit_mini", "--weights=vit_mini"]
+    assert main(["vtab", "run", *suite, f"--methods={file}", f"--workdir={tmp_path}"]) == 2
+    assert f"takes methods by name, not the file '{file}'" in capsys.readouterr().err

@@ -77,8 +77,9 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
     report.check_all(list(runs.values()))
     results = []
     for method, config in runs.items():
-        print(f"method {method}", file=sys.stderr)
-        results.append(train.run(config, folder / method, traced))
+        called = choices.title(method)
+        print(f"method {called}", file=sys.stderr)
+        results.append(train.run(config, folder / called, traced))
     if jax.process_index():
         return Answer(None)
     return Answer(results, lambda: report.show(results, folder))

@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import flags
 
+from dynadapt import choices
 from dynadapt.commands.base import (
     Answer,
     Command,
@@ -80,7 +81,10 @@ def _rows(
     """The configs of each row of a config file: of each draw, each method and each point."""
     from dynadapt.commands import config_file
     from dynadapt.commands.runs import runs_of
+    from dynadapt.plans import compare
 
+    if methods not in (None, ["all"]):  # an unknown one is answered with the nearest
+        compare.chosen([method.partition(":")[0] for method in methods])
     rows: dict[str, list[dict[str, list[Any]]]] = {}
     for title, specs in config_file.rows(spec).items():
         rows[title] = []
@@ -91,8 +95,15 @@ def _rows(
                 named = list(runs_of(methods, own, overrides))
             else:
                 named = list(dict.fromkeys(methods))
-            rows[title].append({m: _configs(own, overrides, m, methods, points) for m in named})
+            made = {_called(m): _configs(own, overrides, m, methods, points) for m in named}
+            rows[title].append(made)
     return rows
+
+
+def _called(variant: str) -> str:
+    """What the table calls a variant: a method's file goes by its name."""
+    name, colon, settings = variant.partition(":")
+    return f"{choices.title(name)}{colon}{settings}"
 
 
 def _configs(
@@ -104,10 +115,8 @@ def _configs(
 ) -> list[Any]:
     """The config of each point of the grid for a method, or a variant of one."""
     from dynadapt.commands import config_file
-    from dynadapt.plans import compare
 
     name, *settings = variant.split(":")
-    compare.chosen([name])  # an unknown one is answered with the nearest
     own = [f"--config.adapter.{setting}" for setting in settings]
     found = []
     for point in points:

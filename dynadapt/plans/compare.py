@@ -76,7 +76,8 @@ def run(
             row = _row(name, settings, graph, state, inputs, flops, task)
         except ConfigError as error:
             row = {"reason": str(error)}
-        rows.append({"method": name, **row, "printed": printed(name, backbone, *asked)})
+        row["printed"] = printed(name, backbone, *asked)
+        rows.append({"method": choices.title(name), **row})
     counted = tree.size(nnx.filter_state(state, nnx.Param))
     values = {"backbone": backbone, "parameters": counted, "flops": flops, "classes": classes}
     values["task"] = first.task.name
@@ -84,16 +85,19 @@ def run(
 
 
 def chosen(methods: list[str]) -> list[str]:
-    """The named methods, each once, or `all`.
+    """The named methods, or files of methods, each once, or `all`.
 
     Raises:
-        ConfigError: for a method that does not exist, or none.
+        ConfigError: for a method that does not exist, two of one title, or none.
     """
     names = adapters.names() if list(methods) == ["all"] else list(dict.fromkeys(methods))
     if not names:
         raise ConfigError("give --methods=all, or names such as --methods=lora,iconformer")
+    titles: dict[str, str] = {}
     for name in names:
-        choices.module(adapters, name, "method")
+        adapters.module(name)
+        if (other := titles.setdefault(choices.title(name), name)) != name:
+            raise ConfigError(f"{other} and {name} are called the same; rename one of the files")
     return names
 
 

@@ -56,6 +56,11 @@ def chosen_methods(config: ConfigDict, given: Sequence[str], backbone: str) -> l
         settings = {m: config.settings.get(m, {}) for m in adapters.names()}
         refused = compare.refusals(backbone, settings)
         return [m for m in settings if m not in refused]
+    if file := next((word for word in given if choices.is_file(method_of(word))), ""):
+        raise ConfigError(
+            f"a suite takes methods by name, not the file {file!r}; an entry point of the group "
+            "dynadapt.adapters gives it a name, and `dynadapt sweep run` takes files"
+        )
     compare.chosen([method_of(word) for word in given])
     return list(dict.fromkeys(given))
 
