@@ -1,7 +1,10 @@
 """What the documents show: their code runs, prints what stands there, and their commands parse."""
 
+import contextlib
+import functools
 import importlib.util
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -10,8 +13,10 @@ import numpy as np
 import pytest
 from absl import flags
 from flax import nnx
+from PIL import Image
 
-from dynadapt import adapters, attach, backbones
+import dynadapt
+from dynadapt import adapters, attach, backbones, data, errors, tasks
 from dynadapt import config as configs
 from dynadapt.commands import COMMANDS, config_file
 from dynadapt.figures import figures
@@ -34,6 +39,8 @@ SEVERAL = ROOT / "docs" / "multitask.md"
 POINTS = ROOT / "docs" / "points.md"
 SWEEPS = ROOT / "docs" / "sweeps.md"
 LOGGING = ROOT / "docs" / "logging.md"
+TASKS = ROOT / "docs" / "add_a_task.md"
+SECURITY = ROOT / "SECURITY.md"
 NAME = "mlp_affine"
 
 
@@ -59,16 +66,24 @@ def method(tmp_path, monkeypatch):
     vars(adapters).pop(NAME, None)
 
 
-@pytest.fixture
-def suite():
-    """The common suite over all methods, as a module of its own."""
-    path = ROOT / "tests" / "test_adapters.py"
-    spec = importlib.util.spec_from_file_location("suite_of_the_guide", path)
+@contextlib.contextmanager
+def anew(test):
+    """A file of tests, as a module of its own."""
+    spec = importlib.util.spec_from_file_location("suite_of_the_guide", ROOT / "tests" / test)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # data classes look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[spec.name]
+
+
+@pytest.fixture
+def suite():
+    """The common suite over all methods."""
+    with anew("test_adapters.py") as module:
+        yield module
 
 
 def test_the_guides_file_is_a_method(method):
@@ -208,6 +223,60 @@ def test_the_page_on_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, caps
     assert np.abs(logits["one"] - logits["two"]).max() > 1e-2
 
 
+@pytest.fixture
+def dots(tmp_path, monkeypatch):
+    """The task, the data set and the config of their page, in the folder where the test runs."""
+    monkeypatch.chdir(tmp_path)
+    sources = blocks(TASKS, "python")
+    places = ((data, "data", "dots"), (tasks, "tasks", "counting"))
+    for (package, folder, name), source in zip(places, sources[:2], strict=True):
+        Path(folder).mkdir()
+        Path(folder, f"{name}.py").write_text(source)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / folder)])
+    Path("dots.py").write_text(sources[2])
+    yield sources[3]
+    for package, _, name in places:
+        sys.modules.pop(f"{package.__name__}.{name}", None)
+        vars(package).pop(name, None)
+
+
+def test_the_page_on_tasks_has_commands_that_are_understood(dots):
+    for line in blocks(TASKS, "bash")[0].splitlines()[:3]:
+        configs.check(config_file.load(shlex.split(line)[2].removeprefix("--config="), []))
+    assert data.settings("dots") == {"most": 6, "balance": ""}
+    with pytest.raises(errors.DataError, match="most must be from 1 to 16, not 17"):
+        data.module("dots").source("train", most=17)
+
+
+@pytest.mark.slow
+def test_the_page_on_tasks_trains_and_answers(dots, fast_compiling):
+    config = config_file.read_config("dots.py", "method=linear")
+    config.backbone.update(dict(weights="", dim=16, depth=1, heads=2))
+    config.data.most = 3
+    config.input.eval_split = "test[:20]"
+    config.optim.steps = 12
+    found = dynadapt.adapt(config, "runs/dots").metrics
+    assert found["examples"] == 20
+    assert 0 < found["error"] < 1.5  # 2 at the start, where the head says 0
+    Path("photos").mkdir()
+    for number in range(3):
+        picture = Image.fromarray(data.module("dots").source("test")[number]["image"])
+        picture.save(f"photos/{number}.png")
+    assert main(shlex.split(blocks(TASKS, "bash")[0].splitlines()[3])[1:]) == 0
+    assert Path("answers/predictions.csv").read_text().startswith("file,number\n0.png,")
+    assert Path("answers/pictures/2.png").exists()
+
+
+@pytest.mark.slow
+def test_the_page_on_tasks_passes_the_protocol(dots, fast_compiling):
+    with anew("tasks/test_protocol.py") as suite:
+        exec(dots, vars(suite))
+        suite.test_a_task_says_what_it_is("counting")
+        suite.test_a_field_that_is_missing_is_named("counting")
+        suite.test_a_task_goes_from_a_batch_to_metrics_and_records("counting")
+        suite.test_padding_has_no_part_in_the_loss("counting")
+
+
 def test_the_readme_says_what_adapts_what():
     """Its table of methods and backbones is what `plan` refuses; its configs come along."""
     text = README.read_text(encoding="utf-8")
@@ -261,25 +330,36 @@ def test_commands_are_understood(document):
         assert len(words) == len(COMMANDS[command].arguments) or COMMANDS[command].several
 
 
-PAGES = [
-    README,
-    GUIDE,
-    METHODS,
-    SERVING,
-    HANDING_ON,
-    FIGURES,
-    DENSE,
-    POINTS,
-    SWEEPS,
-    LOGGING,
-    ROOT / "docs" / "dense_data.md",
-    DETECTION,
-    SEVERAL,
-    ROOT / "docs" / "clouds_data.md",
-]
+SITE = runpy.run_path(str(ROOT / "docs" / "conf.py"))
+PAGES = [ROOT / name for name in SITE["include_patterns"]]
+
+
+def test_the_site_has_every_page_once():
+    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("dynadapt/assets/*.md")]
+    assert PAGES[0] == README and sorted(PAGES) == sorted(found)
+
+
+@functools.cache
+def anchors(document):
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = document.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(document):
-    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
-    assert [link for link in links if not (document.parent / link).exists()] == []
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", document.read_text(encoding="utf-8"))
+    for link, anchor in links:
+        page = document.parent / link if link else document
+        assert page.exists(), link
+        assert page.suffix != ".md" or page.resolve() in PAGES, f"{link} is not in the site"
+        assert not anchor or anchor in anchors(page.resolve()), f"{link}#{anchor}"
+
+
+def test_what_is_promised_names_tests():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", SECURITY.read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"

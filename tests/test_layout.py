@@ -78,7 +78,10 @@ REQUIRED = {
     *("dynadapt", "configs", "launch", "tests", "setup.cfg", "README.md"),
     *("pyproject.toml", "LICENSE", ".ci"),
 }
-ALLOWED = REQUIRED | {"docs", ".gitignore", ".pre-commit-config.yaml"}
+ALLOWED = REQUIRED | {
+    *("docs", ".gitignore", ".pre-commit-config.yaml"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+}
 
 
 @cache
