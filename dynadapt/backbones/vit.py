@@ -212,7 +212,7 @@ class Backbone(nnx.Module):
         leading = [self.class_token[...]] if self.config.class_token else []
         leading += [self.registers[...]] if self.config.registers else []
         lead = jnp.concatenate(leading, axis=1).astype(x.dtype)
-        lead = lead.at[:, :count].add(position[:, :count])
+        lead = jnp.concatenate([lead[:, :count] + position[:, :count], lead[:, count:]], axis=1)
         return jnp.concatenate([jnp.tile(lead, (x.shape[0], 1, 1)), x], axis=1)
 
     def positions(self, grid: tuple[int, int]) -> Array:

@@ -9,7 +9,7 @@ times as long to load, and twice the memory.
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +95,13 @@ def run(
         return _written(out, program, values, card)
 
 
-def made(
-    trained: product.Product, network: nnx.Module, platforms: Sequence[str]
-) -> tuple[export.Exported, dict[str, Array]]:
-    """The program `(weights, *inputs) -> outputs` of a model, and its weights by path.
+def function(
+    trained: product.Product, network: nnx.Module
+) -> tuple[Callable[..., dict[str, Array]], dict[str, Array]]:
+    """A model as a function `(weights, *inputs) -> outputs`, and its weights by path.
 
     Inputs are those of `described.inputs`; outputs are the task's answer and, where the head gives
     one array, that as `logits`.
-
-    Raises:
-        ConfigError: for a model that does not serve batches of any size.
     """
     task, config = trained.task, trained.config
     graph, state = nnx.split(network)
@@ -118,10 +115,25 @@ def made(
         answer = task.answer(outputs, batch)
         return {"logits": outputs, **answer} if isinstance(outputs, Array) else answer
 
-    values, spec = tree.leaves(state), trained.adapter.spec
+    return forward, tree.leaves(state)
+
+
+def made(
+    trained: product.Product, network: nnx.Module, platforms: Sequence[str]
+) -> tuple[export.Exported, dict[str, Array]]:
+    """The program of a model's `function` for any batch size, and the weights by path.
+
+    Raises:
+        ConfigError: for a model that does not serve batches of any size.
+    """
+    config, spec = trained.config, trained.adapter.spec
+    forward, values = function(trained, network)
     shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in values.items()}
     (b,) = export.symbolic_shape("b")
-    given = (jax.ShapeDtypeStruct((b, *spec[n].shape[1:]), spec[n].dtype) for n in names)
+    given = (
+        jax.ShapeDtypeStruct((b, *spec[n].shape[1:]), spec[n].dtype)
+        for n in described.inputs(trained)
+    )
     # Of the files that made it, a program shall know names, not where they lie on this machine.
     places = jax.config.jax_hlo_source_file_canonicalization_regex
     try:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -105,6 +106,42 @@ def test_the_lines_of_the_page_answer_as_the_runs_do(tmp_path):
         np.testing.assert_allclose(found["one"], wanted[:1], rtol=0, atol=1e-5)
         named += [str(n) for n in found["classes"][:, 0]]
     assert done.stdout.split() == named
+
+
+def to_onnx(program, given, *, input_names, output_names, return_mode, output_path):
+    """jax2onnx's in its place: notes what it was given."""
+    assert return_mode == "file" and output_path == "model.onnx"
+    Session.seen = program, given, input_names, output_names
+
+
+class Session:
+    """onnxruntime's in its place: the file is the program that was noted."""
+
+    def __init__(self, path):
+        assert path == "model.onnx"
+        self.program, _, self.inputs, _ = self.seen
+
+    def run(self, names, feed):
+        answer = jax.jit(self.program)(*(feed[name] for name in self.inputs))
+        return [np.asarray(answer[name]) for name in names]
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_for_onnx(tmp_path, monkeypatch, capsys):
+    leave(tmp_path / "runs" / "quickstart", "iconformer")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "jax2onnx", SimpleNamespace(to_onnx=to_onnx))
+    runtime = SimpleNamespace(InferenceSession=Session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    names = {}
+    exec(compile(blocks(PAGE, "python")[2], str(PAGE), "exec"), names)
+    assert capsys.readouterr().out.count("logits") == 2
+    np.testing.assert_allclose(names["found"]["logits"], names["wanted"]["logits"], atol=1e-5)
+    program, given, inputs, outputs = Session.seen
+    assert (given[0].shape, given[0].dtype, inputs) == (("b", 8, 8, 3), np.uint8, ["image"])
+    assert outputs == ["classes", "logits", "probabilities"]
+    # onnxruntime refuses what jax2onnx 0.17.1 writes for `.at[:, :1].add`.
+    assert "scatter" not in str(jax.make_jaxpr(program)(*names["shapes"](2)))
 
 
 @pytest.mark.slow
