@@ -35,6 +35,8 @@ class Context:
         train: static; dropout and drop-path act only where it is true.
         key: random key of this layer, or None where nothing is random.
         mask: 1 for examples `b` that count, 0 for padding; None where all do.
+        seen: 1 for tokens `n` that are there, 0 for free places; None where all are.
+        number: of this block among those of the network; `fold` tells it.
         drop_path: drop rate of this layer's residual branches, or None for no drop-path.
         shared: the modules that adapters on the root lend to all layers, by their class.
         tape: where `record` writes; `fold` opens a new one for each block.
@@ -49,6 +51,8 @@ class Context:
     train: bool = False
     key: Array | None = None
     mask: Array | None = None
+    seen: Array | None = None
+    number: Any = 0
     drop_path: Any = None
     shared: Mapping[type, Any] = dataclasses.field(default_factory=dict)
     tape: Tape = dataclasses.field(default_factory=dict)
@@ -99,6 +103,14 @@ def join_map(leading: Array, m: Array) -> Array:
     return jnp.concatenate([leading, m.reshape(m.shape[0], -1, m.shape[-1])], axis=1)
 
 
+def mean_of_tokens(x: Array, ctx: Context) -> Array:
+    """The mean of the tokens of `b n …` that are there, `b …`, in float32."""
+    x = x.astype(jnp.float32)
+    if ctx.seen is None:
+        return x.mean(1)
+    return jnp.einsum("bn...,n->b...", x, ctx.seen / ctx.seen.sum())
+
+
 def drop_path(x: Array, ctx: Context, name: str) -> Array:
     """Drops the residual branch `x` of whole examples, `b n d` (stochastic depth)."""
     if not ctx.train or ctx.drop_path is None or ctx.key is None:
@@ -139,8 +151,9 @@ def fold(
             new tape.
         scan: compiles each kind of block once, where kinds alternate regularly (windowed and
             shifted, windowed and global); the parameters are stacked inside the compiled function.
-            Blocks that answer other shapes than they get are not scanned, and frozen ones
-            (`ctx.frozen`) are scanned apart from those above, as a scan has one gradient for all.
+            A block that answers other shapes than it gets runs before the scan of those that
+            follow, and frozen ones (`ctx.frozen`) are scanned apart from those above, as a scan has
+            one gradient for all.
         remat: what each block recomputes in the backward pass, a name in `REMAT`.
         first: number of the first block within a network of `depth` blocks, where only a
             part is run.
@@ -150,7 +163,7 @@ def fold(
     depth = depth or len(blocks)
 
     def step(x: Any, block: Any, number: Any) -> tuple[Any, Tape]:
-        inner = ctx.replace(tape={})
+        inner = ctx.replace(tape={}, number=number)
         if ctx.key is not None:
             inner = inner.replace(key=jax.random.fold_in(ctx.key, number))
         if ctx.drop_path is not None:
@@ -158,6 +171,10 @@ def fold(
         return sharding.whole(block)(x, inner), inner.tape
 
     cut = min(max(ctx.frozen - first, 0), len(blocks)) if scan else 0
+    if scan and not 0 < cut < len(blocks):
+        # A scan carries one shape.
+        same = _same_shapes(blocks, x, lambda x, block: step(x, block, 0)[0])
+        scan, cut = same > 0, max(same, 1)
     if 0 < cut < len(blocks):
         tapes = []
         for piece, number in ((blocks[:cut], first), (blocks[cut:], first + cut)):
@@ -167,9 +184,6 @@ def fold(
         _join(tapes, ctx)
         return x
     numbers = range(first, first + len(blocks))
-    # A scan carries one shape: blocks that lengthen the sequence run one after another.
-    if scan := scan and len(blocks) > 0:
-        scan = _shapes(jax.eval_shape(lambda: step(x, blocks[0], 0)[0])) == _shapes(x)
     if remat != "none":
         step = jax.checkpoint(step, prevent_cse=not scan, policy=REMAT[remat])
     if scan:
@@ -207,15 +221,27 @@ def _join(tapes: Sequence[Tape], ctx: Context) -> None:
         ctx.record(name, value.sum(0) if name.startswith("loss/") else value)
 
 
+def _same_shapes(blocks: Sequence[Any], x: Any, run: Callable[[Any, Any], Any]) -> int:
+    """How many of the first blocks answer the shapes that they get; each kind is traced once."""
+    known = []
+    for number, (block, kind) in enumerate(zip(blocks, map(_kind, blocks), strict=True)):
+        if kind not in known and _shapes(jax.eval_shape(run, x, block)) != _shapes(x):
+            return number
+        known.append(kind)
+    return len(blocks)
+
+
 def _shapes(x: Any) -> Any:
     return jax.tree.structure(x), [leaf.shape for leaf in jax.tree.leaves(x)]
 
 
+def _kind(block: Any) -> Any:
+    return jax.tree.structure(block), [(v.shape, v.dtype) for v in jax.tree.leaves(block)]
+
+
 def _period(blocks: Sequence[Any]) -> int:
     """The smallest number of kinds of blocks that take turns throughout."""
-    kinds = [
-        (jax.tree.structure(b), [(v.shape, v.dtype) for v in jax.tree.leaves(b)]) for b in blocks
-    ]
+    kinds = [_kind(block) for block in blocks]
     for period in range(1, len(blocks)):
         if len(blocks) % period == 0 and kinds[period:] == kinds[:-period]:
             return period

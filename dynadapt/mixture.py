@@ -44,14 +44,17 @@ def top1(probabilities: Array) -> Array:
     return probabilities * jax.nn.one_hot(chosen, probabilities.shape[-1])
 
 
-def balance(probabilities: Array, gate: Array) -> Array:
+def balance(load: Array, probability: Array) -> Array:
     """Switch Transformer's load-balance loss (arXiv 2101.03961, eq. 4), without its factor.
 
     E * sum_i f_i P_i: f_i the share of tokens sent to i, P_i the mean probability; 1 if uniform.
+
+    Args:
+        load: f `b e` of each example; a constant to the gradient.
+        probability: P `b e`.
     """
-    axes = tuple(range(probabilities.ndim - 1))
-    share = jax.lax.stop_gradient((gate > 0).astype(jnp.float32).mean(axes))
-    return probabilities.shape[-1] * (share * probabilities.mean(axes)).sum()
+    share = jax.lax.stop_gradient(load.mean(0))
+    return probability.shape[-1] * (share * probability.mean(0)).sum()
 
 
 def experts_one(x: Array, gate: Array, down: Array, down_bias: Array, up: Array, up_bias: Array):

@@ -10,9 +10,8 @@
 Experts and router are lent by an adapter on the root; norm2 and the class token train. The figures
 give four experts and three sub-tokens; r, k, tau, s, the loss's factor and dropout are ours, r and
 k such that the count is the paper's 0.17 M; so is `scaled`: one step of Adam moves routes by about
-the rate, not by the rate times the width, and tau by a share of itself. With prompts the sequence
-grows by one token a block, so blocks run one after another even where a scan is asked for. The last
-block's prompt reaches only heads that read prompts.
+the rate, not by the rate times the width, and tau by a share of itself. The last block's prompt
+reaches only heads that read prompts.
 
 Count on ViT: 4 d L + d + E (2 d_h r + r + d_h) + d_h k + E k + 1, d_h = d / h. On Point-MAE,
 which makes DAPT-X, d more for the class token's position; there r = 24 and k = 32 (ours) give the
@@ -28,9 +27,10 @@ from flax import nnx
 from dynadapt import mixture
 from dynadapt.adapters import check_least, check_rank, check_rate, rank_of_width
 from dynadapt.attach import Shared, attach, lent, sites
-from dynadapt.context import Context, dropout, join_map, split_map
+from dynadapt.context import Context, dropout, mean_of_tokens
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import Generator, Linear, kaiming
+from dynadapt.layers.places import Places
 
 Array = jax.Array
 TRAINS = (r"blocks/\d+/mlp/norm/(scale|bias)", "class_token", "class_position")
@@ -73,12 +73,13 @@ class Mixture(nnx.Module):
         chances = self.chances(z, ctx)
         gate = mixture.top1(chances) if self.routing == "learned" else chances
         # Of each example: a batch may be padded.
-        ctx.record("router/load", (gate > 0).astype(jnp.float32).mean((1, 2)))
-        ctx.record("router/probability", chances.mean((1, 2)))
+        load, probability = (mean_of_tokens(v, ctx).mean(1) for v in (gate > 0, chances))
+        ctx.record("router/load", load)
+        ctx.record("router/probability", probability)
         weights = (v[...] for v in (self.down, self.down_bias, self.up, self.up_bias))
         thin = functools.partial(dropout, rate=self.rate, ctx=ctx, name="adapter_x")
         y = mixture.experts(z, gate, *weights, thin)
-        return self.scale * y.reshape(b, n, d), mixture.balance(chances, gate)
+        return self.scale * y.reshape(b, n, d), mixture.balance(load, probability)
 
     def chances(self, z: Array, ctx: Context) -> Array:
         """The probabilities `b n h e` of the experts for sub-tokens `b n h d`."""
@@ -98,26 +99,26 @@ class Mixture(nnx.Module):
 class Mixed(nnx.Module):
     """Host: a block; its MLP gains the mixture, and the tokens gain a prompt where asked for."""
 
-    def __init__(self, host, *, form: str, prompt: bool, loss: float, rngs: nnx.Rngs):
-        self.form, self.prompt, self.loss = form, prompt, loss
-        if prompt:
+    def __init__(self, host, *, form: str, places: Places | None, loss: float, rngs: nnx.Rngs):
+        self.form, self.places, self.loss = form, places, loss
+        if places:
             draw = 0.02 * jax.random.normal(rngs.params(), (2, host.dim))
             self.gamma, self.beta = nnx.Param(1.0 + draw[0]), nnx.Param(draw[1])
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
+        if self.places:
+            x, ctx = self.places.entered(x, ctx)
         x = x + host.attn(x, ctx)
         y = host.mlp(x, ctx)
         seen = y if self.form == "sequential" else host.mlp.norm(x, ctx)
         extra, balance = lent(ctx, Mixture)(seen, ctx)
         ctx.record("loss/balance", self.loss * balance)
         x = x + y + extra
-        if not self.prompt:
+        if not self.places:
             return x
-        mean = extra.astype(jnp.float32).mean(1)
-        prompt = self.gamma[...][None] * mean + self.beta[...][None]
+        prompt = self.gamma[...][None] * mean_of_tokens(extra, ctx) + self.beta[...][None]
         ctx.record("prompt", prompt)
-        leading, m = split_map(x, ctx)
-        return join_map(jnp.concatenate([leading, prompt.astype(x.dtype)[:, None]], axis=1), m)
+        return self.places.put(x, prompt, ctx)
 
 
 def defaults(backbone: nnx.Module) -> dict[str, int]:
@@ -185,11 +186,11 @@ def adapt(
         near = _dividing(dim, heads)
         raise ConfigError(f"{heads} heads do not divide the width {dim}; the nearest is {near}")
     check_rank(rank, backbone, r"blocks/\d+", parts=heads)
-    loss = balance / len(blocks)
+    loss, places = balance / len(blocks), Places.of(blocks) if prompt else None
     attach(
         backbone,
         r"blocks/\d+",
-        lambda host: Mixed(host, form=form, prompt=prompt, loss=loss, rngs=rngs),
+        lambda host: Mixed(host, form=form, places=places, loss=loss, rngs=rngs),
     )
     sizes = dict(heads=heads, rank=rank, experts=experts, width=width, routing=routing)
     common = Mixture(dim, **sizes, scale=scale, scaled=scaled, rate=dropout, rngs=rngs)

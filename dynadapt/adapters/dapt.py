@@ -8,9 +8,8 @@
 x is what attention leaves. TFTS, a scale and a shift of each channel, is on what norm1, qkv, proj,
 norm2, fc1 and fc2 answer, on the group tokens, the prompts (gamma and beta) and the final norm, and
 starts normal around the identity; Up and all biases start at zero. The class token and its position
-train. Blocks run one after another even where a scan is asked for, as the sequence grows. The last
-block's prompt reaches only heads that read prompts. The position joins at every block, as in
-Point-MAE (ours: the published code adds it once, before the first).
+train. The last block's prompt reaches only heads that read prompts. The position joins at every
+block, as in Point-MAE (ours: the published code adds it once, before the first).
 
 Count: L (2 d r + r + d + 2 d + d + 1) + 24 d L + 4 d + 2 d.
 """
@@ -22,10 +21,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters import check_rank, check_rate, rank_of_width
-from dynadapt.attach import attach
-from dynadapt.context import Context, drop_path, dropout, join_map, split_map
+from dynadapt.attach import attach, sites
+from dynadapt.context import Context, drop_path, dropout, mean_of_tokens
 from dynadapt.errors import ConfigError
 from dynadapt.layers import ACTIVATIONS, Affine, Generator, LayerNorm, Linear, kaiming
+from dynadapt.layers.places import Places
 
 Array = jax.Array
 TRAINS = ("class_token", "class_position")
@@ -53,8 +53,10 @@ class Tfts(Affine):
 class Dynamic(nnx.Module):
     """Host: a block over tokens `b n d`, to which it adds one."""
 
-    def __init__(self, host, *, rank: int, scaled: bool, rate: float, rngs: nnx.Rngs):
-        self.rate = rate
+    def __init__(
+        self, host, *, rank: int, scaled: bool, rate: float, places: Places, rngs: nnx.Rngs
+    ):
+        self.rate, self.places = rate, places
         self.norm = LayerNorm(host.dim, epsilon=1e-5, rngs=rngs)
         if scaled:
             self.scale = Generator(host.dim, 1, spread=3**-0.5, rngs=rngs)
@@ -65,15 +67,14 @@ class Dynamic(nnx.Module):
         self.prompt = Affine(host.dim, rngs=rngs)
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
+        x, ctx = self.places.entered(x, ctx)
         x = x + host.attn(x, ctx)
         a = self.branch(host.mlp.norm(x, ctx), ctx)
         # The same examples are dropped in both.
         x = x + host.mlp(x, ctx) + drop_path(a, ctx, host.mlp.name)
-        mean = ACTIVATIONS["gelu"](a.astype(jnp.float32)).mean(1)
-        prompt = self.prompt(mean)
+        prompt = self.prompt(mean_of_tokens(ACTIVATIONS["gelu"](a.astype(jnp.float32)), ctx))
         ctx.record("prompt", prompt)
-        leading, m = split_map(x, ctx)
-        return join_map(jnp.concatenate([leading, prompt.astype(x.dtype)[:, None]], axis=1), m)
+        return self.places.put(x, prompt, ctx)
 
     def branch(self, u: Array, ctx: Context) -> Array:
         """What joins the MLP's answer, `b n d`, for normed tokens `b n d`."""
@@ -109,6 +110,7 @@ def adapt(
     if backbone.takes != "points":
         raise ConfigError("DAPT needs a backbone of point clouds, such as point_mae_s")
     check_rank(rank, backbone, _BLOCK)
-    make = functools.partial(Dynamic, rank=rank, scaled=scaled, rate=dropout, rngs=rngs)
-    attach(backbone, _BLOCK, make)
+    places = Places.of(sites(backbone, _BLOCK))
+    given = dict(rank=rank, scaled=scaled, rate=dropout, places=places, rngs=rngs)
+    attach(backbone, _BLOCK, functools.partial(Dynamic, **given))
     attach(backbone, _TFTS, functools.partial(Tfts, rngs=rngs))

@@ -87,7 +87,7 @@ class Pieces(NamedTuple):
         tokens: `b*m n d`, the pieces of an image one after another.
         count: m.
         ctx: what layers are told inside of a piece, with its grid.
-        pairs: bias and mask of pairs of tokens, further arguments of `mix`; () for neither.
+        pairs: further arguments of `mix`, such as bias and mask of pairs of tokens.
         back: brings tokens of all pieces, of any width, to where they came from, `b hw d`.
     """
 
@@ -125,7 +125,7 @@ class Attention(Branch):
 
     def cut(self, x: Array, ctx: Context) -> Pieces:
         """The normed tokens `b n d` in pieces; here the whole sequence is one."""
-        return Pieces(x, 1, ctx, (), lambda y: y)
+        return Pieces(x, 1, ctx, () if ctx.seen is None else (ctx.seen,), lambda y: y)
 
     def split(self, qkv: Array) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each `b n heads d/heads`, from `b n 3d`."""
@@ -137,9 +137,14 @@ class Attention(Branch):
         """Products of queries and keys, each `b n heads d/heads`: `b heads q k` in float32."""
         return jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
 
-    def mix(self, qkv: Array) -> Array:
-        """Values averaged by attention, heads joined, `b n d`, from `b n 3d`."""
-        y = dot_product_attention(*self.split(qkv))
+    def mix(self, qkv: Array, seen: Array | None = None) -> Array:
+        """Values averaged by attention, heads joined, `b n d`, from `b n 3d`.
+
+        Args:
+            qkv: queries, keys and values.
+            seen: 0 for tokens `n` that none attends to; None for no such.
+        """
+        y = dot_product_attention(*self.split(qkv), seen)
         return y.reshape(*y.shape[:2], -1)
 
 
@@ -191,8 +196,8 @@ class Block(nnx.Module):
         return x + self.mlp(x, ctx)
 
 
-def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
-    """Softmax attention of `b n heads k`.
+def dot_product_attention(q: Array, k: Array, v: Array, seen: Array | None = None) -> Array:
+    """Softmax attention of `b n heads k`; where given, `seen` is 0 for keys `n` to be left out.
 
     On a CUDA GPU in half precision, cuDNN's fused kernel; XLA's products elsewhere.
     """
@@ -202,7 +207,9 @@ def dot_product_attention(q: Array, k: Array, v: Array) -> Array:
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= 128
     )
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else "xla")
+    mask = None if seen is None else jnp.broadcast_to(seen > 0, (1, 1, 1, k.shape[1]))
+    how = "cudnn" if fused else "xla"
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=how)
 
 
 class Entrance(nnx.Module):

@@ -18,8 +18,9 @@ PARTS = ("down", "down_bias", "up", "up_bias")
 SMALL = dict(dim=12, depth=3, heads=2, image_size=8)
 
 
-def make(seed=0, scan=False, **settings):
-    network = backbones.create("vit_mini", rngs=nnx.Rngs(seed), scan=scan, **SMALL)
+def make(seed=0, scan=False, depth=3, **settings):
+    sizes = SMALL | dict(depth=depth, scan=scan)
+    network = backbones.create("vit_mini", rngs=nnx.Rngs(seed), **sizes)
     given = dict(rank=3, heads=2, width=4, dropout=0.0) | settings
     adapters.adapt(network, "adapter_x", rngs=nnx.Rngs(seed + 1), **given)
     shared = network.adapter.module
@@ -90,9 +91,9 @@ def test_on_points_the_positions_skip_the_prompts():
         position = network.position(centers, ctx)
         x = jnp.concatenate([jnp.tile(network.class_token[...], (2, 1, 1)), x], 1)
         wanted = []
-        for block in network.blocks:
+        for number, block in enumerate(network.blocks):
             x = x.at[:, :1].add(network.class_position[...]).at[:, -5:].add(position)
-            x = block(x, ctx)
+            x = block(x, ctx.replace(number=number))
             wanted.append(x[:, -5:])
         return network.norm(x), wanted
 
@@ -117,6 +118,15 @@ def test_a_scan_is_the_same_with_and_without_prompts():
         plain, scanned = (make(prompt=prompt, scan=scan) for scan in (False, True))
         wanted, found = run(plain, images())[0], run(scanned, images())[0]
         np.testing.assert_allclose(found.maps[0], wanted.maps[0], rtol=1e-5, atol=1e-5)
+
+
+def test_of_the_last_blocks_all_but_the_first_are_scanned():
+    plain, scanned = (make(depth=4, layers=3, scan=scan) for scan in (False, True))
+    wanted, found = run(plain, images())[0], run(scanned, images())[0]
+    np.testing.assert_allclose(found.maps[0], wanted.maps[0], rtol=1e-5, atol=1e-5)
+    program = jax.make_jaxpr(lambda x: scanned(x, Context()).maps)(images())
+    scans = [e.params["length"] for e in program.eqns if e.primitive.name == "scan"]
+    assert scans == [1, 2]  # what is not adapted; the second and the third that are
 
 
 def test_one_expert_without_prompts_is_a_shared_adaptformer():
