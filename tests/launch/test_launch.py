@@ -119,8 +119,8 @@ gcloud compute tpus queued-resources delete adapt --zone=us-w4 --force --quiet
 
 SLURM = """\
 source launch/install.sh && install_dynadapt cuda13
-srun --cpus-per-task=8 --kill-on-bad-exit=1 bash -c 'export COORDINATOR=FIRST_NODE:20000; exec launch/worker.sh \
-"$@"' worker train --config=configs/quickstart.py:method=lora --workdir=runs/q
+srun --cpus-per-task=8 --kill-on-bad-exit=1 bash -c 'export COORDINATOR=FIRST_NODE:20000; exec \
+launch/worker.sh "$@"' worker train --config=configs/quickstart.py:method=lora --workdir=runs/q
 """
 
 GKE = """\

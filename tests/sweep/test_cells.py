@@ -46,10 +46,7 @@ def start(work, *more):
 
 def lines(work):
     drop = ("seconds",)
-    return [
-        {k: v for k, v in line.items() if k not in drop}
-        for line in results.lines(work, "sweep run")
-    ]
+    return [{k: v for k, v in line.items() if k not in drop} for line in results.lines(work, "sweep run")]
 
 
 def one_error(capsys):
