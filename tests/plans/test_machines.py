@@ -51,7 +51,7 @@ def test_memory_of_a_chip():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("v5p-12", "did you mean 'v5p-16' or 'v5p-8'?"),
+        ("v5p-70", "did you mean 'v5p-64' or 'v5p-32'?"),
         ("v5litepod-16x", "'v5litepod-16'"),
         ("h10", "'h100'"),
         ("quantum", "v5litepod-16, v5p-16, v6e-16"),
