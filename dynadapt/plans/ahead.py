@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dynadapt import choices
 from dynadapt.plans import compare, machines, plan
 from dynadapt.runs.journal import show_table, size_text
 
@@ -36,7 +37,7 @@ def run(given: Mapping[str, Any], topology: str) -> dict[str, Any]:
     rows = []
     shown: dict[str, Any] = {"batch_size": first.input.batch_size, "mesh": {}}
     for method, config in given.items():
-        row: dict[str, Any] = {"method": method}
+        row: dict[str, Any] = {"method": choices.title(method)}
         rows.append(row)
         if method in refused:
             row["reason"] = refused[method]
