@@ -32,6 +32,24 @@ where=("--cluster=$CLUSTER")
 if [ -n "${PROJECT:-}" ]; then where+=("--project=$PROJECT"); fi
 if [ -n "${ZONE:-}" ]; then where+=("--zone=$ZONE"); fi
 
+# Waits for the first host. While the workload is queued its pod isn't there, where `kubectl wait`
+# fails at once (up to kubectl 1.32 with --for=create, too); when it is seen, it may have ended.
+wait_for_it() {
+  local phases=(kubectl get pods "--selector=$labels" "--output=jsonpath={.items[*].status.phase}")
+  if $print; then
+    # shellcheck disable=SC2016 # it is shown, not run
+    printf 'until [[ $(%s) =~ Running|Succeeded|Failed ]]; do sleep 10; done\n' \
+      "$(line "${phases[@]}")"
+    return
+  fi
+  until [[ $("${phases[@]}") =~ Running|Succeeded|Failed ]]; do
+    if [ "$SECONDS" -gt 86400 ]; then
+      fail "no host of $NAME has started in 24 hours; it stays queued: xpk workload list shows it"
+    fi
+    sleep 10
+  done
+}
+
 # xpk copies a whole folder into the image: what a run needs goes there, and no more.
 archive=runs/$NAME.tar.gz
 folder=runs/$NAME.image
@@ -46,6 +64,6 @@ step xpk workload create "${where[@]}" "--workload=$NAME" \
   "--command=bash launch/worker.sh $(line "$@")"
 step rm -rf "$archive" "$folder"
 labels=jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0
-step kubectl wait pod "--selector=$labels" --for=condition=Ready --timeout=24h
+wait_for_it
 step kubectl logs --follow "--selector=$labels" --tail=-1
 step xpk workload list "${where[@]}" "--wait-for-job-completion=$NAME"

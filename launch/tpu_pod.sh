@@ -7,15 +7,16 @@
 #   … launch/tpu_pod.sh --print train …     shows the commands and runs none
 #
 # Run it again after a preemption, or after your own machine lost the connection: it takes up what
-# is there, and the run goes on from its last checkpoint.
+# is there, and the run goes on from its last checkpoint. A request that fails is made again; the
+# third that failed stays as it is, for you to look at, and ends this.
 #
 # NAME         of the queued resource and of its node
 # ZONE         where
 # SHARED       an NFS share, host:/path (Filestore is one): mounted as runs/ on every worker, it
 #              holds checkpoints and results; none for a slice of one host, which starts anew after
 #              a preemption
-# ACCELERATOR  v5litepod-16 by default
-# RUNTIME      version of the TPU's software, v2-alpha-tpuv5-lite by default
+# ACCELERATOR  v5litepod-16 by default; or another size, v5p-N, v6e-N, v4-N
+# RUNTIME      version of the TPU's software; by default that of the accelerator
 # SPOT         0 for capacity that can't be preempted; 1 by default
 # KEEP         1 leaves the pod when the command has ended; 0 by default
 set -euo pipefail
@@ -26,13 +27,24 @@ printing "$@"
 if $print; then shift; fi
 
 accelerator=${ACCELERATOR:-v5litepod-16}
-runtime=${RUNTIME:-v2-alpha-tpuv5-lite}
+case $accelerator in # https://docs.cloud.google.com/tpu/docs/runtimes
+  v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+  v5p-*) runtime=v2-alpha-tpuv5 ;;
+  v6e-*) runtime=v2-alpha-tpuv6e ;;
+  v2-* | v3-* | v4-*) runtime=tpu-ubuntu2204-base ;;
+  *) runtime= ;;
+esac
+runtime=${RUNTIME:-$runtime}
 folder=$(workdir "$@")
 if [ $# -eq 0 ]; then fail "give a dynadapt command to run, such as: train --config=…"; fi
 if [ -z "${NAME:-}" ]; then fail "NAME is not set; it names the pod, such as NAME=adapt"; fi
 if [ -z "${ZONE:-}" ]; then fail "ZONE is not set; it says where, such as ZONE=us-west4-a"; fi
 if [ -z "${SHARED:-}" ]; then
   fail "SHARED is not set; name an NFS share host:/path, or SHARED=none for a slice of one host"
+fi
+if [ -z "$runtime" ]; then
+  fail "the software of '$accelerator' is not known; choose ACCELERATOR=v5litepod-16, v5p-16, \
+v6e-16, v4-16 or another size of these, or name its software: RUNTIME=…"
 fi
 case $folder in
   runs/?*) ;;
@@ -59,7 +71,7 @@ give_back() {
 }
 
 wait_for_it() {
-  local now
+  local now failed=0
   if $print; then
     request
     # shellcheck disable=SC2016 # it is shown, not run
@@ -71,7 +83,14 @@ wait_for_it() {
     case $now in
       ACTIVE) return ;;
       "") request ;;
-      FAILED | SUSPENDED | SUSPENDING) give_back ;; # SUSPENDED is what a preemption leaves
+      SUSPENDED | SUSPENDING) give_back ;; # what a preemption leaves
+      FAILED)
+        failed=$((failed + 1))
+        if [ "$failed" = 3 ]; then
+          fail "3 requests failed; ${queue[*]} describe $NAME --zone=$ZONE says why"
+        fi
+        give_back
+        ;;
       *) printf 'dynadapt: the pod is %s\n' "$now" >&2 && sleep 30 ;;
     esac
   done

@@ -44,9 +44,24 @@ if [ -z "${DYNADAPT:-}" ]; then installing "${EXTRAS-tpu}"; fi
 if [ -n "${COORDINATOR:-}" ]; then
   DYNADAPT_DISTRIBUTED=$COORDINATOR,${SLURM_NTASKS:-1},${SLURM_PROCID:-0}
 fi
-export DYNADAPT_DISTRIBUTED="${DYNADAPT_DISTRIBUTED:-1}"
+settings=("DYNADAPT_DISTRIBUTED=${DYNADAPT_DISTRIBUTED:-1}")
+
+# Slurm shows a task its own GPUs, or to each all those of its node. JAX by itself takes the GPU of
+# the task's number on its node, which isn't there if Slurm shows one, and is too little for a task
+# that is alone there.
+if [ -n "${SLURM_LOCALID:-}" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+  IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"
+  count=${#gpus[@]}
+  if [ "$count" = 1 ] || [ "${SLURM_NTASKS:-}" = "${SLURM_STEP_NUM_NODES:-1}" ]; then
+    settings+=("JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((count - 1)))")
+  elif [ "$SLURM_LOCALID" -ge "$count" ]; then
+    fail "there are more tasks than the $count GPUs of this node; give a task for each GPU"
+  elif [ "${DYNADAPT_DISTRIBUTED:-1}" = 0 ]; then
+    settings+=("CUDA_VISIBLE_DEVICES=${gpus[SLURM_LOCALID]}")
+  fi
+fi
 if $print; then
-  step env "DYNADAPT_DISTRIBUTED=$DYNADAPT_DISTRIBUTED" "$dynadapt" "$@"
+  step env "${settings[@]}" "$dynadapt" "$@"
 else
-  exec "$dynadapt" "$@"
+  exec env "${settings[@]}" "$dynadapt" "$@"
 fi

@@ -196,9 +196,9 @@ def test_cost_of_full_convolution_is_linear_in_the_batch():
 # Prints MFLOP of both passes at two batch sizes, as the compiler for TPUs counts them.
 ON_A_TPU = """
 from dynadapt import dynamic
-from dynadapt.plans import plan
+from dynadapt.plans import machines
 from dynadapt.bench.dynamic import arguments, compiled
-chip = plan.devices("v5e:2x2")[0]
+chip = machines.devices("v5e:2x2")[0]
 for kind in ("depthwise", "full"):
     for b in (16, 32):
         shapes = arguments(kind, (b, 14, 64, 3), "bfloat16")

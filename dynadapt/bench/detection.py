@@ -18,7 +18,7 @@ from dynadapt import backbones, evaluate, inputs, model, optim, sharding
 from dynadapt.bench import cases
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
-from dynadapt.plans import compare, plan
+from dynadapt.plans import compare, machines
 from dynadapt.step import initial_state, make_step
 from dynadapt.targets import atss, nms
 
@@ -50,7 +50,7 @@ def run(backbone: str, methods: list[str], batch: int, topology: str | None) -> 
         `of_flops` and `of_mb`, its percentage of the training step or the inference above it; or a
         `reason` where the method can't serve the backbone.
     """
-    device = plan.devices(topology)[0] if topology else jax.devices()[0]
+    device = machines.devices(topology)[0] if topology else jax.devices()[0]
     rows = []
     for method in compare.chosen(methods):
         for task in TASKS:

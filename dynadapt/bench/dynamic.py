@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dynadapt import dynamic, mixture
 from dynadapt.bench import Worker, interleaved, machine, milliseconds, ratio, timed
-from dynadapt.plans import plan
+from dynadapt.plans import machines
 
 IN_USE = "in use"
 # Batch, side of the map, channels, kernel side.
@@ -87,7 +87,7 @@ def run(reference: str | None, rounds: int, topology: str | None = None) -> dict
         topology: as of `plan`; then bytes and memory are printed instead of times.
     """
     rows = []
-    device = plan.devices(topology)[0] if topology else None
+    device = machines.devices(topology)[0] if topology else None
     for kind, case in cases():
         for dtype in ("float32", "bfloat16"):
             shapes = arguments(kind, case, dtype)

@@ -25,7 +25,7 @@ from dynadapt.adapters import mtlora
 from dynadapt.bench import cases
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
-from dynadapt.plans import plan
+from dynadapt.plans import machines, plan
 from dynadapt.runs.speed import matmul_flops
 from dynadapt.step import make_step
 
@@ -53,7 +53,7 @@ def run(backbone: str, methods: list[str], batch: int, topology: str | None) -> 
         ConfigError: for a backbone that takes no images.
     """
     cases.side(backbone)  # one that takes no images is answered here
-    device = plan.devices(topology)[0] if topology else jax.devices()[0]
+    device = machines.devices(topology)[0] if topology else jax.devices()[0]
     mesh = sharding.make_mesh(devices=[device])
 
     def measure(method: str) -> dict[str, Any]:

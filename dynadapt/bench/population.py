@@ -9,7 +9,7 @@ import numpy as np
 from dynadapt import model, optim, sharding, tree
 from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, step, timed
 from dynadapt.errors import ConfigError
-from dynadapt.plans import compare, compiled, plan
+from dynadapt.plans import compare, compiled, machines, plan
 from dynadapt.step import initial_state, make_step
 from dynadapt.sweep.population import Population
 
@@ -137,7 +137,7 @@ def ahead(
         MiB of one chip: the `frozen` copy, what is `trained`, its `optimizer`, the `data`, the
         `temporaries` and the `total`; `moved`: MiB that the chips exchange in a step.
     """
-    chips, rows = plan.devices(topology), []
+    chips, rows = machines.devices(topology), []
     for method in compare.chosen(methods):
         row = dict(backbone=backbone, method=method, batch=batch)
         try:

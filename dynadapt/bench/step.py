@@ -8,7 +8,7 @@ import jax
 from dynadapt import model, optim, sharding
 from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, timed
 from dynadapt.errors import ConfigError
-from dynadapt.plans import compare, plan
+from dynadapt.plans import compare, machines, plan
 from dynadapt.runs.speed import matmul_flops
 from dynadapt.step import initial_state, make_step
 
@@ -72,7 +72,7 @@ def ahead(backbone: str, methods: list[str], batch: int, topology: str) -> dict[
         where gradients are summed in bfloat16). Where the method can't serve the backbone, or does
         not fit, its `reason`.
     """
-    chips = plan.devices(topology)
+    chips = machines.devices(topology)
     sharding.check_batch(batch, sharding.make_mesh(devices=chips))
 
     def measure(method: str) -> dict[str, Any]:
@@ -97,5 +97,5 @@ def told(found: dict[str, Any]) -> dict[str, Any]:
     held = sum(memory[k] for k in ("frozen", "trained", "optimizer", "batch"))
     sizes = dict(arguments=held, temporaries=memory["temporaries"], total=memory["total"])
     moved = sum(found["collectives"].values()) / found["counts"]["trained_bytes"]
-    row |= {name: round(value / plan.GIB, 3) for name, value in sizes.items()}
+    row |= {name: round(value / machines.GIB, 3) for name, value in sizes.items()}
     return row | dict(moved_over_trained=round(moved, 3))

@@ -37,9 +37,11 @@ def _train_options(options: flags.FlagValues) -> None:
 
 def _plan_options(options: flags.FlagValues) -> None:
     config_options(options)
-    text = "machine to compile for that isn't here: a TPU topology such as v5e:4x4, h100 or h200"
+    text = "machine to compile for that isn't here: a TPU accelerator such as v5litepod-16, v5p-16 "
+    text += "or v6e-16, its topology such as v5e:4x4, or a GPU such as h100"
     flags.DEFINE_string("topology", None, text, flag_values=options)
-    text = "methods to compare, or all: at their default settings, or with those of --config"
+    text = "methods to compare, or all: at their default settings, or with those of --config; with "
+    text += "--config and --topology, what each needs of that machine"
     flags.DEFINE_list("methods", None, text, flag_values=options)
     text = "backbone of --methods; vit_b16 where none is given"
     flags.DEFINE_string("backbone", None, text, flag_values=options)
@@ -85,8 +87,12 @@ def _train(options: flags.FlagValues, overrides: list[str]) -> Answer:
     return Answer(results, lambda: report.show(results, folder))
 
 
-def runs_of(methods: list[str], spec: str, overrides: list[str]) -> dict[str, Any]:
+def runs_of(
+    methods: list[str], spec: str, overrides: list[str], backbone: str | None = None
+) -> dict[str, Any]:
     """The config of each method; `all` are those that the config file and the backbone serve.
+
+    With a backbone, the config file is asked for it.
 
     Raises:
         ConfigError: for a method that does not exist, or that one of them does not serve.
@@ -95,9 +101,10 @@ def runs_of(methods: list[str], spec: str, overrides: list[str]) -> dict[str, An
     from dynadapt.plans import compare
 
     runs, left = {}, {}
+    of_backbone = f",backbone={backbone}" if backbone else ""
     for method in compare.chosen(methods):
         try:
-            runs[method] = config_file.load(spec, overrides, f"method={method}")
+            runs[method] = config_file.load(spec, overrides, f"method={method}{of_backbone}")
         except ConfigError as error:
             if methods != ["all"]:
                 raise
@@ -182,9 +189,10 @@ def _compare(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt.commands import config_file
     from dynadapt.plans import compare
 
-    other = ["--topology"] if options.topology else [] if options.config else overrides
-    if other:
-        raise ConfigError(f"--methods compares what shapes tell; it takes no {other[0]}")
+    if options.topology:
+        return _compare_ahead(options, overrides)
+    if overrides and not options.config:
+        raise ConfigError(f"--methods compares what shapes tell; it takes no {overrides[0]}")
     counts(options, "classes")
     classes = 10 if options.classes is None else options.classes
     backbone, given = options.backbone or "vit_b16", None
@@ -200,6 +208,21 @@ def _compare(options: flags.FlagValues, overrides: list[str]) -> Answer:
         backbone = given[names[0]].backbone.name
     result = compare.run(backbone, options.methods, classes, given)
     return Answer(result, lambda: compare.show(result))
+
+
+def _compare_ahead(options: flags.FlagValues, overrides: list[str]) -> Answer:
+    from dynadapt.plans import ahead
+
+    if not options.config:
+        raise ConfigError(
+            "--methods with --topology compiles training steps; give the --config whose batch and "
+            "data they have, such as --config=quickstart"
+        )
+    if options.classes is not None:
+        raise ConfigError("--classes goes with --methods alone; the data of --config has its own")
+    given = runs_of(options.methods, options.config, overrides, options.backbone)
+    result = ahead.run(given, options.topology)
+    return Answer(result, lambda: ahead.show(result))
 
 
 def _verify_options(options: flags.FlagValues) -> None:

@@ -4,25 +4,18 @@ network.
 The whole training step is compiled, for the devices here or for machines that aren't here.
 """
 
-import os
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 
 from dynadapt import attach, choices, inputs, model, optim, sharding, tasks, tree
 from dynadapt import config as configs
-from dynadapt.errors import ConfigError, MachineError
-from dynadapt.plans import compiled
+from dynadapt.plans import compiled, machines
 from dynadapt.runs import workdir
 from dynadapt.runs.journal import show_table, size_text
 from dynadapt.runs.speed import matmul_flops
 from dynadapt.step import initial_state, make_step
 from dynadapt.train import training_steps
-
-GIB = 2**30
-# Memory of one chip, GiB, by the first part of a topology's name.
-MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "h100": 80, "h200": 141}
 
 
 def run(config: Any, topology: str | None = None) -> dict[str, Any]:
@@ -30,7 +23,8 @@ def run(config: Any, topology: str | None = None) -> dict[str, Any]:
 
     Args:
         config: a complete config.
-        topology: a machine that isn't here, such as `v5e:4x4` or `h100`; None for the devices here.
+        topology: a machine that isn't here, such as `v5litepod-16`, `v5e:4x4` or `h100`; None for
+            the devices here.
 
     Returns:
         `input` (lines on what the backbone sees), `sites`, `trainable` rows, `counts`, `memory` in
@@ -42,7 +36,7 @@ def run(config: Any, topology: str | None = None) -> dict[str, Any]:
     """
     configs.check(config)
     config = configs.resolve(config)
-    mesh = sharding.make_mesh(config.mesh, devices(topology))
+    mesh = sharding.make_mesh(config.mesh, machines.devices(topology))
     sharding.check_batch(config.input.batch_size, mesh, config.optim.accumulate)
     sharding.check_dtype(config.compute.dtype, mesh)
     split = inputs.open_split(config, "train")
@@ -98,69 +92,13 @@ def of_step(
                 raise
             return {**result, "fits": False, "reason": _reason(str(error))}
     memory = memory_rows(program.memory_analysis(), args)
-    limit = MEMORY.get(topology.split(":")[0]) if topology else None
+    limit = machines.memory(topology) if topology else None
     return {
         **result,
         "memory": memory,
         "collectives": compiled.collectives(program.as_text()),
-        "fits": None if limit is None else memory["total"] <= limit * GIB,
+        "fits": None if limit is None else memory["total"] <= limit,
     }
-
-
-def devices(topology: str | None) -> list[Any]:
-    """The devices here, or those of a machine that isn't here, to compile for.
-
-    Raises:
-        MachineError: if the compiler for that machine is not installed.
-        ConfigError: for a topology that the compiler does not know.
-    """
-    if topology is None:
-        return jax.devices()
-    if topology in ("h100", "h200"):
-        return _gpu(topology)
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is opened
-    try:
-        import libtpu  # noqa: F401
-    except ImportError as error:
-        raise MachineError(
-            "compiling for TPUs needs libtpu: pip install 'dynadapt[tpu]'"
-        ) from error
-    try:
-        described = topologies.get_topology_desc(topology_name=topology, platform="tpu")
-    except Exception as error:
-        raise ConfigError(
-            f"unknown topology {topology!r}; write one such as v5e:4x4, v5p:4x4x4, v6e:16x16, "
-            f"h100 or h200"
-        ) from error
-    return list(described.devices)
-
-
-def _gpu(name: str) -> list[Any]:
-    memory = {"h100": 84978434048, "h200": 150754820096}[name]
-    bandwidth = {"h100": 3352320000000, "h200": 4800000000000}[name]
-    # Device description of a Hopper chip, as XLA's target configuration wants it.
-    target = f"""gpu_device_info {{
-      threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-      shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
-      fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-      block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: 52428800
-      clock_rate_ghz: 1.98 device_memory_size: {memory} shared_memory_per_block_optin: 232448
-      cuda_compute_capability {{ major: 9 minor: 0 }} registers_per_core_limit: 65536
-      registers_per_block_limit: 65536 }}
-      platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 1 patch: 1 }}
-      device_description_str: "NVIDIA {name.upper()}" """
-    try:
-        described = topologies.get_topology_desc(
-            topology_name=name, platform="cuda", topology="1x1x1", target_config=target
-        )
-    except Exception as error:
-        raise MachineError(
-            f"compiling for {name} needs the CUDA plugin: pip install 'dynadapt[cuda13]'"
-        ) from error
-    return list(described.devices)
 
 
 def site_rows(network: Any) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The launch scripts: what they show, what they run against stand-ins, and two real processes."""
 
+import functools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
-SCRIPTS = sorted(path.name for path in LAUNCH.iterdir())
+SCRIPTS = sorted(path.name for path in LAUNCH.iterdir() if path.suffix != ".Dockerfile")
 TINY = "tests/configs_tiny.py"
 TRAIN = ("train", "--config=configs/quickstart.py:method=lora", "--workdir=runs/q")
 
@@ -118,8 +119,8 @@ gcloud compute tpus queued-resources delete adapt --zone=us-w4 --force --quiet
 
 SLURM = """\
 source launch/install.sh && install_dynadapt cuda13
-srun --kill-on-bad-exit=1 bash -c 'export COORDINATOR=FIRST_NODE:20000; exec launch/worker.sh \
-"$@"' worker train --config=configs/quickstart.py:method=lora --workdir=runs/q
+srun --cpus-per-task=8 --kill-on-bad-exit=1 bash -c 'export COORDINATOR=FIRST_NODE:20000; exec \
+launch/worker.sh "$@"' worker train --config=configs/quickstart.py:method=lora --workdir=runs/q
 """
 
 GKE = """\
@@ -133,8 +134,9 @@ xpk workload create --cluster=tpus --zone=us-w4 --workload=adapt --tpu-type=v5li
 --termination-grace-period-seconds=120 --env=DYNADAPT_DISTRIBUTED=1 '--command=bash \
 launch/worker.sh train --workdir=/share/q'
 rm -rf runs/adapt.tar.gz runs/adapt.image
-kubectl wait pod --selector=jobset.sigs.k8s.io/jobset-name=adapt,\
-batch.kubernetes.io/job-completion-index=0 --for=condition=Ready --timeout=24h
+until [[ $(kubectl get pods --selector=jobset.sigs.k8s.io/jobset-name=adapt,\
+batch.kubernetes.io/job-completion-index=0 '--output=jsonpath={.items[*].status.phase}') =~ \
+Running|Succeeded|Failed ]]; do sleep 10; done
 kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=adapt,\
 batch.kubernetes.io/job-completion-index=0 --tail=-1
 xpk workload list --cluster=tpus --zone=us-w4 --wait-for-job-completion=adapt
@@ -212,6 +214,34 @@ def test_a_pod_that_was_preempted_is_requested_again(place):
     assert done == [shown(POD, "gcloud")[-1], *shown(POD, "gcloud")]
 
 
+def test_a_request_that_fails_is_made_again_but_not_for_ever(place):
+    states(place, "", "FAILED", "", "FAILED", "", "ACTIVE")
+    place.start("tpu_pod.sh", *TRAIN)
+    done = [call[4] for call in place.calls("gcloud") if "describe" not in call]
+    assert done[:5] == ["create", "delete", "create", "delete", "create"]
+    states(place, then="FAILED")
+    result = place.start("tpu_pod.sh", *TRAIN, code=1)
+    why = "gcloud compute tpus queued-resources describe adapt --zone=us-w4 says why"
+    assert result.stderr == f"dynadapt: 3 requests failed; {why}\n"
+    done = [call[4] for call in place.calls("gcloud") if "describe" not in call]
+    assert done == ["create", "delete", "delete"]  # the last one stays
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "runtime"),
+    [
+        ("v5litepod-8", "v2-alpha-tpuv5-lite"),
+        ("v5p-16", "v2-alpha-tpuv5"),
+        ("v6e-16", "v2-alpha-tpuv6e"),
+        ("v4-16", "tpu-ubuntu2204-base"),
+    ],
+)
+def test_the_software_is_that_of_the_accelerator(accelerator, runtime, place):
+    start = functools.partial(place.start, "tpu_pod.sh", "--print", *TRAIN, ACCELERATOR=accelerator)
+    assert f"--accelerator-type={accelerator} --runtime-version={runtime} " in start().stdout
+    assert "--runtime-version=mine " in start(RUNTIME="mine").stdout
+
+
 def test_preemption_during_the_run_says_what_to_do(place):
     states(place, "ACTIVE", then="SUSPENDING")
     result = place.start("tpu_pod.sh", *TRAIN, FOLLOWED="255", code=1)
@@ -246,6 +276,7 @@ def test_hard_words_reach_the_worker_whole(place):
         ("tpu_pod.sh", TRAIN, {"NAME": ""}, "NAME is not set"),
         ("tpu_pod.sh", TRAIN, {"ZONE": ""}, "ZONE is not set"),
         ("tpu_pod.sh", TRAIN, {"SHARED": ""}, "SHARED is not set; name an NFS share"),
+        ("tpu_pod.sh", TRAIN, {"ACCELERATOR": "v9-8"}, "the software of 'v9-8' is not known"),
         ("tpu_pod.sh", ("train",), {}, "give --workdir=runs/…"),
         ("tpu_pod.sh", ("train", "--workdir=/tmp/q"), {}, "give --workdir=runs/…"),
         ("tpu_pod.sh", (), {}, "give a dynadapt command to run"),
@@ -264,43 +295,88 @@ def test_what_is_missing_is_said(script, args, environment, said, showing, place
     assert result.stdout == "" and place.calls() == []
 
 
+# GKE.
+
+
+def test_a_workload_that_is_queued_is_waited_for(place):
+    phases = place.programs / "phases"
+    phases.write_text("\n\nPending\nPending Running\n")
+    place.program("kubectl", f'[ "$1" != get ] || {{ head -n 1 {phases}; sed -i 1d {phases}; }}')
+    place.start("gke_xpk.sh", "train", "--workdir=/share/q")
+    calls = [call[:2] for call in place.calls("kubectl", "sleep")]
+    get = ["kubectl", "get"]
+    assert calls == [*[get, ["sleep", "10"]] * 3, get, ["kubectl", "logs"]]
+
+
+def test_a_workload_that_stays_queued_is_told(place):
+    options = dict(code=1, SECONDS="86500")  # which bash counts on from
+    result = place.start("gke_xpk.sh", "train", "--workdir=/share/q", **options)
+    assert result.stderr.startswith("dynadapt: no host of adapt has started in 24 hours; ")
+
+
 # Slurm.
 
-TASKS = """n=0; for number in 0 1 2; do
-  SLURM_PROCID=$number SLURM_LOCALID=$((number % 2)) "${@:2}" || n=$?
+TASKS = """n=0; while [[ $1 == --* ]]; do shift; done; for number in 0 1 2; do
+  SLURM_PROCID=$number SLURM_LOCALID=$((number % ${A_NODE:-2})) "$@" || n=$?
 done; exit $n"""
 JOB = dict(SLURM_JOB_ID="123", SLURM_JOB_NODELIST="node[7-8]", SLURM_NTASKS="3")
+JOB |= dict(SLURM_STEP_NUM_NODES="2", SLURM_CPUS_PER_TASK="12", DYNADAPT="dynadapt")
 
 
 @pytest.fixture
 def slurm(place):
     place.program("srun", TASKS)
     place.program("scontrol", '[ "$1" != show ] || printf "node7\\nnode8\\n"')
-    place.program("dynadapt", 'echo "$DYNADAPT_DISTRIBUTED ${CUDA_VISIBLE_DEVICES:-all} $*"')
+    devices = "${CUDA_VISIBLE_DEVICES:-all} ${JAX_LOCAL_DEVICE_IDS:-own}"
+    place.program("dynadapt", f'echo "$DYNADAPT_DISTRIBUTED {devices} $*"')
     return place
 
 
 def test_tasks_of_slurm_are_one_run(slurm):
-    job = dict(JOB, DYNADAPT="dynadapt", SLURM_SUBMIT_DIR=str(slurm.repository))
     copy = slurm.programs / "slurm_script"  # as Slurm does, away from the repository
     shutil.copy(LAUNCH / "slurm.sbatch", copy)
+    job = dict(JOB, SLURM_SUBMIT_DIR=str(slurm.repository))
     result = slurm.start(copy, "train", "--workdir=a b", **job)
-    lines = [f"node7:20123,3,{n} all train --workdir=a b" for n in range(3)]
+    lines = [f"node7:20123,3,{n} all own train --workdir=a b" for n in range(3)]
     assert result.stdout.splitlines() == lines
-    assert ["scontrol", "show", "hostnames", "node[7-8]"] in slurm.calls("scontrol")
+    calls = slurm.calls()
+    assert ["scontrol", "show", "hostnames", "node[7-8]"] in calls
+    (srun,) = (call for call in calls if call[0] == "srun")
+    assert srun[1:3] == ["--cpus-per-task=12", "--kill-on-bad-exit=1"]
 
 
-def test_tasks_of_a_sweep_run_alone(slurm):
-    result = slurm.start("slurm.sbatch", "vtab", "run", DYNADAPT="dynadapt", **JOB)
-    assert result.stdout.splitlines() == [f"0 {gpu} vtab run" for gpu in (0, 1, 0)]
+@pytest.mark.parametrize("what", ["vtab", "sweep"])
+def test_tasks_of_a_sweep_run_alone(what, slurm):
+    result = slurm.start("slurm.sbatch", what, "run", CUDA_VISIBLE_DEVICES="4,7", **JOB)
+    assert result.stdout.splitlines() == [f"0 {gpu} own {what} run" for gpu in (4, 7, 4)]
+
+
+@pytest.mark.parametrize(
+    ("what", "gpus", "job", "taken"),
+    [
+        ("train", "4,7", {}, "4,7 own"),  # each sees those of its node, and JAX counts among them
+        ("train", "GPU-8ab1", {}, "GPU-8ab1 0"),  # each sees its own
+        ("sweep", "GPU-8ab1", {}, "GPU-8ab1 0"),
+        ("train", "4,7", {"SLURM_STEP_NUM_NODES": "3", "A_NODE": "1"}, "4,7 0,1"),  # alone there
+        ("sweep", "4,7", {"SLURM_STEP_NUM_NODES": "3", "A_NODE": "1"}, "4,7 0,1"),
+    ],
+)
+def test_the_devices_that_slurm_gives_are_kept(what, gpus, job, taken, slurm):
+    result = slurm.start("slurm.sbatch", what, CUDA_VISIBLE_DEVICES=gpus, **{**JOB, **job})
+    assert [line.split()[1:3] for line in result.stdout.splitlines()] == [taken.split()] * 3
+
+
+def test_more_tasks_than_devices(slurm):
+    options = dict(JOB, A_NODE="3", CUDA_VISIBLE_DEVICES="4,7", code=1)
+    assert "more tasks than the 2 GPUs" in slurm.start("slurm.sbatch", "train", **options).stderr
 
 
 def test_a_job_that_was_stopped_is_queued_again(slurm):
     slurm.program("dynadapt", "exit 143")
-    slurm.start("slurm.sbatch", "train", code=143, DYNADAPT="dynadapt", **JOB)
+    slurm.start("slurm.sbatch", "train", code=143, **JOB)
     assert slurm.calls("scontrol")[-1] == ["scontrol", "requeue", "123"]
     slurm.program("dynadapt", "exit 2")
-    slurm.start("slurm.sbatch", "train", code=2, DYNADAPT="dynadapt", **JOB)
+    slurm.start("slurm.sbatch", "train", code=2, **JOB)
     assert ["scontrol", "requeue", "123"] not in slurm.calls("scontrol")
 
 
