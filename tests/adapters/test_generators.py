@@ -11,6 +11,7 @@ from dynadapt import mixture
 from dynadapt.adapters import adapter_x, dapt, iconformer, vfm_adapter
 from dynadapt.context import Context
 from dynadapt.layers import standard
+from dynadapt.layers.places import Places
 
 pytestmark = pytest.mark.usefixtures("fast_compiling")
 
@@ -124,7 +125,8 @@ def scales(dim, scaled):
 
     host = Host()
     host.dim = dim
-    network = dapt.Dynamic(host, rank=4, scaled=scaled, rate=0.0, rngs=nnx.Rngs(0))
+    sizes = dict(rank=4, rate=0.0, places=Places(0, 1))
+    network = dapt.Dynamic(host, **sizes, scaled=scaled, rngs=nnx.Rngs(0))
     tokens = draw(IMAGES, dim)
     return network, lambda net: net.scale(tokens)
 
