@@ -80,13 +80,17 @@ def test_importance_maps(tmp_path):
 
 
 def test_routes_by_place(tmp_path):
-    """Sub-token j of token i goes to expert (i + j) mod 3; each block adds a token."""
+    """Sub-token j of token i goes to expert (i + j) mod 3; the second block has one token more.
+
+    Behind the class token are places for two prompts, and then four patches.
+    """
     run = saved(tmp_path, "adapter_x", split=SPLIT, routing="fixed", experts=3, heads=2).parent
     result = figures.run(run, ["router"])
     assert_pictures(result, "router")
     found = numbers(result, "router")
     for block, (load, chance) in enumerate(zip(found["load"], found["probability"], strict=True)):
-        places = [(i + j) % 3 for i in range(5 + block) for j in range(2)]
+        there = [*range(1 + block), *range(3, 7)]
+        places = [(i + j) % 3 for i in there for j in range(2)]
         wanted = np.bincount(places, minlength=3) / len(places)
         np.testing.assert_allclose(load, wanted, rtol=1e-6)
         np.testing.assert_allclose(chance, wanted, rtol=1e-6)
