@@ -47,7 +47,8 @@ def draw(result: dict[str, Any], path: Path, form: str) -> None:
     figure.legend(fontsize=8, ncols=min(len(rows), 8), loc="outside lower center")
     # Linear up to a thousand, since a method may train nothing but the head.
     points.set_xscale("symlog", linthresh=1000)
-    points.set_xlim(left=-100)
+    # Room on the right for the name of what trains most.
+    points.set_xlim(-100, 4 * max(1000, *(row["trained"] for row in rows)))
     points.set_xlabel("trained parameters without head")
     points.set_ylabel("mean of tasks, %")
     for axes in differences:
