@@ -96,7 +96,7 @@ def stopped_run(folder):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(fast_compiling, tmp_path_factory):
     """A run on one device from start to end."""
     work = tmp_path_factory.mktemp("reference") / "run"
     assert main(["train", f"--config={TINY}:method=lora", f"--workdir={work}"]) == 0
@@ -104,7 +104,7 @@ def reference(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory):
+def eight(fast_compiling, tmp_path_factory):
     """What a process with 8 devices found, and its folder."""
     folder = tmp_path_factory.mktemp("eight")
     stopped_run(folder / "one")

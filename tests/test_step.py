@@ -320,7 +320,9 @@ def test_losses_of_layers_join_the_loss():
     assert found["backbone/blocks/0/attn/adapter/weight"] == pytest.approx(6)
 
 
-@pytest.mark.parametrize("method", ["iconformer", "lora"])
+@pytest.mark.parametrize(
+    "method", ["iconformer", pytest.param("lora", marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.slow
 def test_a_step_costs_what_a_step_by_hand_costs(method, compiled_as_for_users):
     """Frozen weights get no gradient: the FLOPs are those of the trained leaves' alone."""

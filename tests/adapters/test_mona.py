@@ -13,6 +13,8 @@ from dynadapt.adapters.mona import Mona
 from dynadapt.context import Context
 from dynadapt.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 
 @pytest.mark.slow
 def test_leading_tokens_pass_the_convolutions_by():

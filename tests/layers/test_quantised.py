@@ -12,6 +12,8 @@ from dynadapt.context import Context, fold
 from dynadapt.layers import Conv, Linear, quantised
 from dynadapt.runs import workdir
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 
 def drawn(*shape):
     return jnp.asarray(np.random.default_rng(3).normal(size=shape), jnp.float32)

@@ -20,6 +20,8 @@ from dynadapt.errors import CheckpointError, UnknownName
 from dynadapt.runs import product
 from tests import infos, products
 
+pytestmark = pytest.mark.usefixtures("fast_compiling")
+
 TINY = str(Path(__file__).parents[1] / "configs_tiny.py")
 FORMATS = Path(__file__).with_name("formats")
 TENSORS = {

@@ -522,16 +522,16 @@ def test_all_tasks_from_end_to_end(
     form, request, tmp_path, monkeypatch, capsys, compiled_as_for_users
 ):
     path, work = request.getfixturevalue(f"vtab_{form}"), tmp_path / "sweep"
-    more = dict(arg="steps=60,batch=32", tasks="all", methods="ssf")
+    more = dict(arg="steps=60,batch=32", tasks="all", methods="ssf", seeds="0")
     capsys.readouterr()  # what was said while the data were made
     assert start(work, path, f"--form={form}", "--json", **more) == 0
     once = {"train": 1, "evaluate": 1}
     answer = json.loads(capsys.readouterr().out)
     assert answer["programs"] == {f"ssf, {n} classes": once for n in sweep.BUCKETS}
     found = lines(work)
-    assert [(x["stage"], x["form"]) for x in found] == [("final", form)] * 38
+    assert [(x["stage"], x["form"]) for x in found] == [("final", form)] * 19
     by_task = {name: [x for x in found if x["task"] == name] for name in vtab.TASKS}
-    assert all(len(own) == 2 for own in by_task.values())
+    assert all(len(own) == 1 for own in by_task.values())
     top1 = {name: np.mean([x["score"] for x in own]) for name, own in by_task.items()}
     chance = {name: 100 / task.classes for name, task in vtab.TASKS.items()}
     assert np.mean(list(top1.values())) > 2 * np.mean(list(chance.values()))
