@@ -10,7 +10,8 @@ from dynadapt.runs.journal import show_table, size_text
 NOTE = (
     "parameters: trained, without the head and with it. bytes: of one chip, as compiled; total "
     "holds the frozen and trained leaves, the optimizer, the batch and the temporaries. GFLOP: "
-    "matrix products of a step, all chips. moved: what each chip exchanges in a step."
+    "matrix products of a step, all chips. moved: what each chip exchanges in a step. to: about the "
+    "largest batch that fits."
 )
 
 
@@ -23,9 +24,9 @@ def run(given: Mapping[str, Any], topology: str) -> dict[str, Any]:
 
     Returns:
         `backbone`, `machine`, `mesh`, `batch_size`, `chip_bytes` (None where not known) and
-        `methods`: a row each with `settings`, `counts`, `memory`, `flops`, `collectives` and `fits`
-        as of `plan`; or `reason` where the method can't serve the backbone, and beside a `fits` of
-        false where the compiler gave up.
+        `methods`: a row each with `settings`, `counts`, `memory`, `flops`, `collectives`, `fits`
+        and `largest_batch` as of `plan`; or `reason` where the method can't serve the backbone, and
+        beside a `fits` of false where the compiler gave up.
 
     Raises:
         ConfigError, DataError, MachineError: as `plan` does, but for what a method can't serve.
@@ -43,8 +44,8 @@ def run(given: Mapping[str, Any], topology: str) -> dict[str, Any]:
             row["reason"] = refused[method]
             continue
         found = plan.run(config, topology)
-        names = ("settings", "counts", "memory", "flops", "collectives", "fits", "reason")
-        row |= {name: found[name] for name in names if name in found}
+        names = ("settings", "counts", "memory", "flops", "collectives", "fits", "largest_batch")
+        row |= {name: found[name] for name in (*names, "reason") if name in found}
         shown = {name: found[name] for name in shown}
     result = {"backbone": first.backbone.name, "machine": topology, **shown}
     return {**result, "chip_bytes": machines.memory(topology), "methods": rows}
@@ -61,6 +62,8 @@ def show(result: dict[str, Any]) -> None:
         line.append(f"{row['flops'] / 1e9:,.1f}" if "flops" in row else "")
         line.append(size_text(sum(row["collectives"].values())) if "collectives" in row else "")
         fits = {True: "yes", False: "NO", None: ""}[row.get("fits")]
+        if row.get("largest_batch"):
+            fits += f", to {row['largest_batch']:,}"
         rows.append([*line, ": ".join(filter(None, (fits, row.get("reason", ""))))])
     mesh = ", ".join(f"{k}={v}" for k, v in result["mesh"].items())
     held = f" of {size_text(result['chip_bytes'])} a chip" if result["chip_bytes"] else ""

@@ -28,8 +28,8 @@ def run(config: Any, topology: str | None = None) -> dict[str, Any]:
 
     Returns:
         `input` (lines on what the backbone sees), `sites`, `trainable` rows, `counts`, `memory` in
-        bytes a device, `flops` of a step, `collectives` in bytes, and `fits`: true, false, or None
-        where the memory isn't known.
+        bytes a device, `flops` of a step, `collectives` in bytes, `fits`: true, false, or None
+        where the memory isn't known, and where it is `largest_batch`, of `largest_batch`.
 
     Raises:
         ConfigError, DataError, MachineError: as training would, or where the compiler is missing.
@@ -92,13 +92,14 @@ def of_step(
                 raise
             return {**result, "fits": False, "reason": _reason(str(error))}
     memory = memory_rows(program.memory_analysis(), args)
+    result["memory"] = memory
+    result["collectives"] = compiled.collectives(program.as_text())
     limit = machines.memory(topology) if topology else None
-    return {
-        **result,
-        "memory": memory,
-        "collectives": compiled.collectives(program.as_text()),
-        "fits": None if limit is None else memory["total"] <= limit,
-    }
+    if limit is None:
+        return {**result, "fits": None}
+    parts = mesh.size * config.optim.accumulate
+    largest = largest_batch(memory, config.input.batch_size, limit, parts)
+    return {**result, "fits": memory["total"] <= limit, "largest_batch": largest}
 
 
 def site_rows(network: Any) -> list[dict[str, Any]]:
@@ -148,6 +149,23 @@ def memory_rows(analysis: Any, args: tuple) -> dict[str, int]:
     }
 
 
+def largest_batch(memory: dict[str, int], batch: int, limit: int, parts: int) -> int:
+    """An estimate of the examples a step for which 95 % of `limit` bytes a device are enough.
+
+    Temporaries are taken to grow as the batch does, those that don't among them: of a small batch
+    the estimate is low. The rest is for what compilers pad.
+
+    Args:
+        memory: of `batch` examples, as of `memory_rows`.
+        batch: examples a step.
+        limit: bytes of one device.
+        parts: of equal size, that a batch is cut into: the answer is a multiple.
+    """
+    grows = memory["temporaries"] + memory["batch"]
+    found = batch * (95 * limit // 100 - memory["total"] + grows) // grows
+    return max(found, 0) // parts * parts
+
+
 def _device_bytes(values: Any) -> int:
     """Bytes that one device holds of these leaves."""
     shards = [
@@ -195,3 +213,5 @@ def show(result: dict[str, Any]) -> None:
         if not result["fits"]:
             print("try --config.backbone.remat=full, --config.compute.frozen_dtype=nf4,")
             print("--config.optim.accumulate=2, or a smaller batch")
+    if result.get("largest_batch"):
+        print(f"about the largest batch that fits: {result['largest_batch']:,}")

@@ -33,7 +33,8 @@ def compiler(monkeypatch):
         if not found["fits"]:
             return found | {"reason": "Ran out of memory in memory space hbm"}
         sizes = dict.fromkeys(("frozen", "trained", "optimizer", "batch", "temporaries"), 1 << 20)
-        return found | {"memory": {**sizes, "total": 5 << 20}, "collectives": {"all-reduce": 2728}}
+        found |= {"memory": {**sizes, "total": 5 << 20}, "collectives": {"all-reduce": 2728}}
+        return found | {"largest_batch": 96}
 
     monkeypatch.setattr(plan, "run", run)
     monkeypatch.setattr(machines, "devices", lambda name: [])
@@ -59,7 +60,7 @@ def test_what_is_printed(compiler, capsys):
     assert "vit_mini on v5litepod-4 of 16.00 GiB a chip, mesh data=4, fsdp=1, batch 16" in out
     lora, full = (line.split() for line in out.splitlines() if line.startswith("│ "))
     assert lora[1::2][:3] == ["lora", "512", "682"]
-    for part in ("5.0 MiB", "3.0", "2.7 KiB", "yes"):
+    for part in ("5.0 MiB", "3.0", "2.7 KiB", "yes, to 96"):
         assert part in " ".join(lora)
     assert "NO: Ran out of memory" in " ".join(full)
 

@@ -132,8 +132,17 @@ def test_a_tiny_run_for_four_chips():
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
     assert values["mesh"] == {"data": 4, "fsdp": 1} and values["fits"] is True
+    assert values["largest_batch"] > 1000 and values["largest_batch"] % 4 == 0
     trained = values["counts"]["trained_bytes"]
     assert 0 < values["collectives"]["all-reduce"] <= 1.05 * trained
+
+
+def test_the_largest_batch_fills_what_the_rest_leaves():
+    """Of 950 of 1000 bytes 150 stay as they are, and an image takes 50: sixteen, by threes."""
+    memory = dict(frozen=100, trained=50, optimizer=0, batch=50, temporaries=150, total=350)
+    assert plan.largest_batch(memory, 4, 1000, 1) == 16
+    assert plan.largest_batch(memory, 4, 1000, 3) == 15
+    assert plan.largest_batch(memory, 4, 150, 1) == 0
 
 
 @needs_libtpu
