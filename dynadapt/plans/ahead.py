@@ -10,8 +10,8 @@ from dynadapt.runs.journal import show_table, size_text
 NOTE = (
     "parameters: trained, without the head and with it. bytes: of one chip, as compiled; total "
     "holds the frozen and trained leaves, the optimizer, the batch and the temporaries. GFLOP: "
-    "matrix products of a step, all chips. moved: what each chip exchanges in a step. to: about the "
-    "largest batch that fits."
+    "matrix products of a step, all chips. moved: what each chip exchanges in a step. to: about "
+    "the largest batch that fits."
 )
 
 
