@@ -199,10 +199,12 @@ class Block(nnx.Module):
 def dot_product_attention(q: Array, k: Array, v: Array, seen: Array | None = None) -> Array:
     """Softmax attention of `b n heads k`; where given, `seen` is 0 for keys `n` to be left out.
 
-    On a CUDA GPU in half precision, cuDNN's fused kernel; XLA's products elsewhere.
+    On a CUDA GPU in half precision, cuDNN's fused kernel; XLA's products elsewhere, and where keys
+    are left out: with a mask cuDNN has no gradients for odd lengths.
     """
     fused = (
-        jax.default_backend() == "gpu"
+        seen is None
+        and jax.default_backend() == "gpu"
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= 128

@@ -5,7 +5,14 @@ import pytest
 from flax import nnx
 
 from dynadapt.context import Context
-from dynadapt.layers.transformer import Attention, Block, Branch, Mlp, PatchEmbed
+from dynadapt.layers.transformer import (
+    Attention,
+    Block,
+    Branch,
+    Mlp,
+    PatchEmbed,
+    dot_product_attention,
+)
 
 
 def randomised(module, seed=0):
@@ -73,3 +80,24 @@ def test_drop_path_and_layer_scale_act_on_the_whole_branch():
     dropped = np.asarray((kept == 0).all((1, 2)))
     assert 16 < dropped.sum() < 48
     np.testing.assert_allclose(kept[~dropped], 2 * full[~dropped], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "seen", "how"),
+    [
+        (jnp.bfloat16, 16, None, "cudnn"),
+        (jnp.bfloat16, 16, jnp.ones(5), "xla"),
+        (jnp.float32, 16, None, "xla"),
+        (jnp.bfloat16, 12, None, "xla"),
+    ],
+)
+def test_which_kernel_attends_on_a_gpu(dtype, width, seen, how, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(
+        jax.nn,
+        "dot_product_attention",
+        lambda *_, implementation, mask: asked.append(implementation),
+    )
+    dot_product_attention(*[jnp.ones((2, 5, 3, width), dtype)] * 3, seen)
+    assert asked == [how]
