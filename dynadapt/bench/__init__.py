@@ -26,6 +26,14 @@ def answer(call):
         call()
         print(json.dumps(time.perf_counter() - start), flush=True)
 """
+# The device of PyTorch that is ours too, and how to wait for it; put before a worker's code.
+TORCH_DEVICE = """
+import os, torch
+on_gpu = os.environ.get("JAX_PLATFORMS") != "cpu" and torch.cuda.is_available()
+device = torch.device("cuda" if on_gpu else "cpu")
+wait = torch.cuda.synchronize if on_gpu else lambda: None
+torch.set_num_threads(os.cpu_count())
+"""
 # Columns of a table that a terminal has room for.
 WIDEST = 10
 
@@ -115,7 +123,11 @@ def milliseconds(readings: list[float]) -> float:
 
 
 def machine() -> str:
-    """The processor, its cores, and how busy it was."""
+    """The accelerators, the processor, its cores, and how busy it was."""
+    import jax
+
+    kinds = [device.device_kind for device in jax.devices() if device.platform != "cpu"]
+    before = f"{len(kinds)} x {kinds[0]}; " if kinds else ""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -123,7 +135,8 @@ def machine() -> str:
     except (OSError, StopIteration):
         pass
     load = os.getloadavg()[0]
-    return f"{name.strip()}, {os.cpu_count()} cores, load {load:.1f}, {time.strftime('%Y-%m-%d')}"
+    cores = f"{before}{name.strip()}, {os.cpu_count()} cores"
+    return f"{cores}, load {load:.1f}, {time.strftime('%Y-%m-%d')}"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -131,11 +144,16 @@ def show(result: dict[str, Any]) -> None:
     from dynadapt.runs.journal import show_table
 
     print(result["machine"])
-    columns = list(dict.fromkeys(key for row in result["rows"] for key in row))
-    table = [columns, *([_text(row.get(key)) for key in columns] for row in result["rows"])]
-    if len(columns) > WIDEST:
+    table = lines(result["rows"])
+    if len(table[0]) > WIDEST:
         table = [list(line) for line in zip(*table, strict=True)]
     show_table("", table[0], table[1:])
+
+
+def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The names of all columns, and a line a row."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return [columns, *([_text(row.get(key)) for key in columns] for row in rows)]
 
 
 def _text(value: Any) -> str:

@@ -42,10 +42,10 @@ def config(backbone: str, method: str, batch: int, task: str = "classification")
     return configs.resolve(made)
 
 
-def on_accelerators(made: ConfigDict) -> ConfigDict:
+def on_accelerators(made: ConfigDict, remat: str = "full") -> ConfigDict:
     """The same as it would run on a pod: bfloat16, blocks scanned and rematerialised."""
     made = made.copy_and_resolve_references()
-    made.backbone.scan, made.backbone.remat = True, "full"
+    made.backbone.scan, made.backbone.remat = True, remat
     made.compute.dtype = made.compute.frozen_dtype = "bfloat16"
     return made
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynadapt import dynamic, mixture
-from dynadapt.bench import Worker, interleaved, machine, milliseconds, ratio, timed
+from dynadapt.bench import TORCH_DEVICE, Worker, interleaved, machine, milliseconds, ratio, timed
 from dynadapt.plans import machines
 
 IN_USE = "in use"
@@ -18,20 +18,20 @@ FULL_MAPS = ((32, 14, 64, 3), (8, 64, 32, 3))
 TOKENS = (32 * 197, 768, 4, 64)
 
 _TORCH = """
-import os, sys, torch
+import sys
 import torch.nn.functional as F
 from dynadapt_bench import answer
-torch.set_num_threads(os.cpu_count())
 kind, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 b, side, r, k = map(int, sys.argv[3:])
 wide = {"depthwise": 1, "full": r}[kind]
-x = torch.randn(1, b * r, side, side, dtype=dtype, requires_grad=True)
-kernel = torch.randn(b * r, wide, k, k, dtype=dtype, requires_grad=True)
-g = torch.randn(1, b * r, side, side, dtype=dtype)
+x = torch.randn(1, b * r, side, side, dtype=dtype, device=device, requires_grad=True)
+kernel = torch.randn(b * r, wide, k, k, dtype=dtype, device=device, requires_grad=True)
+g = torch.randn(1, b * r, side, side, dtype=dtype, device=device)
 groups = b * r // wide
 def call():
     y = F.conv2d(x, kernel, padding=k // 2, groups=groups)
     torch.autograd.grad(y, (x, kernel), g)
+    wait()
 answer(call)
 """
 
@@ -100,7 +100,7 @@ def run(reference: str | None, rounds: int, topology: str | None = None) -> dict
             asks = {} if topology else {n: _timed(c, shapes) for n, (c, _) in found.items()}
             worker = None
             if reference and not topology and kind != "experts":
-                worker = Worker(reference, _TORCH, kind, dtype, *map(str, case))
+                worker = Worker(reference, TORCH_DEVICE + _TORCH, kind, dtype, *map(str, case))
                 asks["PyTorch"] = worker.ask
             try:
                 readings = dict(zip(asks, interleaved(list(asks.values()), rounds), strict=True))

@@ -9,14 +9,16 @@ from dynadapt import model, optim, sharding
 from dynadapt.bench import cases, interleaved, machine, milliseconds, ratio, timed
 from dynadapt.errors import ConfigError
 from dynadapt.plans import compare, machines, plan
-from dynadapt.runs.speed import matmul_flops
+from dynadapt.runs.speed import PEAKS, matmul_flops
 from dynadapt.step import initial_state, make_step
 
 
 def run(backbone: str, methods: list[str], batch: int, rounds: int) -> dict[str, Any]:
-    """Times a training step in float32 with each method; ratios are to the first one.
+    """Times a training step with each method; ratios are to the first one.
 
-    A method that can't serve the backbone is a row with its `reason`.
+    In float32 on a CPU; on accelerators in bfloat16 with blocks scanned, and with the share of the
+    device's peak where that is known. A method that can't serve the backbone, or whose step does
+    not fit the device, is a row with its `reason`.
     """
     asks, timed_rows, rows = [], [], []
     for method in compare.chosen(methods):
@@ -27,18 +29,28 @@ def run(backbone: str, methods: list[str], batch: int, rounds: int) -> dict[str,
         except ConfigError as error:
             row["reason"] = str(error)
             continue
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            row["reason"] = "it does not fit the device"
+            continue
         row["gflop"] = round(flops / 1e9)
         asks.append(ask)
         timed_rows.append(row)
     readings = interleaved(asks, rounds)
+    peak = PEAKS["bfloat16"].get(jax.devices()[0].device_kind)
     for row, times in zip(timed_rows, readings, strict=True):
         row |= dict(ms=milliseconds(times), over_first=ratio(times, readings[0]))
+        if peak:
+            row["share_of_peak"] = round(1e12 * row["gflop"] / row["ms"] / peak, 4)
     return dict(machine=machine(), rows=rows)
 
 
 def step(backbone: str, method: str, batch: int) -> tuple[Callable[[], float], int]:
     """A training step on random images that can be asked for its time, and its FLOPs."""
     config = cases.config(backbone, method, batch)
+    if jax.default_backend() != "cpu":
+        config = cases.on_accelerators(config, remat="none")
     task, spec = cases.given(config)
     graph, train, stats, frozen = model.split(model.build(config, task, spec), config)
     optimizer = optim.make(config.optim, config.optim.steps, train, model.layers(config))

@@ -142,12 +142,17 @@ def _bench_options(options: flags.FlagValues) -> None:
     text = "machine that isn't here, as of plan: dynamic, population, step, detection and "
     text += "multitask then compile for it and time nothing"
     flags.DEFINE_string("topology", None, text, flag_values=options)
+    text = "of collect: folder of answers of others with --json"
+    flags.DEFINE_string("folder", None, text, flag_values=options)
+    text = "of collect: folder of the page and of the file that holds them all"
+    flags.DEFINE_string("out", None, text, flag_values=options)
 
 
 # What is timed, and the options that it looks at.
 _MODELS = ("backbone", "methods", "batch", "rounds")
 BENCHMARKS = {
     "bank": _MODELS,
+    "collect": ("folder", "out"),
     "detection": ("backbone", "methods", "batch", "topology"),
     "dynamic": ("reference", "rounds", "topology"),
     "forward": ("reference", "backbone", "batch", "rounds"),
@@ -162,6 +167,7 @@ def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import backbones, bench
     from dynadapt.bench import (
         bank,
+        collected,
         detection,
         dynamic,
         forward,
@@ -187,6 +193,12 @@ def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
     if what != "forward" and options["backbone"].present and len(names) > 1:
         raise ConfigError(f"bench {what} is of one backbone, not of {', '.join(names)}")
     given = names[0], options.methods, options.batch
+    if what == "collect":
+        for option in ("folder", "out"):
+            if not options[option].value:
+                raise ConfigError(f"give --{option}=DIR")
+        result = collected.run(options.folder, options.out)
+        return Answer(result, lambda: bench.show(result))
     if what == "forward":
         result = forward.run(options.reference, names, options.batch, options.rounds)
     elif what == "dynamic":

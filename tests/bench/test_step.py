@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import pytest
 
 from dynadapt.bench import step
@@ -30,6 +31,22 @@ def test_steps_of_several_methods():
     linear, dapt, lora = result["rows"]
     assert linear["over_first"]["ratio"] == 1.0 and lora["gflop"] >= linear["gflop"]
     assert "point clouds" in dapt["reason"] and "ms" not in dapt
+
+
+@pytest.mark.slow
+def test_on_a_device_whose_peak_is_known(monkeypatch):
+    real = step.step
+
+    def made(backbone, method, batch):
+        if method == "full":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return real(backbone, method, batch)
+
+    monkeypatch.setattr(step, "step", made)
+    monkeypatch.setitem(step.PEAKS["bfloat16"], jax.devices()[0].device_kind, 1e12)
+    full, linear = step.run("vit_mini", ["full", "linear"], 2, 1)["rows"]
+    assert full["reason"] == "it does not fit the device" and "ms" not in full
+    assert linear["share_of_peak"] == pytest.approx(linear["gflop"] / linear["ms"], abs=1e-4)
 
 
 def test_a_plan_as_a_row():

@@ -391,6 +391,25 @@ def test_a_sweep_and_its_report(place):
     assert place.calls() == [[*want[0], "--dry-run"]]
 
 
+# One GPU.
+
+
+def test_a_benchmark_that_fails_is_named_and_run_again(place):
+    local = place.repository / "launch" / "local.sh"
+    local.write_text('#!/bin/bash\nexec dynadapt "$@"\n')
+    place.program("dynadapt", """case "$*" in *sam_b16*) [ -e sam ] ;; *) echo "{}" ;; esac""")
+    first = place.start("gpu_bench.sh", code=1).stderr
+    assert "would run at another start: forward_sam step_sam_b16_1024" in first
+    calls = place.calls("dynadapt")
+    assert calls[-1][1:3] == ["bench", "collect"] and len(calls) == 16
+    answers = place.repository / "runs" / "benchmarks"
+    assert len(list(answers.iterdir())) == 13 and not list(answers.glob("*sam*"))
+    (place.repository / "sam").touch()
+    place.start("gpu_bench.sh")
+    again = place.calls("dynadapt")
+    assert [call[2] for call in again] == ["forward", "step", "collect"]
+
+
 # The document.
 
 DOCUMENT = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")

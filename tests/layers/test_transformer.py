@@ -93,11 +93,11 @@ def test_drop_path_and_layer_scale_act_on_the_whole_branch():
 )
 def test_which_kernel_attends_on_a_gpu(dtype, width, seen, how, monkeypatch):
     asked = []
+
+    def attend(*_, implementation, mask):
+        asked.append(implementation)
+
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(
-        jax.nn,
-        "dot_product_attention",
-        lambda *_, implementation, mask: asked.append(implementation),
-    )
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
     dot_product_attention(*[jnp.ones((2, 5, 3, width), dtype)] * 3, seen)
     assert asked == [how]

@@ -1,0 +1,55 @@
+"""Several benchmarks of one machine, as `--json` wrote them, in one file and one page."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dynadapt import files
+from dynadapt.bench import lines, machine
+from dynadapt.errors import DataError
+from dynadapt.runs import product
+
+
+def run(folder: str, out: str) -> dict[str, Any]:
+    """Writes `DEVICE.json` and `DEVICE.md` of all `*.json` of a folder, in order of their names.
+
+    Args:
+        folder: of answers of `bench … --json`, each under the name of its heading.
+        out: folder of both files.
+
+    Returns:
+        `machine`, and `rows`: a benchmark each with its `rows` and `file`.
+
+    Raises:
+        DataError: there is none, or one is no answer of `bench`.
+    """
+    found = {}
+    for path in sorted(Path(folder).glob("*.json")):
+        given = files.read_json(path)
+        if not {"machine", "rows"} <= given.keys():
+            raise DataError(f"{path} is no answer of 'dynadapt bench … --json'")
+        found[path.stem] = given
+    if not found:
+        raise DataError(f"there is no *.json in {folder}; write them with 'bench … --json'")
+    kind = jax.devices()[0].device_kind
+    name = Path(out) / (re.sub("[^a-z0-9]+", "_", kind.lower()).strip("_"))
+    document = dict(device=kind, versions=product.versions(), benchmarks=found)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    files.write_json(name.with_suffix(".json"), document)
+    files.write_bytes(name.with_suffix(".md"), page(document).encode())
+    rows = [dict(benchmark=k, rows=len(v["rows"]), file=f"{name}.json") for k, v in found.items()]
+    return dict(machine=machine(), rows=rows)
+
+
+def page(document: dict[str, Any]) -> str:
+    """The document as Markdown, a table a benchmark."""
+    versions = ", ".join(f"{k} {v}" for k, v in document["versions"].items())
+    parts = [f"# Benchmarks: {document['device']}", f"With {versions}."]
+    for name, found in document["benchmarks"].items():
+        table = lines(found["rows"])
+        table.insert(1, ["---"] * len(table[0]))
+        bars = ["| " + " | ".join(line) + " |" for line in table]
+        parts += [f"## {name}", found["machine"], "\n".join(bars)]
+    return "\n\n".join(parts) + "\n"
