@@ -14,17 +14,22 @@ from typing import Any
 
 from dynadapt.errors import ConfigError, MachineError
 
-# What every worker does: a first call, then one timed call for each line that it reads.
+# What every worker does: a first call, then one timed call for each line that it reads, or its peak
+# of memory in bytes.
 _WORKER = """
-import json, signal, sys, time
+import json, resource, signal, sys, time
 signal.pthread_sigmask(signal.SIG_SETMASK, ())  # its parent hears signals in a thread
+def seconds(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 def answer(call):
-    call(); call()
-    print(json.dumps("ready"), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        call()
-        print(json.dumps(time.perf_counter() - start), flush=True)
+    first = seconds(call)
+    call()
+    print(json.dumps(first), flush=True)
+    for line in sys.stdin:
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps(peak if line == "peak\\n" else seconds(call)), flush=True)
 """
 # The device of PyTorch that is ours too, and how to wait for it; put before a worker's code.
 TORCH_DEVICE = """
@@ -34,12 +39,23 @@ device = torch.device("cuda" if on_gpu else "cpu")
 wait = torch.cuda.synchronize if on_gpu else lambda: None
 torch.set_num_threads(os.cpu_count())
 """
+# The same, and timm. A torchvision without its compiled part fails to import unless its operators
+# are declared.
+TIMM = f"""{TORCH_DEVICE}
+library = torch.library.Library("torchvision", "DEF")
+try:
+    import torchvision
+except (ImportError, RuntimeError):
+    for name in ("nms", "qnms"):
+        library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import timm
+"""
 # Columns of a table that a terminal has room for.
 WIDEST = 10
 
 
 class Worker:
-    """A process that times one call whenever it is asked."""
+    """A process that times one call whenever it is asked; `first` is its first one, in seconds."""
 
     def __init__(self, python: str, code: str, *arguments: str):
         # The worker's own piece arrives under a module's name, without a file.
@@ -56,7 +72,7 @@ class Worker:
         except OSError as error:
             raise ConfigError(f"cannot run {python!r}: {error.strerror}") from error
         try:
-            self.answer()
+            self.first = self.answer()
         except MachineError:
             self.stop()
             raise
@@ -71,7 +87,14 @@ class Worker:
 
     def ask(self) -> float:
         """Seconds of one call."""
-        self.process.stdin.write("go\n")
+        return self._asked("go")
+
+    def peak(self) -> int:
+        """The most bytes that the process has held so far."""
+        return self._asked("peak")
+
+    def _asked(self, line: str) -> Any:
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
         return self.answer()
 

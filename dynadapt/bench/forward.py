@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dynadapt.bench import TORCH_DEVICE, Worker, interleaved, machine, milliseconds, ratio
+from dynadapt.bench import TIMM, Worker, interleaved, machine, milliseconds, ratio
 from dynadapt.errors import ConfigError
 
 # The reference's name of each backbone that is compared.
@@ -14,18 +14,10 @@ REFERENCES = {
     "swin_t": "swin_tiny_patch4_window7_224",
     "swin_s": "swin_small_patch4_window7_224",
 }
-# Runs under another Python, which has torch and timm: nothing here imports them. A torchvision
-# without its compiled part fails to import unless its operators are declared.
-_TIMM = """
+# Runs under another Python, which has torch and timm: nothing here imports them.
+_TIMM = f"""{TIMM}
 import sys
 from dynadapt_bench import answer
-library = torch.library.Library("torchvision", "DEF")
-try:
-    import torchvision
-except (ImportError, RuntimeError):
-    for name in ("nms", "qnms"):
-        library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import timm
 network = timm.create_model(sys.argv[1], num_classes=0).eval().to(device)
 images = torch.randn(int(sys.argv[2]), 3, 224, 224, device=device)
 with torch.inference_mode():
@@ -85,9 +77,7 @@ def run(reference: str | None, names: list[str], batch: int, rounds: int) -> dic
         workers = [Worker(sys.executable, _OURS, name, str(batch))]
         try:
             if reference:
-                workers.append(
-                    Worker(reference, TORCH_DEVICE + _TIMM, REFERENCES[name], str(batch))
-                )
+                workers.append(Worker(reference, _TIMM, REFERENCES[name], str(batch)))
             readings = interleaved([worker.ask for worker in workers], rounds)
         finally:
             for worker in workers:

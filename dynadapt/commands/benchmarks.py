@@ -159,13 +159,14 @@ BENCHMARKS = {
     "multitask": ("backbone", "methods", "batch", "topology"),
     "points": ("rounds",),
     "population": (*_MODELS, "topology"),
-    "step": (*_MODELS, "topology"),
+    "step": (*_MODELS, "topology", "reference"),
 }
 
 
 def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
     from dynadapt import backbones, bench
     from dynadapt.bench import (
+        against,
         bank,
         collected,
         detection,
@@ -210,6 +211,10 @@ def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
     elif what in ("detection", "multitask"):
         counted = {"detection": detection, "multitask": multitask}[what]
         result = counted.run(*given, options.topology)
+    elif what == "step" and options.reference:
+        if options.topology:
+            raise ConfigError("bench step takes --reference or --topology, not both")
+        result = against.run(options.reference, *given, options.rounds)
     else:
         job, topology = {"population": population, "step": step}[what], options.topology
         result = job.ahead(*given, topology) if topology else job.run(*given, options.rounds)
