@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynadapt import tree
+from dynadapt import sharding, tree
 from dynadapt.context import Context
 from dynadapt.errors import AttachError, suggest
 
@@ -219,7 +220,10 @@ class Shared(nnx.Module):
                 f"two adapters on the root lend a {kind.__name__}, and a layer could not tell "
                 "which is its own; attach one of the two"
             )
-        return host.bare(x, ctx.replace(shared={**ctx.shared, kind: self.module}))
+        ctx = ctx.replace(shared={**ctx.shared, kind: self.module})
+        if ctx.train and (copies := sharding.copies(self.module)) is not None:
+            ctx = ctx.replace(copies={**ctx.copies, kind: copies})
+        return host.bare(x, ctx)
 
 
 def lent(ctx: Context, kind: type[Module]) -> Module:
@@ -233,3 +237,23 @@ def lent(ctx: Context, kind: type[Module]) -> Module:
             f"a layer uses the {kind.__name__} that its backbone lends; call it as a whole"
         )
     return ctx.shared[kind]
+
+
+def each_device(
+    ctx: Context, shared: nnx.Module, function: Callable[..., Any], *inputs: jax.Array
+) -> Any:
+    """`function(shared, *inputs)` with a lent module, where each example is answered by itself.
+
+    Training on several devices, each applies its own copy to its own examples. So what blocks add
+    to the module's gradient stays on its device until all of it is there, and crosses the network
+    once a step. Without this it does in each turn of a scan over blocks.
+
+    Args:
+        ctx: of the layer.
+        shared: what `lent` found.
+        function: draws nothing and records nothing.
+        inputs: `b ...`, and so are all answers.
+    """
+    if type(shared) not in ctx.copies:
+        return function(shared, *inputs)
+    return sharding.each_part(function, ctx.copies[type(shared)], *inputs)

@@ -39,6 +39,7 @@ class Context:
         number: of this block among those of the network; `fold` tells it.
         drop_path: drop rate of this layer's residual branches, or None for no drop-path.
         shared: the modules that adapters on the root lend to all layers, by their class.
+        copies: the same with a copy for each device on a leading axis, while training on several.
         tape: where `record` writes; `fold` opens a new one for each block.
         frozen: static count of the first blocks of the network that have nothing to train, in them
             or below them.
@@ -55,6 +56,7 @@ class Context:
     number: Any = 0
     drop_path: Any = None
     shared: Mapping[type, Any] = dataclasses.field(default_factory=dict)
+    copies: Mapping[type, Any] = dataclasses.field(default_factory=dict)
     tape: Tape = dataclasses.field(default_factory=dict)
     frozen: int = 0
     probe: str = ""

@@ -4,8 +4,6 @@ Letters: `n` tokens of any shape before the last axis, `d` width, `e` experts, `
 expert, `k` width of the routing space.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -75,25 +73,29 @@ def experts_one(x: Array, gate: Array, down: Array, down_bias: Array, up: Array,
     return gate @ jax.vmap(one)(down, down_bias, up, up_bias)
 
 
+def codes(x: Array, down: Array, down_bias: Array) -> Array:
+    """The codes of all experts for tokens `... d`, side by side, `... e*r`."""
+    e, d, r = down.shape
+    wide = down.transpose(1, 0, 2).reshape(d, e * r).astype(x.dtype)
+    code = x.reshape(-1, d) @ wide + down_bias.reshape(1, e * r).astype(x.dtype)
+    return jax.nn.relu(code).reshape(*x.shape[:-1], e * r)
+
+
+def answers(code: Array, gate: Array, up: Array, up_bias: Array) -> Array:
+    """The gated sum `... d` of what experts make of their codes `... e*r`; the gate is `... e`."""
+    (e, r, d), dtype = up.shape, code.dtype
+    lead = code.shape[:-1]
+    code, gate = code.reshape(-1, e * r), gate.reshape(-1, e)
+    code = code * jnp.repeat(gate, r, axis=1).astype(dtype)
+    y = code @ up.reshape(e * r, d).astype(dtype) + (gate @ up_bias).astype(dtype)
+    return y.reshape(*lead, d)
+
+
 def experts(
-    x: Array,
-    gate: Array,
-    down: Array,
-    down_bias: Array,
-    up: Array,
-    up_bias: Array,
-    thin: Callable[[Array], Array] = lambda code: code,
+    x: Array, gate: Array, down: Array, down_bias: Array, up: Array, up_bias: Array
 ) -> Array:
     """The same for tokens `... d`: all experts as one wide bottleneck whose code the gate masks.
 
-    With few narrow experts this beats sorting or gathering tokens, and it is exact. `thin` acts on
-    the code after its activation (dropout).
+    With few narrow experts this beats sorting or gathering tokens, and it is exact.
     """
-    (e, d, r), dtype = down.shape, x.dtype
-    lead = x.shape[:-1]
-    x, gate = x.reshape(-1, d), gate.reshape(-1, e)
-    wide = down.transpose(1, 0, 2).reshape(d, e * r).astype(dtype)
-    code = jax.nn.relu(x @ wide + down_bias.reshape(1, e * r).astype(dtype))
-    code = thin(code) * jnp.repeat(gate, r, axis=1).astype(dtype)
-    y = code @ up.reshape(e * r, d).astype(dtype) + (gate @ up_bias).astype(dtype)
-    return y.reshape(*lead, d)
+    return answers(codes(x, down, down_bias), gate, up, up_bias)

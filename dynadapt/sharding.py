@@ -5,8 +5,10 @@ block when they are used; what trains is on every device. So the only thing that
 axis in a training step is the gradient of the trained leaves.
 """
 
+import functools
 import math
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -133,6 +135,28 @@ def whole(values: Any) -> Any:
     if jax.sharding.get_abstract_mesh().empty:
         return values
     return jax.lax.with_sharding_constraint(values, P())
+
+
+def copies(values: Any) -> Any:
+    """Inside a compiled function: a copy for each device on a leading axis; None on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return None
+
+    def each(x: Any) -> Any:
+        x = jnp.broadcast_to(x[None], (mesh.size, *x.shape))
+        return jax.lax.with_sharding_constraint(x, BATCH)
+
+    return jax.tree.map(each, values)
+
+
+def each_part(function: Callable[..., Any], copies: Any, *inputs: Any) -> Any:
+    """`function(copy, *inputs)` of each device's own copy and its own part of inputs `b ...`."""
+    parts = len(jax.tree.leaves(copies)[0])
+    constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=BATCH)
+    inputs = [constrain(x.reshape(parts, -1, *x.shape[1:])) for x in inputs]
+    found = jax.vmap(function)(copies, *inputs)
+    return jax.tree.map(lambda y: constrain(constrain(y).reshape(-1, *y.shape[2:])), found)
 
 
 def settled(values: Any) -> Any:

@@ -164,6 +164,51 @@ def tasks_apart():
     return answers
 
 
+def lent_matrix():
+    """Gradients of a matrix that scanned layers are lent, on 8 devices and on one, and traffic."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from dynadapt.attach import Shared, each_device, lent
+    from dynadapt.context import Context, fold
+
+    class Layer(nnx.Module):
+        def __init__(self, value):
+            self.scale = nnx.Param(jnp.full(32, value))
+
+        def __call__(self, x, ctx):
+            y = each_device(ctx, lent(ctx, nnx.Linear), lambda shared, x: x @ shared.kernel[...], x)
+            return x + jnp.tanh(self.scale[...] * y)
+
+    class Layers(nnx.Module):
+        def __init__(self):
+            self.blocks = nnx.List([Layer(0.5 + n) for n in range(4)])
+
+        def bare(self, x, ctx):
+            return fold(self.blocks, x, ctx, scan=True, remat="full")
+
+    def loss(shared, x):
+        y = Shared(None, shared)(Layers(), x, Context(train=True))
+        return jnp.square(y).mean()
+
+    shared = nnx.Linear(32, 32, use_bias=False, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (16, 3, 32))
+    found, moved = [], []
+    for count in (1, 8):
+        mesh = sharding.make_mesh(devices=jax.devices()[:count])
+        given = [jax.device_put(v, s(v, mesh)) for v, s in
+                 ((shared, sharding.replicated), (x, sharding.batch))]  # fmt: skip
+        with jax.set_mesh(mesh):
+            program = jax.jit(jax.grad(loss)).lower(*given).compile()
+        found.append(np.asarray(program(*given).kernel[...]))
+        moved.append(compiled.collectives(program.as_text()))
+    return {
+        "apart": float(np.abs(found[0] - found[1]).max() / np.abs(found[0]).max()),
+        "moved": moved,
+        "bytes": found[0].nbytes,
+    }
+
+
 def everything(folder):
     steps = {
         name: run_steps(tiny("lora", scan=name == "4x2"), sizes) for name, sizes in MESHES.items()
@@ -174,6 +219,7 @@ def everything(folder):
     answers["one"] = main([*argv, f"--workdir={folder / 'one'}"])
     answers["evaluations"] = evaluations(folder / "one" / "adapter")
     answers["tasks_apart"] = tasks_apart()
+    answers["lent"] = lent_matrix()
     stop_after(5)
     answers["eight"] = main([*argv, f"--workdir={folder / 'eight'}"])
     return answers
@@ -194,7 +240,15 @@ def more_steps(folder):
     return {"steps": steps}
 
 
+def lending(folder):
+    """Methods of which all blocks share leaves: scanned on 8 devices, and on one."""
+    return {
+        method: {name: run_steps(tiny(method, scan=True), MESHES[name]) for name in ("1", "8x1")}
+        for method in ("fact", "arc", "vfm_adapter", "adapter_x")
+    }
+
+
 if __name__ == "__main__":
     document, sys.stdout = sys.stdout, sys.stderr
-    jobs = {"everything": everything, "more_steps": more_steps}
+    jobs = {"everything": everything, "more_steps": more_steps, "lending": lending}
     json.dump(jobs[sys.argv[1]](Path(sys.argv[2])), document)

@@ -81,11 +81,11 @@ def test_an_expert_that_was_not_chosen_gets_no_gradient():
         np.testing.assert_array_equal(moved, [False, False, True, False])
 
 
-def test_thin_acts_on_the_code():
+def test_codes_of_zero_leave_the_biases():
     (x,) = draw(9, (9, 6))
     gate = jnp.ones((9, 4))
     w = weights(10)
-    none = mixture.experts(x, gate, *w, lambda code: 0 * code)
+    none = mixture.answers(0 * mixture.codes(x, *w[:2]), gate, *w[2:])
     np.testing.assert_allclose(none, jnp.tile(w[3].sum(0)[None], (9, 1)), rtol=1e-5, atol=1e-6)
 
 

@@ -144,6 +144,12 @@ def test_several_tasks_are_those_of_one_device(eight):
     assert max(eight["tasks_apart"].values()) < 1e-4
 
 
+def test_gradients_of_what_layers_share_cross_the_network_once(eight):
+    found = eight["lent"]
+    assert found["apart"] < 1e-5
+    assert found["moved"] == [{}, {"all-reduce": found["bytes"]}]
+
+
 KERNELS = 4 * 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256)  # bytes, float32, two blocks
 
 
@@ -218,3 +224,14 @@ def test_every_method_on_eight_devices(tmp_path):
     # Parts are reduced one by one.
     part = steps["8x1 parts"]
     assert part["moved"]["all-reduce"] <= 2.05 * part["trained_bytes"]
+
+
+@pytest.mark.exhaustive
+def test_methods_that_share_leaves_on_eight_devices(tmp_path):
+    for method, steps in in_eight("lending", tmp_path).items():
+        one, eight = steps["1"], steps["8x1"]
+        difference = np.abs(np.subtract(one["losses"], eight["losses"])).max()
+        assert one["moved"] == {} and difference <= 1e-5, method
+        # The rest are a few values of a batch: its features' mean, the load of experts.
+        rest = eight["moved"]["all-reduce"] - eight["trained_bytes"]
+        assert 0 < rest <= 2000, (method, rest)

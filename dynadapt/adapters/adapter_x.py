@@ -26,7 +26,7 @@ from flax import nnx
 
 from dynadapt import mixture
 from dynadapt.adapters import check_least, check_rank, check_rate, rank_of_width
-from dynadapt.attach import Shared, attach, lent, sites
+from dynadapt.attach import Shared, attach, each_device, lent, sites
 from dynadapt.context import Context, dropout, mean_of_tokens
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import Generator, Linear, kaiming
@@ -76,16 +76,14 @@ class Mixture(nnx.Module):
         load, probability = (mean_of_tokens(v, ctx).mean(1) for v in (gate > 0, chances))
         ctx.record("router/load", load)
         ctx.record("router/probability", probability)
-        weights = (v[...] for v in (self.down, self.down_bias, self.up, self.up_bias))
-        thin = functools.partial(dropout, rate=self.rate, ctx=ctx, name="adapter_x")
-        y = mixture.experts(z, gate, *weights, thin)
+        code = dropout(each_device(ctx, self, _codes, z), self.rate, ctx, "adapter_x")
+        y = each_device(ctx, self, _answers, code, gate)
         return self.scale * y.reshape(b, n, d), mixture.balance(load, probability)
 
     def chances(self, z: Array, ctx: Context) -> Array:
         """The probabilities `b n h e` of the experts for sub-tokens `b n h d`."""
         if self.routing == "learned":
-            tau = jnp.maximum(self.temperature[...] * (TEMPERATURE if self.scaled else 1.0), 0.01)
-            return mixture.route(self.router(z.astype(jnp.float32)), self.embeddings[...], tau)
+            return each_device(ctx, self, _routes, z)
         if self.routing == "fixed":
             number = jnp.arange(z.shape[1])[:, None] + jnp.arange(self.heads)[None]
             one = jax.nn.one_hot(number % self.experts, self.experts)
@@ -94,6 +92,19 @@ class Mixture(nnx.Module):
             return jnp.full((*z.shape[:3], self.experts), 1 / self.experts)
         number = jax.random.randint(ctx.random("adapter_x/route"), z.shape[:3], 0, self.experts)
         return jax.nn.one_hot(number, self.experts)
+
+
+def _routes(shared: Mixture, z: Array) -> Array:
+    tau = jnp.maximum(shared.temperature[...] * (TEMPERATURE if shared.scaled else 1.0), 0.01)
+    return mixture.route(shared.router(z.astype(jnp.float32)), shared.embeddings[...], tau)
+
+
+def _codes(shared: Mixture, z: Array) -> Array:
+    return mixture.codes(z, shared.down[...], shared.down_bias[...])
+
+
+def _answers(shared: Mixture, code: Array, gate: Array) -> Array:
+    return mixture.answers(code, gate, shared.up[...], shared.up_bias[...])
 
 
 class Mixed(nnx.Module):

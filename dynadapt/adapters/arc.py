@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters import POSITIONS, check_among, check_rank, check_rate
-from dynadapt.attach import Lent, Shared, attach, lent, sites
+from dynadapt.attach import Lent, Shared, attach, each_device, lent, sites
 from dynadapt.context import Context, dropout
 
 Array = jax.Array
@@ -44,9 +44,16 @@ class Arc(nnx.Module):
         self.shift = nnx.Param(jnp.zeros(host.in_features))
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
-        down, up, shift = (v.astype(x.dtype) for v in self.weights(lent(ctx, Projections)))
-        h = dropout(x @ down, self.rate, ctx, self.site)
-        return host.bare(x + h @ up + shift.reshape((1,) * (x.ndim - 1) + (-1,)), ctx)
+        def down(shared: Projections, x: Array) -> Array:
+            return x @ self.weights(shared)[0].astype(x.dtype)
+
+        def up(shared: Projections, h: Array) -> Array:
+            return h @ self.weights(shared)[1].astype(h.dtype)
+
+        shared = lent(ctx, Projections)
+        h = dropout(each_device(ctx, shared, down, x), self.rate, ctx, self.site)
+        shift = self.shift[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return host.bare(x + each_device(ctx, shared, up, h) + shift, ctx)
 
     def weights(self, shared: Projections) -> tuple[Array, Array, Array]:
         """`D * c`, `d r`; `D^T`, `r d`; b, `d`."""

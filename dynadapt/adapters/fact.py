@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dynadapt.adapters import BLOCK, check_rank, check_rate
-from dynadapt.attach import Lent, Shared, attach, lent, sites
+from dynadapt.attach import Lent, Shared, attach, each_device, lent, sites
 from dynadapt.context import Context, dropout
 from dynadapt.errors import ConfigError, UnknownName
 from dynadapt.layers import kaiming
@@ -69,12 +69,15 @@ class Fact(nnx.Module):
 
     def __call__(self, host: nnx.Module, x: Array, ctx: Context) -> Array:
         shared = lent(ctx, TensorFactors)
-        u, v, s = (w.astype(x.dtype) for w in (shared.u[...], shared.v[...], self.inner(shared)))
-        lead, rank = x.shape[:-1], len(v)
-        h = x.reshape(*lead, -1, len(u)) @ u  # one row for each matrix above another
-        h = dropout(h.reshape(*lead, -1) @ s, self.rate, ctx, self.name)
-        y = h.reshape(*lead, -1, rank) @ v  # one row for each matrix beside another
-        return host.bare(x, ctx) + self.scale * y.reshape(*lead, -1)
+        h = each_device(ctx, shared, self.before, x)
+        h = dropout(h, self.rate, ctx, self.name)
+        return host.bare(x, ctx) + self.scale * each_device(ctx, shared, _after, h)
+
+    def before(self, shared: TensorFactors, x: Array) -> Array:
+        """The products `... r*parts` of `... d*parts` with U and all S_j."""
+        u, s = (w.astype(x.dtype) for w in (shared.u[...], self.inner(shared)))
+        h = x.reshape(*x.shape[:-1], -1, len(u)) @ u  # one row for each matrix above another
+        return h.reshape(*x.shape[:-1], -1) @ s
 
     def inner(self, shared: TensorFactors) -> Array:
         """All S_j, `r parts*r` side by side or `parts*r r` one above the other, float32."""
@@ -100,6 +103,13 @@ class Fact(nnx.Module):
         else:  # d pr -> d p r -> d p d
             change = times(times(u, s).reshape(len(u), -1, rank), v[None]).reshape(len(u), -1)
         return {"kernel": host.kernel[...].astype(jnp.float32) + self.scale * change}
+
+
+def _after(shared: TensorFactors, h: Array) -> Array:
+    """The products `... d*parts` of `... r*parts` with V."""
+    v = shared.v[...].astype(h.dtype)
+    y = h.reshape(*h.shape[:-1], -1, len(v)) @ v  # one row for each matrix beside another
+    return y.reshape(*h.shape[:-1], -1)
 
 
 def adapt(

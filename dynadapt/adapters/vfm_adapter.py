@@ -25,7 +25,7 @@ from flax import nnx
 
 from dynadapt import dynamic
 from dynadapt.adapters import BLOCK, check_least, check_map, check_odd, check_rank, rank_of_width
-from dynadapt.attach import Shared, attach, lent, sites
+from dynadapt.attach import Shared, attach, each_device, lent, sites
 from dynadapt.context import Context, join_map, split_map
 from dynadapt.errors import UnknownName
 from dynadapt.layers import Generator, Linear, kaiming, standard
@@ -115,14 +115,13 @@ class Common(nnx.Module):
         spread = 0.02 * (shape[1] ** 0.5 if self.scaled else 1.0)
         return spread * jax.random.normal(key, shape)
 
-    def embedding(self, x: Array, ctx: Context) -> Array:
-        """The embedding `b z` of patch tokens `b n d`; their maps are recorded, `b h w t`."""
-        b, _, d = x.shape
+    def embedding(self, x: Array) -> tuple[Array, Array]:
+        """The embedding `b z` of patch tokens `b n d`, and their maps, `b n t`."""
+        d = x.shape[-1]
         scale = d ** (-0.5 * (self.scale_logits + self.scaled))
         maps = dynamic.importance(x, self.prompts[f"d{d}"][...], scale)
-        ctx.record("importance", maps.reshape(b, *ctx.grid, -1))
         pooled = dynamic.pool_by_importance(x, maps)
-        return self.project[f"d{d}"](standard(pooled) if self.scaled else pooled)
+        return self.project[f"d{d}"](standard(pooled) if self.scaled else pooled), maps
 
 
 class Hom(nnx.Module):
@@ -156,12 +155,19 @@ class Hom(nnx.Module):
             taps = self.taps[...][None]
             taps = beside_identity(taps) if self.scaled else taps
             return jnp.broadcast_to(taps, (x.shape[0], *taps.shape[1:]))
+        common = lent(ctx, Common)
         if self.kernels == "layer":
             embedding = jnp.broadcast_to(self.embedding[...], (x.shape[0], self.embedding.shape[1]))
-        else:
-            patches = x[:, x.shape[1] - math.prod(ctx.grid) :]
-            embedding = lent(ctx, Common).embedding(patches, ctx)
-        return getattr(lent(ctx, Common), self.side)(embedding)
+            return each_device(ctx, common, lambda c, e: getattr(c, self.side)(e), embedding)
+
+        def made(common: Common, patches: Array) -> tuple[Array, Array]:
+            embedding, maps = common.embedding(patches)
+            return getattr(common, self.side)(embedding), maps
+
+        patches = x[:, x.shape[1] - math.prod(ctx.grid) :]
+        kernel, maps = each_device(ctx, common, made, patches)
+        ctx.record("importance", maps.reshape(len(x), *ctx.grid, -1))
+        return kernel
 
 
 def defaults(backbone: nnx.Module) -> dict[str, int]:

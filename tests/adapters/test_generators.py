@@ -9,7 +9,6 @@ from flax import nnx
 
 from dynadapt import mixture
 from dynadapt.adapters import adapter_x, dapt, iconformer, vfm_adapter
-from dynadapt.context import Context
 from dynadapt.layers import standard
 from dynadapt.layers.places import Places
 
@@ -58,8 +57,8 @@ def hypernetwork(rank, scaled, z=48, d=96):
     how = dict(kernels="input", scale_logits=True, scaled=scaled, bias=True)
     common = vfm_adapter.Common((d,), rank, z, 3, 8, **how, rngs=nnx.Rngs(0))
     tokens = draw(IMAGES, 16, d) + draw(1, 1, d, seed=3)  # images have much in common
-    root, ctx = (9 * rank) ** 0.5, Context(grid=(4, 4))
-    return common, lambda net: root * net.attn(net.embedding(tokens, ctx))
+    root = (9 * rank) ** 0.5
+    return common, lambda net: root * net.attn(net.embedding(tokens)[0])
 
 
 @pytest.mark.slow
