@@ -58,6 +58,9 @@ else
   done
   asked step_dinov2_b14_518 step --backbone=dinov2_b14 --methods="$methods" --batch=16
   asked step_sam_b16_1024 step --backbone=sam_b16 --methods="$methods" --batch=4
+  if [ -n "${REFERENCE:-}" ]; then
+    asked step_against step --backbone=vit_b16 --methods=linear,lora,iconformer,full --batch=64 "${reference[@]}"
+  fi
   asked dynamic dynamic "${reference[@]}"
   asked points points
   asked bank bank --backbone=vit_b16 --methods=lora,adaptformer,iconformer --batch=64

@@ -29,6 +29,7 @@ def test_a_worker_answers_whenever_it_is_asked():
     worker = bench.Worker(sys.executable, "from dynadapt_bench import answer\nanswer(lambda: 0)")
     try:
         assert all(0 <= worker.ask() < 5 for _ in range(3))
+        assert 0 <= worker.first < 5 and worker.peak() > 2**20
     finally:
         worker.stop()
     assert worker.process.returncode is not None
