@@ -151,11 +151,11 @@ def _row(
     try:
         workers.append(Worker(reference, other, *others))
         readings = interleaved([worker.ask for worker in workers], rounds)
-        for before, worker, own in zip(("", "reference_"), workers, readings, strict=True):
+        for before, worker, own in zip(("", "torch_"), workers, readings, strict=True):
             row[f"{before}ms"] = milliseconds(own)
             row[f"{before}first_s"] = round(worker.first, 2)
             row[f"{before}peak_gib"] = round(worker.peak() / GIB, 2)
     finally:
         for worker in workers:
             worker.stop()
-    return row | dict(over_reference=ratio(*readings))
+    return row | dict(over_torch=ratio(*readings))

@@ -41,7 +41,7 @@ def test_a_row_of_two_processes():
         given,
         3,
     )
-    assert row["first_s"] >= 0 and row["reference_ms"] > 0 and row["over_reference"]["ratio"] > 0
-    assert 0.05 < row["peak_gib"] < 4 and row["reference_peak_gib"] == pytest.approx(
+    assert row["first_s"] >= 0 and row["torch_ms"] > 0 and row["over_torch"]["ratio"] > 0
+    assert 0.05 < row["peak_gib"] < 4 and row["torch_peak_gib"] == pytest.approx(
         row["peak_gib"], rel=0.3
     )
