@@ -1,6 +1,7 @@
 """What every test starts from: the CPU, strict ranks, and where shared material lies."""
 
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -19,9 +20,10 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("DYNADAPT_ORACLES", str(ROOT.parent / "shared" / "oracles"))
 os.environ.setdefault("DYNADAPT_DATA", str(ROOT.parent / "shared" / "data"))
 
-# Emitters of before compile three times as fast, to programs that take longer. Whoever sets
-# XLA_FLAGS for a process of a test keeps them.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Emitters of before compile three times as fast, to programs that take longer; JAX after 0.10 may
+# refuse the flag. Whoever sets XLA_FLAGS for a process of a test keeps them.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # Many tests run the same small program; it is compiled once in a session.
 _cache = tempfile.TemporaryDirectory(prefix="dynadapt-tests-")
