@@ -7,6 +7,7 @@ Its sources are the Markdown files of the repository where they lie, so nothing 
 NAVIGATION = {
     "Begin": ("docs/python", "docs/methods", "docs/models"),
     "Tasks and their data": (
+        "docs/photos",
         "docs/transforms",
         "docs/dense",
         "docs/detection",

@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from flax import nnx
 from dynadapt import backbones, files, tree
 from dynadapt.errors import CheckpointError, ConfigError, UnknownName, suggest
 from dynadapt.layers import SameKey
-from dynadapt.weights import pth, source
+from dynadapt.weights import catalogue, pth, source
 from dynadapt.weights.published import Checkpoint, read
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -39,7 +40,7 @@ def locate(name: str) -> Path:
     """The file or folder given by a path, or by the name of weights that come with the package.
 
     Raises:
-        CheckpointError: if there is no such file, naming the nearest.
+        CheckpointError: if there is no such file, naming the nearest, or what downloads it.
     """
     if name in shipped():
         return ASSETS / f"{name}.safetensors"
@@ -64,6 +65,10 @@ def absolute(name: str) -> str:
 
 
 def _nearby(path: Path) -> str:
+    for published in catalogue.PUBLISHED:
+        if published.file == path.name:
+            place = shlex.quote(str(path.parent))
+            return f"run `dynadapt weights {published.name} --download={place}`"
     beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, [*beside, *shipped()])
     if near:

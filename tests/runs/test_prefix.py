@@ -6,9 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from dynadapt import config, inputs, model, sharding, step, tasks, train
+from dynadapt.commands import config_file
 from dynadapt.data import loader, numbered, transforms
 from dynadapt.errors import ConfigError
 from dynadapt.main import main
@@ -41,6 +43,23 @@ def parts(c):
     split = inputs.open_split(c, "train")
     task = tasks.from_config(c.task, split.source.info)
     return split, task, model.build(c, task, split.spec)
+
+
+def test_the_photos_recipe_can_be_served(tmp_path):
+    for name in ("train/hat/1.png", "train/shoe/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    c = config_file.load(f"photos:path={tmp_path},method=lora", [])
+    with pytest.raises(ConfigError, match="run `dynadapt weights dinov2_s14 --download=weights`"):
+        config.check(c)
+    with c.unlocked():
+        c.backbone.update(dict(weights="", dim=16, depth=4, heads=2))
+    config.check(c)
+    split, task, network = parts(config.resolve(c))
+    prefix.check(c, split, task, network)
+    assert split.spec["image"].shape == (20, 98, 98, 3) and network.backbone.grid == (7, 7)
+    assert model.untouched(network, c) == 1
+    assert not config_file.load("photos:method=linear", []).input.keep_prefix
 
 
 def kept(c, folder, data="a"):

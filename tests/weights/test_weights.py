@@ -151,6 +151,14 @@ def test_locate_names_no_unrelated_file(path):
     assert text.endswith("vit_large.npz'; with the package come 'point_mini', 'vit_mini'"), text
 
 
+def test_locate_says_how_published_weights_are_had(path):
+    folder = path.parent
+    (folder / "dinov2_vitb14_pretrain.pth").touch()  # near, but another
+    with pytest.raises(CheckpointError) as caught:
+        weights.locate(str(folder / "dinov2_vits14_pretrain.pth"))
+    assert str(caught.value).endswith(f"; run `dynadapt weights dinov2_s14 --download={folder}`")
+
+
 def test_absolute_is_found_from_any_folder(path, monkeypatch):
     files.write_tensors(path, {"x": np.zeros(1, np.float32)})
     monkeypatch.chdir(path.parent)
