@@ -80,11 +80,13 @@ def download(p: Published, folder: Path) -> dict[str, Any]:
     A file of that name with the hash that is known of it is taken as it is.
 
     Raises:
-        ConfigError: if there is no such folder.
+        ConfigError: if a file has the folder's name.
         CheckpointError: if they cannot be had, end early or have another hash than is known.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"--download={folder} must be a folder that exists")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--download={folder} must be a folder, not a file")
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     out = folder / p.file
     if not (p.digest and out.is_file() and not _fault(out, p.digest)):
         request = urllib.request.Request(p.url, headers={"User-Agent": "dynadapt"})

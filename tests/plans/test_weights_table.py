@@ -126,9 +126,11 @@ def test_a_verified_file_is_not_asked_for_again(published, server, tmp_path):
     assert len(server.asked) == 1
 
 
-def test_no_folder(published, tmp_path):
-    with pytest.raises(ConfigError, match="must be a folder that exists"):
-        weights_table.download(published("whole"), tmp_path / "none")
+def test_the_folder_is_made(published, tmp_path):
+    found = weights_table.download(published("whole"), tmp_path / "new" / "weights")
+    assert (tmp_path / "new" / "weights" / Path(found["file"]).name).is_file()
+    with pytest.raises(ConfigError, match="must be a folder, not a file"):
+        weights_table.download(published("whole"), Path(found["file"]))
 
 
 def test_download_by_command(published, tmp_path, monkeypatch, capsys):
