@@ -323,7 +323,10 @@ def test_commands_are_understood(document):
             if command == "vtab":
                 config_file.load(given, theirs, problems=protocol.field_problems)
             else:
-                configs.check(config_file.load(given, theirs))
+                c = config_file.load(given, theirs)
+                if c.backbone.weights.startswith("weights/"):  # a download
+                    c.backbone.weights = ""
+                configs.check(c)
         options = flags.FlagValues()
         COMMANDS[command].define(options)
         words = options(["", *[a for a in argv if a not in overrides]])[1:]
