@@ -178,7 +178,7 @@ def lent_matrix():
 
         def __call__(self, x, ctx):
             y = each_device(ctx, lent(ctx, nnx.Linear), lambda shared, x: x @ shared.kernel[...], x)
-            return x + jnp.tanh(self.scale[...] * y)
+            return x + jnp.tanh(self.scale[...].reshape(1, 1, -1) * y)
 
     class Layers(nnx.Module):
         def __init__(self):

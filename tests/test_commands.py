@@ -87,7 +87,7 @@ MISTAKES = {
     "folder of output": (["convert", "IN", "nowhere/out.safetensors"], "folder that exists"),
     "published name": (["weights", "dinov2_b13"], "did you mean 'dinov2_b14'"),
     "nothing to download": (["weights", "--download=OUT"], "dynadapt weights NAME"),
-    "download folder": (["weights", "sam_b16", "--download=nowhere"], "folder that exists"),
+    "download folder": (["weights", "sam_b16", "--download=IN"], "a folder, not a file"),
     "one row's page": (["weights", "sam_b16", "--out=OUT"], "without 'sam_b16'"),
     "one row's speed": (["weights", "sam_b16", "--measure"], "without 'sam_b16'"),
     "two names": (["weights", "sam_b16", "sam_l16"], "unknown option 'sam_l16'"),
