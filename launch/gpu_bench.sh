@@ -32,12 +32,14 @@ asked() {
     printf '%s >%s\n' "$(line launch/local.sh bench "$@" --json)" "$(quoted "$file")"
   elif [ ! -e "$file" ]; then
     printf 'dynadapt: %s\n' "$name" >&2
-    if launch/local.sh bench "$@" --json >"$file.partial"; then
-      mv "$file.partial" "$file"
-    else
-      rm -f "$file.partial"
-      failed+=("$name")
-    fi
+    local code=0
+    launch/local.sh bench "$@" --json >"$file.partial" || code=$?
+    case $code in
+      0) mv "$file.partial" "$file" ;;
+      130 | 143) exit "$code" ;; # was stopped, and so is all of it
+      *) failed+=("$name") ;;
+    esac
+    rm -f "$file.partial"
   fi
 }
 

@@ -4,10 +4,10 @@ import sys
 from typing import Any
 
 from dynadapt.bench import TIMM, Worker, interleaved, machine, milliseconds, ratio
-from dynadapt.bench.forward import REFERENCES
+from dynadapt.bench.forward import reference_of
 from dynadapt.errors import ConfigError
+from dynadapt.plans.machines import GIB
 
-GIB = 2**30
 METHODS = ("linear", "lora", "iconformer", "full")
 PRODUCT = "matrix product"
 # Tokens of eight images, width and hidden width of ViT-B/16.
@@ -116,13 +116,8 @@ def run(
         ConfigError: there is no reference of a backbone or a method.
         MachineError: a process ended.
     """
-    if backbone not in REFERENCES:
-        raise ConfigError(
-            f"there is no reference of {backbone!r}; choose of {', '.join(REFERENCES)}"
-        )
-    known = (
-        METHODS if backbone.startswith("vit") else tuple(m for m in METHODS if m != "iconformer")
-    )
+    other = reference_of(backbone)
+    known = [m for m in METHODS if m != "iconformer" or backbone.startswith("vit")]
     for method in methods:
         if method not in known:
             raise ConfigError(
@@ -131,7 +126,7 @@ def run(
     sizes = list(map(str, SIZES))
     rows = [_row(dict(method=PRODUCT), _OUR_PRODUCT, sizes, reference, _PRODUCT, sizes, rounds)]
     for method in methods:
-        ours, theirs = ([name, method, str(batch)] for name in (backbone, REFERENCES[backbone]))
+        ours, theirs = ([name, method, str(batch)] for name in (backbone, other))
         row = dict(method=method, backbone=backbone, batch=batch)
         rows.append(_row(row, _OUR_STEP, ours, reference, _STEP, theirs, rounds))
     return dict(machine=machine(), rows=rows)

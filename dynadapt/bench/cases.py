@@ -43,7 +43,7 @@ def config(backbone: str, method: str, batch: int, task: str = "classification")
 
 
 def on_accelerators(made: ConfigDict, remat: str = "full") -> ConfigDict:
-    """The same as it would run on a pod: bfloat16, blocks scanned and rematerialised."""
+    """The same as it would run on a pod: bfloat16, blocks scanned, rematerialised by `remat`."""
     made = made.copy_and_resolve_references()
     made.backbone.scan, made.backbone.remat = True, remat
     made.compute.dtype = made.compute.frozen_dtype = "bfloat16"

@@ -10,9 +10,10 @@ from dynadapt import files
 from dynadapt.bench import lines, machine
 from dynadapt.errors import DataError
 from dynadapt.runs import product
+from dynadapt.runs.journal import markdown_table
 
 
-def run(folder: str, out: str) -> dict[str, Any]:
+def run(folder: Path, out: Path) -> dict[str, Any]:
     """Writes `DEVICE.json` and `DEVICE.md` of all `*.json` of a folder, in order of their names.
 
     Args:
@@ -26,7 +27,7 @@ def run(folder: str, out: str) -> dict[str, Any]:
         DataError: there is none, or one is no answer of `bench`.
     """
     found = {}
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         given = files.read_json(path)
         if not {"machine", "rows"} <= given.keys():
             raise DataError(f"{path} is no answer of 'dynadapt bench … --json'")
@@ -34,9 +35,10 @@ def run(folder: str, out: str) -> dict[str, Any]:
     if not found:
         raise DataError(f"there is no *.json in {folder}; write them with 'bench … --json'")
     kind = jax.devices()[0].device_kind
-    name = Path(out) / (re.sub("[^a-z0-9]+", "_", kind.lower()).strip("_"))
+    name = out / re.sub("[^a-z0-9]+", "_", kind.lower()).strip("_")
     document = dict(device=kind, versions=product.versions(), benchmarks=found)
-    Path(out).mkdir(parents=True, exist_ok=True)
+    with files.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     files.write_json(name.with_suffix(".json"), document)
     files.write_bytes(name.with_suffix(".md"), page(document).encode())
     rows = [dict(benchmark=k, rows=len(v["rows"]), file=f"{name}.json") for k, v in found.items()]
@@ -48,8 +50,6 @@ def page(document: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in document["versions"].items())
     parts = [f"# Benchmarks: {document['device']}", f"With {versions}."]
     for name, found in document["benchmarks"].items():
-        table = lines(found["rows"])
-        table.insert(1, ["---"] * len(table[0]))
-        bars = ["| " + " | ".join(line) + " |" for line in table]
-        parts += [f"## {name}", found["machine"], "\n".join(bars)]
+        columns, *rows = lines(found["rows"])
+        parts += [f"## {name}", found["machine"], markdown_table(columns, rows).rstrip()]
     return "\n\n".join(parts) + "\n"

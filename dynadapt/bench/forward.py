@@ -31,6 +31,13 @@ answer(forward_pass(sys.argv[1], int(sys.argv[2])))
 """
 
 
+def reference_of(name: str) -> str:
+    """timm's name of a backbone; ConfigError where it is compared with none."""
+    if name not in REFERENCES:
+        raise ConfigError(f"there is no reference of {name!r}; choose of {', '.join(REFERENCES)}")
+    return REFERENCES[name]
+
+
 def forward_pass(
     name: str, batch: int, sides: tuple[int, ...] = (), **fields: Any
 ) -> Callable[[], Any]:
@@ -70,14 +77,11 @@ def run(reference: str | None, names: list[str], batch: int, rounds: int) -> dic
     """
     rows = []
     for name in names:
-        if reference and name not in REFERENCES:
-            raise ConfigError(
-                f"there is no reference of {name!r}; choose of {', '.join(REFERENCES)}"
-            )
+        other = reference_of(name) if reference else ""
         workers = [Worker(sys.executable, _OURS, name, str(batch))]
         try:
             if reference:
-                workers.append(Worker(reference, _TIMM, REFERENCES[name], str(batch)))
+                workers.append(Worker(reference, _TIMM, other, str(batch)))
             readings = interleaved([worker.ask for worker in workers], rounds)
         finally:
             for worker in workers:

@@ -195,12 +195,8 @@ def _bench(options: flags.FlagValues, overrides: list[str]) -> Answer:
         raise ConfigError(f"bench {what} is of one backbone, not of {', '.join(names)}")
     given = names[0], options.methods, options.batch
     if what == "collect":
-        for option in ("folder", "out"):
-            if not options[option].value:
-                raise ConfigError(f"give --{option}=DIR")
-        result = collected.run(options.folder, options.out)
-        return Answer(result, lambda: bench.show(result))
-    if what == "forward":
+        result = collected.run(need(options, "folder"), need(options, "out"))
+    elif what == "forward":
         result = forward.run(options.reference, names, options.batch, options.rounds)
     elif what == "dynamic":
         result = dynamic.run(options.reference, options.rounds, options.topology)

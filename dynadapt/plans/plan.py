@@ -29,7 +29,7 @@ def run(config: Any, topology: str | None = None) -> dict[str, Any]:
     Returns:
         `input` (lines on what the backbone sees), `sites`, `trainable` rows, `counts`, `memory` in
         bytes a device, `flops` of a step, `collectives` in bytes, `fits`: true, false, or None
-        where the memory isn't known, and where it is `largest_batch`, of `largest_batch`.
+        where the memory isn't known; where it is, also what `largest_batch` estimates.
 
     Raises:
         ConfigError, DataError, MachineError: as training would, or where the compiler is missing.

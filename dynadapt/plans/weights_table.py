@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from dynadapt import backbones, files, tree
 from dynadapt.context import Context
 from dynadapt.errors import CheckpointError, ConfigError
-from dynadapt.runs.journal import show_table
+from dynadapt.runs.journal import markdown_table, show_table
 from dynadapt.runs.speed import matmul_flops
 from dynadapt.weights.catalogue import PUBLISHED, Published
 from dynadapt.weights.published import layout_for
@@ -217,8 +217,8 @@ def page(table: list[dict[str, Any]], measured: dict[str, Any] | None = None) ->
     columns = ["name", "backbone", "parameters", "input", "normalise", "GFLOPs", "trained on"]
     rules = [[r["source"], f"{r['epsilon']:g}", *list(r.values())[2:]] for r in differences()]
     headings = ["source", "norm epsilon", "GELU", "positions", "Swin's borders", "small stages"]
-    text = text.replace("TABLE", _markdown([*columns, "licence", "file"], main))
-    text = text.replace("RULES", _markdown(headings, rules))
+    text = text.replace("TABLE", markdown_table([*columns, "licence", "file"], main))
+    text = text.replace("RULES", markdown_table(headings, rules))
     if measured is None:
         return text
     timed = [[f"`{k}`", v] for k, v in measured["images_per_second"].items()]
@@ -227,7 +227,7 @@ def page(table: list[dict[str, Any]], measured: dict[str, Any] | None = None) ->
         f"the median of {measured['rounds']} readings, on {measured['machine']}. Those above "
         f"{measured['limit']} GFLOPs were not measured.\n\n"
     )
-    return text + heading + _markdown(["backbone", "inputs/s"], timed)
+    return text + heading + markdown_table(["backbone", "inputs/s"], timed)
 
 
 def _text() -> str:
@@ -236,11 +236,6 @@ def _text() -> str:
 
 def _short(file: str) -> str:
     return file if len(file) <= 40 else f"{file[:24]}…{file[-12:]}"
-
-
-def _markdown(columns: list[str], lines: list[list[Any]]) -> str:
-    table = [columns, ["---"] * len(columns), *lines]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in table)
 
 
 def write_page(out: Path, text: str) -> None:

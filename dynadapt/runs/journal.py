@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,13 @@ def show_table(
         cells = ("" if v is None else f"{v:,}" if isinstance(v, int) else str(v) for v in row)
         table.add_row(*cells)
     _Console(file=file or sys.stdout, width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table for Markdown, with a newline at its end."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    cells = ([str(cell).replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 class _Console(Console):

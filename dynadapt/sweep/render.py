@@ -5,6 +5,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dynadapt.runs.journal import markdown_table
+
 Rows = list[list[Any]]
 
 _ESCAPES = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
@@ -81,15 +83,9 @@ def markdown(result: dict[str, Any]) -> str:
     """The tables of the terminal, for Markdown."""
     lines = [f"**{result['title']}**", ""]
     for title, columns, rows in tables(result, plus_minus=" ± "):
-        lines += [f"{title}:", "", _bars(columns), _bars(["---"] * len(columns))]
-        lines += [_bars(row) for row in rows]
-        lines.append("")
+        lines += [f"{title}:", "", markdown_table(columns, rows)]
     lines += [f"- {line}" for line in (*result["gaps"], *result["notes"])]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _bars(cells: Any) -> str:
-    return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
 
 
 def comma_separated(result: dict[str, Any]) -> str:

@@ -50,6 +50,6 @@ def test_what_is_no_answer(name, text, said, tmp_path, capsys):
 
 def test_both_folders_are_asked_for(tmp_path, capsys):
     assert main(["bench", "collect", f"--folder={tmp_path}"]) == 2
-    assert "give --out=DIR" in capsys.readouterr().err
+    assert "give --out=…" in capsys.readouterr().err
     assert main(["bench", "collect", "--rounds=3", "--folder=a", "--out=b"]) == 2
     assert "bench collect takes no --rounds" in capsys.readouterr().err
