@@ -18,6 +18,8 @@ CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
 source launch/steps.sh
 printing "$@"
+if $print; then shift; fi
+if [ $# -gt 0 ]; then fail "takes no argument but --print, not '$1'; the head of the script lists its settings"; fi
 out=${OUT:-docs/benchmarks} answers=${ANSWERS:-runs/benchmarks}
 methods=full,linear,lora,adaptformer,iconformer,adapter_x,vfm_adapter
 reference=()

@@ -15,6 +15,7 @@
 set -euo pipefail
 CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/install.sh
+if [ $# -gt 0 ]; then fail "takes no argument, not '$1'; the head of the script lists its settings"; fi
 read -r -a pythons <<<"${PYTHONS:-3.11 3.12 3.13}"
 read -r -a lines <<<"${JAX:-0.10 0.11 0.12}"
 export JAX_PLATFORMS=cpu PIP_USER=0

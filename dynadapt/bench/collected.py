@@ -29,7 +29,9 @@ def run(folder: Path, out: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         given = files.read_json(path)
-        if not {"machine", "rows"} <= given.keys():
+        rows = given.get("rows")
+        whole = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+        if not whole or not isinstance(given.get("machine"), str):
             raise DataError(f"{path} is no answer of 'dynadapt bench … --json'")
         found[path.stem] = given
     if not found:

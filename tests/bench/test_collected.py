@@ -39,7 +39,12 @@ def test_one_file_and_one_page(answers, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
-    [("x.json", '{"rows": []}', "is no answer of 'dynadapt bench"), ("x.txt", "", "no *.json in")],
+    [
+        ("x.json", '{"rows": [{"a": 1}]}', "is no answer of 'dynadapt bench"),
+        ("x.json", '{"machine": "m", "rows": 3}', "is no answer of 'dynadapt bench"),
+        ("x.json", '{"machine": "m", "rows": [3]}', "is no answer of 'dynadapt bench"),
+        ("x.txt", "", "no *.json in"),
+    ],
 )
 def test_what_is_no_answer(name, text, said, tmp_path, capsys):
     (tmp_path / name).write_text(text)

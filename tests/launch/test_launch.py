@@ -410,6 +410,13 @@ def test_a_benchmark_that_fails_is_named_and_run_again(place):
     assert [call[2] for call in again] == ["forward", "step", "collect"]
 
 
+@pytest.mark.parametrize("script", ["gpu_bench.sh", "versions.sh"])
+def test_a_script_without_arguments_refuses_them(script, place):
+    result = place.start(script, "--prnt", code=1)
+    assert "not '--prnt'; the head of the script lists its settings" in result.stderr
+    assert result.stdout == "" and place.calls() == []
+
+
 # The document.
 
 DOCUMENT = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
